@@ -1,0 +1,327 @@
+//! What a configuration means once it has been checked: types that can run.
+//!
+//! Everything here is plain data, compared with `==`; what changes by itself (health, requests in
+//! flight, certificates) lives elsewhere. No string in a [`Plan`] is looked up at request time
+//! and no path in it is opened by the core: see [`crate::keeper`].
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+/// A whole configuration that can run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub listeners: Vec<ListenerPlan>,
+    /// The canonical host; requests for unknown hosts on TLS listeners are redirected to it.
+    pub host: Option<HostName>,
+    /// Other names of the site, served as they are.
+    pub aliases: Vec<HostName>,
+    pub tls: TlsPlan,
+    pub trusted_proxies: TrustedProxies,
+    /// By name; [`RoutePlan::upstream`] is a key of this map.
+    pub upstreams: BTreeMap<String, UpstreamPlan>,
+    pub routes: Vec<RoutePlan>,
+    pub access_log: Option<AccessLogPlan>,
+    pub admin: Option<AdminAddress>,
+    /// Traffic threads.
+    pub workers: NonZeroUsize,
+    /// Mail address shown on error pages.
+    pub administrator: Option<String>,
+    /// How long a stop waits for requests in flight.
+    pub drain: Duration,
+    pub spool: SpoolPlan,
+    pub limits: LimitsPlan,
+}
+
+/// One address that is listened on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerPlan {
+    pub address: ListenAddress,
+    pub tls: bool,
+    /// Answer everything with a redirect to https on [`Plan::host`].
+    pub redirect: Option<HttpsRedirect>,
+    /// Every connection must begin with a PROXY protocol header (v1 or v2).
+    pub proxy_protocol: bool,
+}
+
+/// Where a listener is bound.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ListenAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// The target of a listener's `redirect: https`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpsRedirect {
+    pub host: HostName,
+    /// The public https port; 443 is left out of the `Location`.
+    pub port: u16,
+}
+
+/// Certificates and protocol versions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TlsPlan {
+    pub tls12: bool,
+    pub tls13: bool,
+    pub certificates: Vec<CertificatePlan>,
+    /// Where self-signed certificates are kept (0700).
+    pub storage: PathBuf,
+}
+
+/// A certificate in files of the operator's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificatePlan {
+    /// PEM: the leaf, or the leaf followed by its chain.
+    pub certificate: PathBuf,
+    /// PEM: the private key (PKCS#8, PKCS#1 or SEC1), not encrypted.
+    pub key: PathBuf,
+    /// PEM: the chain, when it is not in `certificate`.
+    pub chain: Option<PathBuf>,
+    /// The key path of this entry in the configuration, for messages.
+    pub at: String,
+}
+
+/// Whose `X-Forwarded-*` and PROXY headers are believed. Empty by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedProxies {
+    pub networks: Vec<IpNet>,
+    /// Peers on unix sockets.
+    pub unix: bool,
+}
+
+impl TrustedProxies {
+    /// Whether `address` is in one of the networks; an IPv4-mapped IPv6 address counts as IPv4.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.networks.iter().any(|network| network.contains(&address))
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.networks.is_empty() && !self.unix
+    }
+}
+
+/// A named set of endpoints.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamPlan {
+    pub name: String,
+    pub protocol: Protocol,
+    pub endpoints: Vec<EndpointAddress>,
+    /// Requests inside at once, over all cores. `None`: no bound.
+    pub concurrency: Option<NonZeroUsize>,
+    pub queue: QueuePlan,
+    /// The application's own health page; never redirected by the host rule.
+    pub health_path: Option<String>,
+    /// How long a request waits for a backend that cannot be connected to.
+    pub hold: Duration,
+    pub connect_timeout: Duration,
+}
+
+/// The wire an upstream speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http,
+    /// The uwsgi protocol, modifier 0 (WSGI).
+    Uwsgi,
+}
+
+/// One address of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EndpointAddress {
+    /// A host name is resolved at each connect.
+    Tcp {
+        host: String,
+        port: u16,
+    },
+    Unix(PathBuf),
+}
+
+/// The waiting room before an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueuePlan {
+    /// Requests waiting at once; one more is answered 503.
+    pub limit: usize,
+    /// The longest wait; then 503.
+    pub timeout: Duration,
+}
+
+/// Where the requests under one prefix go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoutePlan {
+    /// Only for this host; routes with a host come first.
+    pub host: Option<HostName>,
+    pub prefix: PathPrefix,
+    pub strip_prefix: bool,
+    pub slash: Slash,
+    pub upstream: String,
+    /// From the request being sent to the response head.
+    pub timeout: Duration,
+    /// Bytes of request body. `None`: only the spool bounds it.
+    pub body_limit: Option<u64>,
+    /// Collect the request body before an application thread is taken.
+    pub buffer_request: bool,
+    /// Drain the response off the backend at its own speed.
+    pub buffer_response: bool,
+    /// What `X-Sendfile` and `X-Accel-Redirect` may name: absolute directories. Empty: nothing.
+    pub files: Vec<PathBuf>,
+    /// The prefix that is taken off an `X-Accel-Redirect` path, with both slashes: `/xaccel/`.
+    pub accel_prefix: String,
+    pub compress: bool,
+    /// A websocket, or any other tunnel, on this route closes after this long without a byte.
+    pub tunnel_idle: Duration,
+}
+
+/// What becomes of the bare form of a prefix: `/da` for `/da/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slash {
+    /// Passed on as it came.
+    Forward,
+    /// Answered 308 to the form with a slash.
+    Redirect,
+}
+
+/// A path prefix on whole segments: `/da` matches `/da` and `/da/x`, not `/dashboard`.
+///
+/// Holds the prefix without its trailing slash; the root is the empty string.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PathPrefix(String);
+
+impl PathPrefix {
+    /// Takes `/da/`, `/da` or `/`. Answers `None` for a path that is not absolute, has an empty, `.` or `..`
+    /// segment, a query, a fragment, a percent sign, white space or a control character.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let inner = text.strip_prefix('/')?;
+        let inner = inner.strip_suffix('/').unwrap_or(inner);
+        if inner.is_empty() {
+            return Some(Self(String::new()));
+        }
+        let plain = |segment: &str| {
+            !matches!(segment, "" | "." | "..")
+                && segment.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#' | b'%' | b'\\'))
+        };
+        inner.split('/').all(plain).then(|| Self(format!("/{inner}")))
+    }
+
+    /// Without the trailing slash; empty for the root.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PathPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/", self.0)
+    }
+}
+
+/// A host name or address literal without a port: lower case, no trailing dot, IPv6 in brackets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostName(String);
+
+impl HostName {
+    /// Takes a DNS name, an IPv4 address or a bracketed IPv6 address, without a port.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some(literal) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            let address: std::net::Ipv6Addr = literal.parse().ok()?;
+            return Some(Self(format!("[{address}]")));
+        }
+        let name = text.strip_suffix('.').unwrap_or(text);
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        (name.len() <= 253 && name.split('.').all(label)).then(|| Self(name.to_ascii_lowercase()))
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where access log lines go, and what they look like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLogPlan {
+    pub sink: LogSink,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogSink {
+    Stdout,
+    File(PathBuf),
+}
+
+/// The shape of an access log line; see [`crate::telemetry::access_log`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// NCSA combined.
+    Combined,
+    /// One JSON object a line.
+    Json,
+    /// Text with `{field}` in it.
+    Template(String),
+}
+
+/// Where the admin endpoint listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// Mode 0600: whoever may connect may administer.
+    Unix(PathBuf),
+}
+
+/// Disk for bodies that do not fit in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpoolPlan {
+    /// A directory; only unlinked files are made in it.
+    pub path: PathBuf,
+    /// Bytes on disk over all exchanges.
+    pub limit: u64,
+    /// Bytes of one body kept in memory before it goes to disk.
+    pub memory: usize,
+}
+
+/// Bounds on what a client may ask of us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsPlan {
+    /// Connections at once, over all listeners and cores.
+    pub connections: usize,
+    /// Request line and headers, in bytes.
+    pub header_bytes: usize,
+    /// Header fields of one request.
+    pub header_count: usize,
+    /// Bytes of the request target.
+    pub uri_bytes: usize,
+    /// Streams at once on one h2 connection.
+    pub streams: u32,
+    /// From accept to the end of the TLS handshake (and of the PROXY header).
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request head to its last.
+    pub head_timeout: Duration,
+    /// An idle keep-alive connection is closed after this long.
+    pub keep_alive: Duration,
+    /// A body, in either direction, that does not move for this long is given up.
+    pub progress_timeout: Duration,
+}

@@ -1,0 +1,16 @@
+//! The vocabulary of one exchange: bodies, errors, header rules, the pages we make ourselves.
+//!
+//! Knows nothing of routes, upstreams or sockets.
+
+mod body;
+pub mod compress;
+mod error;
+mod file;
+pub mod forwarded;
+pub mod headers;
+pub mod location;
+pub mod page;
+
+pub use body::Body;
+pub use error::{GatewayError, Retry, Side};
+pub use file::FileBody;

@@ -1,0 +1,1 @@
+//! The gateway over real sockets, against real peers: one binary, one module a topic.
