@@ -13,4 +13,4 @@ pub mod page;
 
 pub use body::Body;
 pub use error::{GatewayError, Retry, Side};
-pub use file::FileBody;
+pub use file::{FileBody, Sequence};
