@@ -1,1 +1,174 @@
-//! To come.
+//! Disk for bodies that do not fit in memory: unlinked files, bounded in all.
+//!
+//! The directory is given as a descriptor. A file in it has no name, so that nothing is left behind
+//! however we end, and nobody else can open it.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+
+/// The space for spooled bodies, shared by all cores.
+#[derive(Debug)]
+pub struct Spool {
+    directory: OwnedFd,
+    limit: u64,
+    memory: usize,
+    used: AtomicU64,
+}
+
+/// Why a body could not be put on disk.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    #[error("the spool is full: `spool.limit` is {0} bytes")]
+    Full(u64),
+    #[error("cannot write to `spool.path`")]
+    Io(#[from] io::Error),
+}
+
+impl Spool {
+    /// `limit` bounds the bytes on disk over all bodies, `memory` the bytes of one body before it goes there.
+    pub fn new(directory: OwnedFd, limit: u64, memory: usize) -> Arc<Self> {
+        Arc::new(Self { directory, limit, memory, used: AtomicU64::new(0) })
+    }
+
+    /// Bytes of one body that are kept in memory.
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
+    /// Bytes on disk now.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Makes an empty file without a name.
+    pub fn file(self: &Arc<Self>) -> Result<SpoolFile, SpoolError> {
+        Ok(SpoolFile { file: Arc::new(self.unnamed()?), length: 0, spool: Arc::clone(self) })
+    }
+
+    fn unnamed(&self) -> io::Result<File> {
+        let mode = Mode::RUSR | Mode::WUSR;
+        let unnamed = openat(self.directory.as_fd(), ".", OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode);
+        match unnamed {
+            Ok(descriptor) => return Ok(File::from(descriptor)),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Some file systems (NFS, overlayfs of old kernels) have no O_TMPFILE.
+        let name = format!(".vestibule-{:016x}", fastrand::u64(..));
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let descriptor = openat(self.directory.as_fd(), &name, flags, mode)?;
+        unlinkat(self.directory.as_fd(), &name, AtFlags::empty())?;
+        Ok(File::from(descriptor))
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<(), SpoolError> {
+        self.used
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= self.limit)
+            })
+            .map(|_| ())
+            .map_err(|_| SpoolError::Full(self.limit))
+    }
+}
+
+/// A spooled body; its space is given back when it is dropped.
+#[derive(Debug)]
+pub struct SpoolFile {
+    file: Arc<File>,
+    length: u64,
+    spool: Arc<Spool>,
+}
+
+impl SpoolFile {
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Bytes written so far.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Adds `chunks` at the end, off the traffic thread: a disk that is behind must not stop other connections.
+    ///
+    /// On an error nothing has been added.
+    pub async fn append(&mut self, chunks: Vec<Bytes>) -> Result<(), SpoolError> {
+        let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        self.spool.reserve(bytes)?;
+        let (file, start) = (Arc::clone(&self.file), self.length);
+        let written = tokio::task::spawn_blocking(move || {
+            let mut at = start;
+            for chunk in chunks {
+                file.write_all_at(&chunk, at)?;
+                at += chunk.len() as u64;
+            }
+            Ok(())
+        })
+        .await
+        .map_err(io::Error::other)
+        .and_then(|result| result);
+        match written {
+            Ok(()) => {
+                self.length += bytes;
+                Ok(())
+            }
+            Err(error) => {
+                self.spool.used.fetch_sub(bytes, Ordering::Relaxed);
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Drop for SpoolFile {
+    fn drop(&mut self) {
+        self.spool.used.fetch_sub(self.length, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spool(limit: u64) -> Arc<Spool> {
+        Spool::new(File::open(std::env::temp_dir()).unwrap().into(), limit, 16)
+    }
+
+    #[tokio::test]
+    async fn a_full_spool_refuses_and_keeps_what_it_has() {
+        let spool = spool(10);
+        let mut file = spool.file().unwrap();
+        file.append(vec![Bytes::from_static(b"12345678")]).await.unwrap();
+
+        let refused = file.append(vec![Bytes::from_static(b"9ab")]).await;
+
+        assert!(matches!(refused, Err(SpoolError::Full(10))), "{refused:?}");
+        assert_eq!((file.length(), spool.used()), (8, 8));
+    }
+
+    #[tokio::test]
+    async fn space_is_given_back_when_the_body_is_gone() {
+        let spool = spool(10);
+        let mut file = spool.file().unwrap();
+        file.append(vec![Bytes::from_static(b"1234"), Bytes::from_static(b"5678")]).await.unwrap();
+        let mut read = [0; 8];
+        file.file().read_exact_at(&mut read, 0).unwrap();
+
+        drop(file);
+
+        assert_eq!((&read, spool.used()), (b"12345678", 0));
+    }
+}

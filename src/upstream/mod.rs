@@ -1,1 +1,215 @@
-//! To come.
+//! The application as the gateway sees it: a named set of endpoints and the room before it.
+//!
+//! An [`Upstream`] is shared by all cores, and so are its queue and the counts of its endpoints, on
+//! purpose: the bound on requests inside is one bound. Connections are not shared; each core has
+//! its own [`Pool`]. What is said over a connection is [`crate::proxy`]'s business.
+
+mod pool;
+mod queue;
+mod stream;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+pub use pool::{Lease, Pool, Reuse};
+pub use queue::{Place, Queue, Refused};
+pub use stream::UpstreamStream;
+
+use crate::config::{EndpointAddress, UpstreamPlan};
+
+/// A named set of endpoints that are one application.
+#[derive(Debug)]
+pub struct Upstream {
+    pub plan: UpstreamPlan,
+    pub name: Arc<str>,
+    pub queue: Queue,
+    endpoints: Vec<Arc<Endpoint>>,
+}
+
+impl Upstream {
+    pub fn new(plan: &UpstreamPlan) -> Arc<Self> {
+        let endpoints = plan.endpoints.iter().map(Endpoint::new).collect();
+        Arc::new(Self {
+            plan: plan.clone(),
+            name: plan.name.as_str().into(),
+            queue: Queue::new(plan.concurrency, plan.queue),
+            endpoints,
+        })
+    }
+
+    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
+    }
+
+    /// Picks the endpoint with the fewest requests in flight among those that could last be connected to.
+    ///
+    /// Ties go to the one that has waited longest, so that a cold start fills every endpoint. When
+    /// none could be connected to, all are tried again: being down is a guess, not a verdict.
+    pub fn select(&self) -> Arc<Endpoint> {
+        let best = |only_reachable: bool| {
+            self.endpoints
+                .iter()
+                .filter(|endpoint| !only_reachable || endpoint.is_reachable())
+                .min_by_key(|endpoint| (endpoint.in_flight(), endpoint.selected.load(Ordering::Relaxed)))
+        };
+        let endpoint = best(true).or_else(|| best(false)).expect("a plan has at least one endpoint for each upstream");
+        endpoint.selected.store(now_micros(), Ordering::Relaxed);
+        Arc::clone(endpoint)
+    }
+
+    /// Requests inside, over all endpoints and cores.
+    pub fn in_flight(&self) -> usize {
+        self.endpoints.iter().map(|endpoint| endpoint.in_flight()).sum()
+    }
+}
+
+/// One address of an upstream, and what is known of it.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub address: EndpointAddress,
+    /// As it is written in the configuration; for logs and metrics.
+    pub label: Arc<str>,
+    /// Tells this endpoint from all others ever made; the key of the pools.
+    pub(super) id: u64,
+    in_flight: AtomicUsize,
+    selected: AtomicU64,
+    /// Microseconds on [`now_micros`]'s clock until which it counts as unreachable; 0 when it is reachable.
+    unreachable_until: AtomicU64,
+    /// The same for its closing connections without having said so.
+    closes_until: AtomicU64,
+}
+
+impl Endpoint {
+    fn new(address: &EndpointAddress) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self {
+            address: address.clone(),
+            label: address.to_string().into(),
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            in_flight: AtomicUsize::new(0),
+            selected: AtomicU64::new(0),
+            unreachable_until: AtomicU64::new(0),
+            closes_until: AtomicU64::new(0),
+        })
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request until the guard is dropped.
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(Arc::clone(self))
+    }
+
+    /// A connection could be made, as far as is known.
+    pub fn is_reachable(&self) -> bool {
+        self.unreachable_until.load(Ordering::Relaxed) <= now_micros()
+    }
+
+    /// Remembers how the last attempt to connect ended; answers whether that is news.
+    pub fn connected(&self, success: bool) -> bool {
+        let until = if success { 0 } else { now_micros() + micros(UNREACHABLE) };
+        (self.unreachable_until.swap(until, Ordering::Relaxed) == 0) != success
+    }
+
+    /// The endpoint closes connections after a response without announcing it, as uWSGI's HTTP socket does.
+    pub fn closes_unannounced(&self) -> bool {
+        self.closes_until.load(Ordering::Relaxed) > now_micros()
+    }
+
+    /// Remembers that it just did.
+    pub fn closed_unannounced(&self) {
+        self.closes_until.store(now_micros() + micros(CLOSES), Ordering::Relaxed);
+    }
+}
+
+/// A request inside an endpoint; counted until it is dropped.
+#[derive(Debug)]
+pub struct InFlight(Arc<Endpoint>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for EndpointAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Microseconds since this was first called, from 1.
+fn now_micros() -> u64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    micros(START.get_or_init(Instant::now).elapsed()) + 1
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 2)
+}
+
+/// How long an endpoint that refused a connection is passed over while another one answers.
+const UNREACHABLE: Duration = Duration::from_secs(1);
+/// How long an endpoint that closed an idle connection at once gets a new connection for each request.
+const CLOSES: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Protocol, QueuePlan};
+
+    fn upstream(endpoints: &[&str]) -> Arc<Upstream> {
+        Upstream::new(&UpstreamPlan {
+            name: "app".into(),
+            protocol: Protocol::Http,
+            endpoints: endpoints.iter().map(|host| EndpointAddress::Tcp { host: (*host).into(), port: 1 }).collect(),
+            concurrency: None,
+            queue: QueuePlan { limit: 1, timeout: Duration::from_secs(1) },
+            health_path: None,
+            hold: Duration::ZERO,
+            connect_timeout: Duration::from_secs(1),
+        })
+    }
+
+    #[test]
+    fn the_endpoint_with_the_fewest_requests_is_selected() {
+        let upstream = upstream(&["a", "b"]);
+        let busy = upstream.select();
+        let _request = busy.enter();
+
+        assert_ne!(upstream.select().id, busy.id);
+        assert_ne!(upstream.select().id, busy.id);
+    }
+
+    #[test]
+    fn an_endpoint_that_refused_is_passed_over_while_another_answers() {
+        let upstream = upstream(&["a", "b"]);
+        let refusing = upstream.select();
+        assert!(refusing.connected(false), "a first failure is news");
+
+        assert_ne!(upstream.select().id, refusing.id);
+        assert!(!refusing.connected(false), "a second failure is not");
+        assert!(refusing.connected(true), "an end of the failures is");
+    }
+
+    #[test]
+    fn with_every_endpoint_refusing_one_is_selected_all_the_same() {
+        let upstream = upstream(&["a"]);
+        upstream.endpoints()[0].connected(false);
+
+        assert_eq!(&*upstream.select().label, "a:1");
+    }
+}

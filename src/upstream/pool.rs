@@ -1,0 +1,112 @@
+//! Idle connections of one core.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Endpoint, UpstreamStream};
+
+/// Connections of one core that wait for their next request, the youngest used first.
+///
+/// At most [`MAX_IDLE`] an endpoint are kept, for at most [`MAX_AGE`]; [`Self::prune`] is to be called now and then.
+#[derive(Debug, Default)]
+pub struct Pool {
+    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    stream: UpstreamStream,
+    since: Instant,
+    /// Requests answered on it.
+    requests: u32,
+}
+
+/// A connection taken from the pool, or a new one, for one request.
+#[derive(Debug)]
+pub struct Lease {
+    pub stream: UpstreamStream,
+    requests: u32,
+}
+
+impl Lease {
+    pub fn new(stream: UpstreamStream) -> Self {
+        Self { stream, requests: 0 }
+    }
+
+    /// It has carried a request before, so its peer may just be closing it.
+    pub fn is_reused(&self) -> bool {
+        self.requests > 0
+    }
+}
+
+impl Pool {
+    /// Takes an idle connection to `endpoint`.
+    ///
+    /// With [`Reuse::Proven`] only one whose peer has shown that it keeps connections alive, and that has
+    /// been idle for a moment only: between the look and the write the peer may still close it, and
+    /// such a request cannot be repeated.
+    pub fn take(&self, endpoint: &Endpoint, reuse: Reuse) -> Option<Lease> {
+        if endpoint.closes_unannounced() {
+            return None;
+        }
+        let mut pools = self.idle.borrow_mut();
+        let idle = pools.get_mut(&endpoint.id)?;
+        while let Some(candidate) = idle.pop() {
+            if !candidate.stream.is_silent() {
+                // It was given to us as one that stays; whoever closes after a first answer always will.
+                if candidate.requests == 1 && candidate.since.elapsed() < CLOSES_AT_ONCE {
+                    endpoint.closed_unannounced();
+                }
+                continue;
+            }
+            let idle_for = candidate.since.elapsed();
+            let proven = candidate.requests > 1 && idle_for < PROVEN_IDLE;
+            if idle_for < MAX_AGE && (reuse == Reuse::Any || proven) {
+                return Some(Lease { stream: candidate.stream, requests: candidate.requests });
+            }
+        }
+        None
+    }
+
+    /// Puts a connection back after a whole exchange.
+    pub fn put(&self, endpoint: &Arc<Endpoint>, lease: Lease) {
+        if endpoint.closes_unannounced() {
+            return;
+        }
+        let mut pools = self.idle.borrow_mut();
+        let idle = pools.entry(endpoint.id).or_default();
+        if idle.len() < MAX_IDLE {
+            idle.push(Idle { stream: lease.stream, since: Instant::now(), requests: lease.requests.saturating_add(1) });
+        }
+    }
+
+    /// Closes what has been idle for too long or was closed by its peer.
+    pub fn prune(&self) {
+        self.idle.borrow_mut().retain(|_, idle| {
+            idle.retain(|candidate| candidate.since.elapsed() < MAX_AGE && candidate.stream.is_silent());
+            !idle.is_empty()
+        });
+    }
+}
+
+/// Which idle connections will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// Any: the request can be sent again if its connection turns out to be closed.
+    Any,
+    /// Only one that is sure to be open, as far as one can be.
+    Proven,
+}
+
+/// Idle connections kept for one endpoint by one core.
+const MAX_IDLE: usize = 64;
+/// The longest idle time.
+const MAX_AGE: Duration = Duration::from_secs(30);
+/// The longest idle time of a connection that carries a request which cannot be repeated.
+const PROVEN_IDLE: Duration = Duration::from_secs(1);
+/// A peer that closes a new connection within this time of its first answer does so by habit.
+const CLOSES_AT_ONCE: Duration = Duration::from_millis(500);
