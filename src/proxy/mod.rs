@@ -1,1 +1,317 @@
-//! To come.
+//! One exchange with an endpoint: connect, send, read the head; again where that is safe.
+//!
+//! Protocols only encode: [`uwsgi`] writes a packet, HTTP a head, and both are answered by an HTTP response,
+//! which [`crate::h1`] reads. What to ask of which upstream, and what becomes of the answer, is
+//! [`crate::service`]'s business.
+
+mod buffered;
+mod collect;
+mod incoming;
+pub mod uwsgi;
+mod websocket;
+mod wire;
+
+use std::{
+    error::Error as _,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
+use http::{HeaderMap, Method, StatusCode, response};
+use tokio::time::{sleep, timeout};
+
+pub use self::{
+    collect::{Bounds, Collected, collect, too_large},
+    incoming::Incoming,
+    websocket::{Tunnel, TunnelEnd},
+};
+use self::{
+    uwsgi::Environment,
+    wire::{Wire, WireError},
+};
+use crate::{
+    drain::Tasks,
+    h1::encode,
+    http::{Body, GatewayError, Retry},
+    spool::Spool,
+    upstream::{Endpoint, InFlight, Lease, Place, Pool, Reuse, Upstream, UpstreamStream},
+};
+
+/// A request as an endpoint is to be told it.
+#[derive(Debug)]
+pub struct Outbound<'a> {
+    pub method: &'a Method,
+    pub head: Head<'a>,
+    pub payload: Payload,
+    /// A websocket handshake: `Connection: upgrade` is sent and `101` understood.
+    pub upgrade: bool,
+    /// The longest pause while the request is sent or the response read.
+    pub progress: Duration,
+    /// From the request being sent to the response head.
+    pub timeout: Duration,
+}
+
+/// The head, for the protocol that is spoken.
+#[derive(Debug)]
+pub enum Head<'a> {
+    Http { target: &'a str, headers: &'a HeaderMap },
+    Uwsgi(Environment<'a>),
+}
+
+/// The request body.
+#[derive(Debug)]
+pub enum Payload {
+    Collected(Collected),
+    /// Passed on as it comes; `None` once it has been handed out, as it cannot be sent again.
+    Streaming {
+        body: Option<Body>,
+        length: Option<u64>,
+    },
+}
+
+/// The answer of an endpoint.
+pub struct Reply {
+    pub parts: response::Parts,
+    pub body: Incoming,
+    pub endpoint: Arc<Endpoint>,
+}
+
+/// What there is to log of an exchange, however it ends.
+#[derive(Debug, Default)]
+pub struct Trace {
+    pub endpoint: Option<Arc<Endpoint>>,
+    /// From the wish to connect to a connection.
+    pub connect: Option<Duration>,
+    /// From the first byte sent to the response head.
+    pub head: Option<Duration>,
+}
+
+/// Sends `outbound` to an endpoint of `upstream` and reads the head of its answer.
+///
+/// An endpoint that cannot be connected to is tried again, or another one, for `hold`. A request that may have been
+/// acted on is sent a second time only if its method is idempotent and its body still there.
+/// `place` is given back with the end of the response body, or with the error.
+///
+/// # Errors
+///
+/// 503 when no connection could be made, 504 when a timer ended, 502 when the endpoint broke off or did not speak
+/// HTTP, 431 when the head does not fit into a uwsgi packet.
+pub async fn send(
+    mut outbound: Outbound<'_>,
+    upstream: &Upstream,
+    place: Option<Place>,
+    pool: &Rc<Pool>,
+    trace: &mut Trace,
+) -> Result<Reply, GatewayError> {
+    let mut place = place;
+    let mut again = outbound.method.is_idempotent();
+    loop {
+        let began = Instant::now();
+        let reuse = if again { Reuse::Any } else { Reuse::Proven };
+        let (endpoint, lease) = connect(upstream, pool, reuse).await?;
+        trace.connect = Some(began.elapsed());
+        trace.endpoint = Some(Arc::clone(&endpoint));
+        let in_flight = endpoint.enter();
+        let exchange = Exchange { endpoint: &endpoint, pool, in_flight };
+        let began = Instant::now();
+        let outcome = exchange.run(&mut outbound, lease, &mut place).await;
+        trace.head = Some(began.elapsed());
+        match outcome {
+            Err(error) if again && error.retry == Retry::IfIdempotent && outbound.payload.is_there() => {
+                // Once: a request that ends two connections is not sent to a third.
+                again = false;
+                tracing::debug!(endpoint = %endpoint.label, error = &error as &dyn std::error::Error, "sending again");
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// A connection to the endpoint that should have the next request, from the pool or new.
+async fn connect(upstream: &Upstream, pool: &Pool, reuse: Reuse) -> Result<(Arc<Endpoint>, Lease), GatewayError> {
+    let held = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let endpoint = upstream.select();
+        if let Some(lease) = pool.take(&endpoint, reuse) {
+            return Ok((endpoint, lease));
+        }
+        let connected = timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await;
+        let error = match connected {
+            Ok(Ok(stream)) => {
+                if endpoint.connected(true) {
+                    tracing::info!(upstream = %upstream.name, endpoint = %endpoint.label, "endpoint answers again");
+                }
+                return Ok((endpoint, Lease::new(stream)));
+            }
+            Ok(Err(error)) => error,
+            Err(elapsed) => elapsed.into(),
+        };
+        if endpoint.connected(false) {
+            tracing::warn!(
+                upstream = %upstream.name,
+                endpoint = %endpoint.label,
+                error = &error as &dyn std::error::Error,
+                hold = ?upstream.plan.hold,
+                "endpoint cannot be connected to; requests wait for it"
+            );
+        }
+        if held.elapsed() + pause > upstream.plan.hold {
+            return Err(GatewayError::upstream(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("endpoint {} cannot be connected to", endpoint.label),
+            )
+            .retry(Retry::Unsent)
+            .retry_after(RETRY_AFTER)
+            .source(error));
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// One attempt on one connection.
+struct Exchange<'a> {
+    endpoint: &'a Arc<Endpoint>,
+    pool: &'a Rc<Pool>,
+    in_flight: InFlight,
+}
+
+impl Exchange<'_> {
+    async fn run(
+        self,
+        outbound: &mut Outbound<'_>,
+        lease: Lease,
+        place: &mut Option<Place>,
+    ) -> Result<Reply, GatewayError> {
+        let reused = lease.is_reused();
+        let (mut head, mut chunked) = (BytesMut::new(), false);
+        match &outbound.head {
+            Head::Uwsgi(environment) => uwsgi::encode(&mut head, environment).map_err(|error| {
+                GatewayError::downstream(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, error.to_string())
+                    .hint("The address and the cookies of this request are too long together.")
+            })?,
+            Head::Http { target, headers } => {
+                let framing = outbound.payload.framing(outbound.method);
+                chunked = framing == encode::Framing::Chunked;
+                let connection = outbound.upgrade.then_some("upgrade");
+                encode::request_head(&mut head, outbound.method, target, headers, framing, connection);
+            }
+        }
+        let one_exchange = matches!(outbound.head, Head::Uwsgi(_));
+        let mut wire = Wire::new(lease, head, outbound.payload.take(), chunked);
+        let read = wire.head(outbound.method, outbound.progress, outbound.timeout, outbound.upgrade).await;
+        match read {
+            Ok(head) => {
+                let keep_alive = head.keep_alive && !one_exchange;
+                let place = place.take();
+                let body = Incoming::new(
+                    wire,
+                    head.body,
+                    keep_alive,
+                    Arc::clone(self.endpoint),
+                    self.in_flight,
+                    place,
+                    Rc::clone(self.pool),
+                    outbound.progress,
+                );
+                Ok(Reply { parts: head.parts, body, endpoint: Arc::clone(self.endpoint) })
+            }
+            Err(error) => {
+                let answered = wire.is_answered();
+                if reused && !answered {
+                    tracing::debug!(endpoint = %self.endpoint.label, "an idle connection was closed under a request");
+                }
+                Err(refusal(error, self.endpoint, answered))
+            }
+        }
+    }
+}
+
+/// What the client is told when no head came, and whether the request may be sent again.
+fn refusal(error: WireError, endpoint: &Endpoint, answered: bool) -> GatewayError {
+    let error = match error {
+        WireError::RequestBody(error) => return error,
+        error => error,
+    };
+    let (status, retry) = match &error {
+        WireError::SendTimeout(_) | WireError::HeadTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, Retry::Never),
+        WireError::Send(_) | WireError::Receive(_) | WireError::Closed if !answered => {
+            (StatusCode::BAD_GATEWAY, Retry::IfIdempotent)
+        }
+        _ => (StatusCode::BAD_GATEWAY, Retry::Never),
+    };
+    let message = match error.source() {
+        Some(source) => format!("endpoint {}: {error}: {source}", endpoint.label),
+        None => format!("endpoint {}: {error}", endpoint.label),
+    };
+    GatewayError::upstream(status, message).retry(retry).source(error)
+}
+
+impl Payload {
+    /// The body, for sending; a collected one can be had again.
+    fn take(&mut self) -> Body {
+        match self {
+            Self::Collected(collected) => collected.body(),
+            Self::Streaming { body, .. } => body.take().unwrap_or(Body::Empty),
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        !matches!(self, Self::Streaming { body: None, .. })
+    }
+
+    fn framing(&self, method: &Method) -> encode::Framing {
+        let length = match self {
+            Self::Collected(collected) => Some(collected.length()),
+            Self::Streaming { length, .. } => *length,
+        };
+        match length {
+            // Without a body there is nothing to frame, except where one is expected (RFC 9110, 8.6).
+            Some(0) if !matches!(*method, Method::POST | Method::PUT | Method::PATCH) => encode::Framing::Unsaid,
+            Some(length) => encode::Framing::Length(length),
+            None => encode::Framing::Chunked,
+        }
+    }
+}
+
+impl Reply {
+    /// The body for the client: as it comes, or drained off the endpoint.
+    pub fn into_body(mut self, delivery: Delivery, spool: &Arc<Spool>, tasks: &Tasks) -> (response::Parts, Body) {
+        let body = match self.body.take_if_whole() {
+            Some(whole) => Body::from(whole),
+            None if delivery == Delivery::AsItComes => Body::stream(self.body),
+            None => buffered::drain(self.body, Arc::clone(spool), tasks),
+        };
+        (self.parts, body)
+    }
+
+    /// The connection, after `101 (Switching Protocols)`; `None` if the endpoint has closed it meanwhile.
+    pub fn into_tunnel(self, idle: Duration) -> (response::Parts, Option<Tunnel>) {
+        let tunnel = self.body.into_wire().map(|(wire, in_flight)| Tunnel::new(wire, in_flight, self.endpoint, idle));
+        (self.parts, tunnel)
+    }
+}
+
+/// How a response body travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// The endpoint is drained at its own speed.
+    Buffered,
+    /// Each piece at once, the endpoint slowed by a slow client.
+    AsItComes,
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Body")
+    }
+}
+
+/// Between two attempts to connect: from this, doubled, up to that.
+const FIRST_PAUSE: Duration = Duration::from_millis(25);
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+/// What a client is told to wait when no endpoint could be connected to.
+const RETRY_AFTER: Duration = Duration::from_secs(10);

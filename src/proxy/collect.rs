@@ -1,0 +1,135 @@
+//! A request body, whole before an application thread is taken.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body_util::BodyExt;
+
+use crate::{
+    http::{Body, FileBody, GatewayError},
+    spool::{Spool, SpoolError, SpoolFile},
+};
+
+/// A collected body: it can be sent, and sent again.
+///
+/// Up to `spool.memory` bytes are kept in memory; a longer body is on disk, whole.
+#[derive(Debug)]
+pub enum Collected {
+    Memory { chunks: Vec<Bytes>, length: u64 },
+    File(SpoolFile),
+}
+
+impl Collected {
+    pub const EMPTY: Self = Self::Memory { chunks: Vec::new(), length: 0 };
+
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Memory { length, .. } => *length,
+            Self::File(file) => file.length(),
+        }
+    }
+
+    /// The body from its beginning.
+    pub fn body(&self) -> Body {
+        match self {
+            Self::Memory { chunks, .. } => match &chunks[..] {
+                [] => Body::Empty,
+                [only] => Body::Full(only.clone()),
+                several => {
+                    let mut whole = Vec::with_capacity(several.iter().map(Bytes::len).sum());
+                    several.iter().for_each(|chunk| whole.extend_from_slice(chunk));
+                    Body::Full(whole.into())
+                }
+            },
+            Self::File(file) => Body::File(FileBody::new(Arc::clone(file.file()), 0, file.length())),
+        }
+    }
+}
+
+/// Bounds on one request body.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// `body_limit` of the route, in bytes.
+    pub limit: Option<u64>,
+    /// The longest time without a byte.
+    pub progress: Duration,
+}
+
+/// Reads `body` to its end.
+///
+/// # Errors
+///
+/// 413 beyond the limit, 408 when the client stops sending, 503 when the spool is full, and whatever `body` fails with.
+pub async fn collect(mut body: Body, bounds: Bounds, spool: &Arc<Spool>) -> Result<Collected, GatewayError> {
+    let mut length = 0_u64;
+    let mut chunks = Vec::new();
+    let mut in_memory = 0;
+    let mut file: Option<SpoolFile> = None;
+    while let Some(frame) = next(&mut body, bounds.progress).await {
+        let Ok(data) = frame?.into_data() else { continue };
+        length += data.len() as u64;
+        if bounds.limit.is_some_and(|limit| length > limit) {
+            return Err(too_large(bounds.limit));
+        }
+        in_memory += data.len();
+        chunks.push(data);
+        // On disk it goes in pieces worth a system call.
+        let threshold = if file.is_some() { PIECE } else { spool.memory() };
+        if in_memory > threshold {
+            let target = match &mut file {
+                Some(file) => file,
+                none => none.insert(spool.file().map_err(no_room)?),
+            };
+            target.append(std::mem::take(&mut chunks)).await.map_err(no_room)?;
+            in_memory = 0;
+        }
+    }
+    match file {
+        None => Ok(Collected::Memory { chunks, length }),
+        Some(mut file) => {
+            file.append(chunks).await.map_err(no_room)?;
+            Ok(Collected::File(file))
+        }
+    }
+}
+
+/// The refusal of a body beyond the route's limit.
+pub fn too_large(limit: Option<u64>) -> GatewayError {
+    let limit = limit.unwrap_or_default();
+    GatewayError::downstream(StatusCode::PAYLOAD_TOO_LARGE, format!("the request body has more than {limit} bytes"))
+        .hint(format!("At most {} can be sent at once.", human(limit)))
+}
+
+/// `16 MiB`, for a person; rounded down to what has a whole unit.
+fn human(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        1024..1_048_576 => format!("{} KiB", bytes / 1024),
+        1_048_576..1_073_741_824 => format!("{} MiB", bytes / 1_048_576),
+        _ => format!("{} GiB", bytes / 1_073_741_824),
+    }
+}
+
+async fn next(body: &mut Body, progress: Duration) -> Option<Result<http_body::Frame<Bytes>, GatewayError>> {
+    match tokio::time::timeout(progress, body.frame()).await {
+        Ok(frame) => frame,
+        Err(_) => Some(Err(GatewayError::downstream(
+            StatusCode::REQUEST_TIMEOUT,
+            format!("the client sent nothing of its body for {} s", progress.as_secs()),
+        ))),
+    }
+}
+
+fn no_room(error: SpoolError) -> GatewayError {
+    let status = match error {
+        SpoolError::Full(_) => StatusCode::SERVICE_UNAVAILABLE,
+        SpoolError::Io(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    GatewayError::gateway(status, "the request body could not be kept")
+        .retry_after(Duration::from_secs(10))
+        .source(error)
+}
+
+/// Bytes written to the spool at once.
+const PIECE: usize = 256 * 1024;

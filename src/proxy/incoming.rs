@@ -1,0 +1,194 @@
+//! The body of a response, as it comes from the endpoint.
+
+use std::{
+    io,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+
+use super::wire::{Wire, is_disconnect};
+use crate::{
+    h1::{BodyDecoder, BodyError, BodyLength, Decoded},
+    http::GatewayError,
+    upstream::{Endpoint, InFlight, Place, Pool},
+};
+
+/// A response body on the wire.
+///
+/// When its end has been read, the connection goes back to the pool if it may, and the place in the upstream is free
+/// again. Dropped before that, it closes the connection.
+pub struct Incoming {
+    source: Option<Source>,
+    decoder: BodyDecoder,
+    progress: Duration,
+    /// When the wait for the endpoint ends; in force while `waiting`, so that a slow client is not held against it.
+    deadline: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+}
+
+/// What is held until the body has been read.
+struct Source {
+    wire: Wire,
+    pool: Rc<Pool>,
+    endpoint: Arc<Endpoint>,
+    /// The connection may carry another exchange after this one.
+    keep_alive: bool,
+    _in_flight: InFlight,
+    _place: Option<Place>,
+}
+
+impl Incoming {
+    #[expect(clippy::too_many_arguments, reason = "these are the parts of one exchange, put together in one place")]
+    pub(super) fn new(
+        wire: Wire,
+        length: BodyLength,
+        keep_alive: bool,
+        endpoint: Arc<Endpoint>,
+        in_flight: InFlight,
+        place: Option<Place>,
+        pool: Rc<Pool>,
+        progress: Duration,
+    ) -> Self {
+        let decoder = BodyDecoder::new(length);
+        let source = Source { wire, pool, endpoint, keep_alive, _in_flight: in_flight, _place: place };
+        let mut incoming = Self { source: Some(source), decoder, progress, deadline: None, waiting: false };
+        match incoming.decoder.remaining() {
+            Some(0) => incoming.finish(),
+            Some(left) => {
+                if let Some(source) = &mut incoming.source
+                    && left > source.wire.incoming.len() as u64
+                {
+                    source.wire.expect(left - source.wire.incoming.len() as u64);
+                }
+            }
+            None => {}
+        }
+        incoming
+    }
+
+    /// The whole body, if all of it has been read from the wire already.
+    pub fn take_if_whole(&mut self) -> Option<Bytes> {
+        let left = self.decoder.remaining()?;
+        let Some(source) = &mut self.source else { return Some(Bytes::new()) };
+        if (source.wire.incoming.len() as u64) < left {
+            return None;
+        }
+        match self.decoder.decode(&mut source.wire.incoming) {
+            Ok(Decoded::Data(data)) => {
+                self.finish();
+                Some(data)
+            }
+            _ => None,
+        }
+    }
+
+    /// The socket and what has been read beyond the head: for a tunnel.
+    pub(super) fn into_wire(self) -> Option<(Wire, InFlight)> {
+        self.source.map(|source| (source.wire, source._in_flight))
+    }
+
+    /// The end of the body has been read: gives everything back.
+    fn finish(&mut self) {
+        let Some(source) = self.source.take() else { return };
+        // More than the body, or a request not all read: whatever comes next would not be ours.
+        if source.keep_alive && source.wire.incoming.is_empty() && source.wire.is_sent() {
+            source.pool.put(&source.endpoint, source.wire.lease);
+        }
+    }
+
+    fn fail(&mut self, error: GatewayError) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
+        self.source = None;
+        Poll::Ready(Some(Err(error)))
+    }
+
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let progress = self.progress;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(progress)));
+        if !self.waiting {
+            self.waiting = true;
+            deadline.as_mut().reset(Instant::now() + progress);
+        }
+        deadline.as_mut().poll(cx)
+    }
+}
+
+impl http_body::Body for Incoming {
+    type Data = Bytes;
+    type Error = GatewayError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
+        let this = self.get_mut();
+        loop {
+            let Some(source) = &mut this.source else { return Poll::Ready(None) };
+            let label = &source.endpoint.label;
+            match this.decoder.decode(&mut source.wire.incoming) {
+                Ok(Decoded::Data(data)) => {
+                    if this.decoder.is_done() {
+                        this.finish();
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Ok(Decoded::End) => {
+                    this.finish();
+                    return Poll::Ready(None);
+                }
+                Err(error) => {
+                    let error = broken(label, "sent a body that is not HTTP").source(error);
+                    return this.fail(error);
+                }
+                Ok(Decoded::NeedMore) => {}
+            }
+            match source.wire.poll_read(cx) {
+                Poll::Ready(Ok(0)) => {
+                    if let Err(error) = this.decoder.end_of_stream() {
+                        let error = broken(label, "closed the connection before the end of its response").source(error);
+                        return this.fail(error);
+                    }
+                    this.finish();
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(Ok(_)) => this.waiting = false,
+                // A reset is no end: what was read may be half of it.
+                Poll::Ready(Err(error)) => {
+                    let what = if is_disconnect(&error) { "reset the connection" } else { "cannot be read from" };
+                    let error = broken(label, what).source(error);
+                    return this.fail(error);
+                }
+                Poll::Pending => {
+                    let label = Arc::clone(label);
+                    ready!(this.poll_stalled(cx));
+                    let stalled = format!("sent nothing of its response for {} s", this.progress.as_secs());
+                    let mut error = broken(&label, &stalled).source(io::Error::from(io::ErrorKind::TimedOut));
+                    error.status = StatusCode::GATEWAY_TIMEOUT;
+                    return this.fail(error);
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.source.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.decoder.remaining().map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+fn broken(endpoint: &str, what: &str) -> GatewayError {
+    GatewayError::upstream(StatusCode::BAD_GATEWAY, format!("endpoint {endpoint} {what}"))
+}
+
+impl From<BodyError> for io::Error {
+    fn from(error: BodyError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}

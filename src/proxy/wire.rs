@@ -1,0 +1,309 @@
+//! One connection to an endpoint during one exchange: what is still to be sent, what has been read.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::Method;
+use http_body::Body as _;
+use tokio::{io::AsyncWrite, time::timeout};
+use tokio_util::io::poll_read_buf;
+
+use crate::{
+    h1::{self, HeadError, HeadLimits, ResponseHead},
+    http::{Body, GatewayError},
+    upstream::Lease,
+};
+
+/// A connection with a request on its way out and a response on its way in.
+///
+/// Both are moved whenever either is waited for: an endpoint may answer before it has read the request, and may stop
+/// reading until its answer is read.
+#[derive(Debug)]
+pub(super) struct Wire {
+    pub(super) lease: Lease,
+    /// What has been read and not yet been taken.
+    pub(super) incoming: BytesMut,
+    outgoing: Outgoing,
+    /// A byte of the response has been seen.
+    answered: bool,
+}
+
+/// What is still to be sent.
+#[derive(Debug)]
+struct Outgoing {
+    buffer: BytesMut,
+    data: Bytes,
+    body: Body,
+    chunked: bool,
+    state: Sending,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sending {
+    Body,
+    /// Everything has been taken from the body; what is in the buffers is the rest.
+    Rest,
+    Done,
+    /// The endpoint reads no more; it may have answered all the same.
+    Broken,
+}
+
+/// Why no response head was read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WireError {
+    #[error("the request could not be sent")]
+    Send(#[source] io::Error),
+    #[error("the endpoint took nothing of the request for {} s", .0.as_secs())]
+    SendTimeout(Duration),
+    /// The client's side of a body that is passed on as it comes.
+    #[error("the request body broke off")]
+    RequestBody(#[source] GatewayError),
+    #[error("the response could not be read")]
+    Receive(#[source] io::Error),
+    #[error("the endpoint closed the connection without a response")]
+    Closed,
+    #[error("the endpoint closed the connection in the middle of the response head")]
+    Truncated,
+    #[error("no response head within {} s", .0.as_secs())]
+    HeadTimeout(Duration),
+    #[error("the response head is not HTTP")]
+    Head(#[source] HeadError),
+    #[error("more than {MAX_INTERIM} interim responses")]
+    TooManyInterim,
+    #[error("the endpoint switched protocols without being asked")]
+    Unasked,
+}
+
+impl Wire {
+    /// `head` is sent first, then `body`, in chunks where `chunked`.
+    pub(super) fn new(lease: Lease, head: BytesMut, body: Body, chunked: bool) -> Self {
+        let mut outgoing = Outgoing { buffer: head, data: Bytes::new(), body, chunked, state: Sending::Body };
+        // A small body leaves in one piece with its head.
+        if let Body::Full(bytes) = &mut outgoing.body
+            && bytes.len() <= JOINED
+            && !chunked
+        {
+            outgoing.buffer.extend_from_slice(bytes);
+            outgoing.body = Body::Empty;
+        }
+        if outgoing.body.is_end_stream() && !chunked {
+            outgoing.state = Sending::Rest;
+        }
+        Self { lease, incoming: BytesMut::new(), outgoing, answered: false }
+    }
+
+    /// The whole request has been handed to the kernel.
+    pub(super) fn is_sent(&self) -> bool {
+        self.outgoing.state == Sending::Done
+    }
+
+    /// The endpoint has said something, so it has acted.
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// Sends the request and reads the head of the response, interim ones aside.
+    ///
+    /// `progress` bounds each pause while sending; `head` the time from there to the head. `upgrade` says whether
+    /// `101 (Switching Protocols)` was asked for.
+    pub(super) async fn head(
+        &mut self,
+        method: &Method,
+        progress: Duration,
+        head: Duration,
+        upgrade: bool,
+    ) -> Result<ResponseHead, WireError> {
+        while !self.is_sent() {
+            // Ends when some of the request has gone, or when the endpoint has begun to answer.
+            match timeout(progress, poll_fn(|cx| self.poll_send_step(cx))).await {
+                Ok(Ok(Step::Sent)) => {}
+                Ok(Ok(Step::Answering)) => break,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(WireError::SendTimeout(progress)),
+            }
+        }
+        timeout(head, self.read_head(method, upgrade)).await.unwrap_or(Err(WireError::HeadTimeout(head)))
+    }
+
+    async fn read_head(&mut self, method: &Method, upgrade: bool) -> Result<ResponseHead, WireError> {
+        for _ in 0..MAX_INTERIM {
+            let head = loop {
+                match h1::decode_response(&mut self.incoming, RESPONSE_LIMITS, method).map_err(WireError::Head)? {
+                    Some(head) => break head,
+                    None => self.read_more().await?,
+                }
+            };
+            if head.parts.status == http::StatusCode::SWITCHING_PROTOCOLS {
+                return if upgrade { Ok(head) } else { Err(WireError::Unasked) };
+            }
+            if !head.parts.status.is_informational() {
+                return Ok(head);
+            }
+        }
+        Err(WireError::TooManyInterim)
+    }
+
+    async fn read_more(&mut self) -> Result<(), WireError> {
+        match poll_fn(|cx| self.poll_read(cx)).await {
+            Ok(0) if self.incoming.is_empty() => Err(WireError::Closed),
+            Ok(0) => Err(WireError::Truncated),
+            Ok(_) => Ok(()),
+            Err(error) if self.incoming.is_empty() && is_disconnect(&error) => Err(WireError::Closed),
+            Err(error) => Err(WireError::Receive(error)),
+        }
+    }
+
+    /// Reads what has arrived, and goes on sending meanwhile. 0 is the end of the stream.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // An endpoint that has stopped reading may answer all the same: its answer decides.
+        let _ = self.poll_send(cx);
+        self.poll_receive(cx)
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.incoming.capacity() - self.incoming.len() < READ_AT_LEAST {
+            self.incoming.reserve(READ);
+        }
+        let read = ready!(poll_read_buf(Pin::new(&mut self.lease.stream), cx, &mut self.incoming));
+        self.answered |= matches!(read, Ok(1..));
+        Poll::Ready(read)
+    }
+
+    /// Makes room for a body that is longer than a read.
+    pub(super) fn expect(&mut self, bytes: u64) {
+        let wanted = usize::try_from(bytes).unwrap_or(usize::MAX).min(LARGE_READ);
+        if wanted > self.incoming.capacity() {
+            self.incoming.reserve(wanted);
+        }
+    }
+
+    fn poll_send_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, WireError>> {
+        match self.poll_send(cx) {
+            Poll::Ready(Ok(())) => return Poll::Ready(Ok(Step::Sent)),
+            // What made it stop reading may be an answer that is already here.
+            Poll::Ready(Err(error)) => {
+                return match self.poll_receive(cx) {
+                    Poll::Ready(Ok(1..)) => Poll::Ready(Ok(Step::Answering)),
+                    _ => Poll::Ready(Err(error)),
+                };
+            }
+            Poll::Pending => {}
+        }
+        match ready!(self.poll_receive(cx)) {
+            Ok(1..) => Poll::Ready(Ok(Step::Answering)),
+            Ok(0) => Poll::Ready(Err(WireError::Closed)),
+            Err(error) => Poll::Ready(Err(WireError::Receive(error))),
+        }
+    }
+
+    /// Sends until all is sent; `Ready` after each piece that made progress.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        let mut progress = false;
+        loop {
+            match self.outgoing.state {
+                Sending::Done => return Poll::Ready(Ok(())),
+                Sending::Broken => return Poll::Pending,
+                Sending::Body if self.outgoing.is_flushed() => match self.outgoing.poll_fill(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => {
+                        self.outgoing.state = Sending::Broken;
+                        return Poll::Ready(Err(WireError::RequestBody(error)));
+                    }
+                    Poll::Pending if progress => return Poll::Ready(Ok(())),
+                    Poll::Pending => return Poll::Pending,
+                },
+                Sending::Rest if self.outgoing.is_flushed() => self.outgoing.state = Sending::Done,
+                Sending::Body | Sending::Rest => {
+                    let stream = Pin::new(&mut self.lease.stream);
+                    let outgoing = &mut self.outgoing;
+                    let written = if outgoing.data.is_empty() {
+                        stream.poll_write(cx, &outgoing.buffer)
+                    } else {
+                        let pieces = [io::IoSlice::new(&outgoing.buffer), io::IoSlice::new(&outgoing.data)];
+                        stream.poll_write_vectored(cx, &pieces)
+                    };
+                    match written {
+                        Poll::Ready(Ok(0)) => {
+                            outgoing.state = Sending::Broken;
+                            return Poll::Ready(Err(WireError::Send(io::ErrorKind::WriteZero.into())));
+                        }
+                        Poll::Ready(Ok(count)) => {
+                            outgoing.advance(count);
+                            progress = true;
+                        }
+                        Poll::Ready(Err(error)) => {
+                            outgoing.state = Sending::Broken;
+                            return Poll::Ready(Err(WireError::Send(error)));
+                        }
+                        Poll::Pending if progress => return Poll::Ready(Ok(())),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+            }
+        }
+    }
+}
+
+enum Step {
+    Sent,
+    Answering,
+}
+
+impl Outgoing {
+    fn is_flushed(&self) -> bool {
+        self.buffer.is_empty() && self.data.is_empty()
+    }
+
+    fn advance(&mut self, count: usize) {
+        let head = count.min(self.buffer.len());
+        self.buffer.advance(head);
+        self.data.advance(count - head);
+    }
+
+    /// Takes the next piece from the body.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()? {
+            Some(frame) => {
+                let Ok(data) = frame.into_data() else { return Poll::Ready(Ok(())) };
+                if self.chunked && !data.is_empty() {
+                    // The end of the chunk goes before the size of the next one, or before the last.
+                    h1::encode::chunk_size(&mut self.buffer, data.len());
+                    self.buffer.extend_from_slice(&data);
+                    self.buffer.extend_from_slice(h1::encode::CHUNK_END);
+                } else {
+                    self.data = data;
+                }
+            }
+            None => {
+                if self.chunked {
+                    self.buffer.extend_from_slice(h1::encode::LAST_CHUNK);
+                }
+                self.state = Sending::Rest;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The peer has gone, as opposed to a fault of the road.
+pub(super) fn is_disconnect(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+/// A body up to this size is copied behind its head, which is cheaper than a second piece.
+const JOINED: usize = 16 * 1024;
+/// Bytes of room a read is given at least, and what is added when there is less.
+const READ_AT_LEAST: usize = 2 * 1024;
+const READ: usize = 8 * 1024;
+/// The most one read is given for a long body.
+const LARGE_READ: usize = 128 * 1024;
+/// Responses before the one that counts (RFC 9110, 15.2).
+const MAX_INTERIM: usize = 8;
+/// What an application may answer with.
+const RESPONSE_LIMITS: HeadLimits = HeadLimits { bytes: 64 * 1024, fields: 256, target: 0 };
