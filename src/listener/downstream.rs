@@ -1,0 +1,69 @@
+//! What a client's connection can do beyond reading and writing.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::AsFd,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::server::TlsStream;
+
+/// A client's connection, plain or encrypted.
+pub trait Downstream: AsyncRead + AsyncWrite + Unpin + 'static {
+    /// Whether [`Self::poll_send_file`] can be used.
+    const SENDS_FILES: bool;
+
+    /// Sends up to `length` bytes of `file` from `offset` on without bringing them into user space; 0 when the file
+    /// has become shorter.
+    fn poll_send_file(&mut self, cx: &mut Context<'_>, file: &File, offset: u64, length: u64) -> Poll<io::Result<u64>>;
+}
+
+impl Downstream for TcpStream {
+    const SENDS_FILES: bool = true;
+
+    fn poll_send_file(&mut self, cx: &mut Context<'_>, file: &File, offset: u64, length: u64) -> Poll<io::Result<u64>> {
+        loop {
+            ready!(self.poll_write_ready(cx))?;
+            match self.try_io(Interest::WRITABLE, || send_file(&*self, file, offset, length)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return Poll::Ready(sent),
+            }
+        }
+    }
+}
+
+impl Downstream for UnixStream {
+    const SENDS_FILES: bool = true;
+
+    fn poll_send_file(&mut self, cx: &mut Context<'_>, file: &File, offset: u64, length: u64) -> Poll<io::Result<u64>> {
+        loop {
+            ready!(self.poll_write_ready(cx))?;
+            match self.try_io(Interest::WRITABLE, || send_file(&*self, file, offset, length)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return Poll::Ready(sent),
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Downstream for TlsStream<S> {
+    const SENDS_FILES: bool = false;
+
+    fn poll_send_file(&mut self, _: &mut Context<'_>, _: &File, _: u64, _: u64) -> Poll<io::Result<u64>> {
+        Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+/// One `sendfile(2)`, of a piece small enough to leave other connections their turn.
+fn send_file(socket: impl AsFd, file: &File, mut offset: u64, length: u64) -> io::Result<u64> {
+    let piece = usize::try_from(length).unwrap_or(usize::MAX).min(PIECE);
+    Ok(rustix::fs::sendfile(socket, file, Some(&mut offset), piece)? as u64)
+}
+
+/// The most one system call is asked to send.
+const PIECE: usize = 1024 * 1024;

@@ -1,0 +1,176 @@
+//! One HTTP/1.1 connection from its first byte to its last.
+
+mod request;
+mod response;
+
+use std::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use http::{Method, Request, StatusCode, Version};
+use tokio::time::{Instant, Sleep, sleep};
+
+use self::request::{RequestBody, Wire};
+use super::{Connection, Downstream};
+use crate::{
+    h1::{HeadError, HeadLimits, RequestHead, decode_request},
+    http::{Body, GatewayError},
+    service::{self, Answer},
+};
+
+/// Serves requests one after the other until the client, a limit or a drain ends it.
+pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
+    let limits = connection.worker.current().plan.limits.clone();
+    let head_limits = HeadLimits { bytes: limits.header_bytes, fields: limits.header_count, target: limits.uri_bytes };
+    let wire = Rc::new(RefCell::new(Wire::new(io)));
+    let mut timer = pin!(sleep(limits.head_timeout));
+    let drain = connection.worker.drain.clone();
+    let mut draining = pin!(drain.started());
+    // The first head is waited for no longer than any other; between requests `keep_alive` rules.
+    let mut idle = limits.head_timeout;
+
+    loop {
+        let waits = Waits { idle, head: limits.head_timeout };
+        let head = match read_head(&wire, head_limits, waits, timer.as_mut(), draining.as_mut()).await {
+            Ok(head) => head,
+            Err(NoHead::Over) => return,
+            Err(NoHead::Refused(error)) => {
+                let answer = service::refuse(&connection, error);
+                let exchange = Exchange { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
+                response::send(&wire, answer, &exchange, timer.as_mut(), limits.progress_timeout).await;
+                request::linger(&wire, timer.as_mut()).await;
+                return;
+            }
+        };
+        idle = limits.keep_alive;
+
+        let exchange =
+            Exchange { method: head.parts.method.clone(), version: head.parts.version, keep_alive: head.keep_alive };
+        wire.borrow_mut().begin(&head);
+        let body =
+            if wire.borrow().body_is_read() { Body::Empty } else { Body::stream(RequestBody::new(Rc::clone(&wire), &head)) };
+        let request = Request::from_parts(head.parts, body);
+
+        // A client that has gone takes its request with it: out of the queue, off the endpoint.
+        let Some(answer) = until_gone(service::serve(request, &connection), &wire).await else { return };
+
+        let next = response::send(&wire, answer, &exchange, timer.as_mut(), limits.progress_timeout).await;
+        match next {
+            response::Next::Request if !drain.is_on() => {}
+            response::Next::Request | response::Next::Gone => return,
+            response::Next::Linger => return request::linger(&wire, timer.as_mut()).await,
+            response::Next::Tunnel(tunnel, log) => {
+                let Some(wire) = Rc::into_inner(wire) else { return };
+                let (io, early) = wire.into_inner().into_parts();
+                service::tunnel(*tunnel, io, early, log, &connection).await;
+                return;
+            }
+        }
+    }
+}
+
+/// What of the request decides how its answer is written.
+struct Exchange {
+    method: Method,
+    version: Version,
+    keep_alive: bool,
+}
+
+/// How long a head is waited for: until its first byte, and from there to its last.
+struct Waits {
+    idle: Duration,
+    head: Duration,
+}
+
+enum NoHead {
+    /// The client has closed, or has been silent, or we stop: nobody waits for an answer.
+    Over,
+    Refused(GatewayError),
+}
+
+async fn read_head<Io: Downstream>(
+    wire: &RefCell<Wire<Io>>,
+    limits: HeadLimits,
+    waits: Waits,
+    mut timer: Pin<&mut Sleep>,
+    mut draining: Pin<&mut impl Future<Output = ()>>,
+) -> Result<RequestHead, NoHead> {
+    let mut armed = Armed::No;
+    poll_fn(|cx| {
+        let mut wire = wire.borrow_mut();
+        loop {
+            if !wire.read.is_empty() {
+                match decode_request(&mut wire.read, limits) {
+                    Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                    Ok(None) => {}
+                    Err(error) => return Poll::Ready(Err(NoHead::Refused(refusal(error)))),
+                }
+            }
+            match wire.poll_read(cx) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Ok(0)) if !wire.is_blank() => {
+                    let cut = GatewayError::downstream(StatusCode::BAD_REQUEST, "the connection ended in a request head");
+                    return Poll::Ready(Err(NoHead::Refused(cut)));
+                }
+                Poll::Ready(_) => return Poll::Ready(Err(NoHead::Over)),
+                Poll::Pending => break,
+            }
+        }
+        let begun = !wire.is_blank();
+        if !begun {
+            // An idle connection keeps no buffer.
+            wire.read = BytesMut::new();
+            if draining.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(NoHead::Over));
+            }
+        }
+        match (begun, armed) {
+            (false, Armed::No) => {
+                armed = Armed::Idle;
+                timer.as_mut().reset(Instant::now() + waits.idle);
+            }
+            (true, Armed::No | Armed::Idle) => {
+                armed = Armed::Head;
+                timer.as_mut().reset(Instant::now() + waits.head);
+            }
+            _ => {}
+        }
+        std::task::ready!(timer.as_mut().poll(cx));
+        Poll::Ready(Err(if begun {
+            let slow = format!("the request head was not whole within {} s", waits.head.as_secs());
+            NoHead::Refused(GatewayError::downstream(StatusCode::REQUEST_TIMEOUT, slow))
+        } else {
+            NoHead::Over
+        }))
+    })
+    .await
+}
+
+#[derive(Clone, Copy)]
+enum Armed {
+    No,
+    Idle,
+    Head,
+}
+
+fn refusal(error: HeadError) -> GatewayError {
+    GatewayError::downstream(error.status(), "the request was refused before it was read").source(error)
+}
+
+/// Runs `serve`, unless the client closes its side before the answer is there.
+async fn until_gone<Io: Downstream>(serve: impl Future<Output = Answer>, wire: &RefCell<Wire<Io>>) -> Option<Answer> {
+    let mut serve = pin!(serve);
+    poll_fn(|cx| {
+        if let Poll::Ready(answer) = serve.as_mut().poll(cx) {
+            return Poll::Ready(Some(answer));
+        }
+        if wire.borrow_mut().poll_gone(cx).is_ready() { Poll::Ready(None) } else { Poll::Pending }
+    })
+    .await
+}

@@ -1,0 +1,282 @@
+//! Writing an answer.
+
+use std::{
+    cell::RefCell,
+    future::{Future as _, poll_fn},
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{Method, StatusCode, header};
+use http_body::Body as _;
+use tokio::{
+    io::AsyncWrite as _,
+    time::{Instant, Sleep},
+};
+
+use super::{Exchange, request::Wire};
+use crate::{
+    h1::encode::{self, Connection, Framing},
+    http::{Body, FileBody, GatewayError},
+    listener::Downstream,
+    proxy::Tunnel,
+    service::{Answer, LogGuard},
+};
+
+/// What becomes of the connection after an answer.
+pub(super) enum Next {
+    Request,
+    /// Closed, by whomever.
+    Gone,
+    /// To be closed, with bytes of the client's that are not read yet.
+    Linger,
+    Tunnel(Box<Tunnel>, LogGuard),
+}
+
+/// Writes `answer` whole, or closes the connection so that a part is not taken for the whole.
+///
+/// `progress` bounds each pause the client makes.
+pub(super) async fn send<Io: Downstream>(
+    wire: &RefCell<Wire<Io>>,
+    answer: Answer,
+    exchange: &Exchange,
+    mut timer: Pin<&mut Sleep>,
+    progress: Duration,
+) -> Next {
+    let Answer { response, tunnel, mut log } = answer;
+    let (parts, body) = response.into_parts();
+    let framing = framing(exchange, parts.status, &parts.headers, &body);
+    let read = wire.borrow_mut().skip_body();
+    let stays = exchange.keep_alive && read && !log.closes() && ends(framing, exchange, parts.status);
+    let connection = match (&tunnel, stays) {
+        (Some(_), _) => Connection::Upgrade,
+        (None, false) => Connection::Close,
+        (None, true) if exchange.version < http::Version::HTTP_11 => Connection::KeepAlive,
+        (None, true) => Connection::Stays,
+    };
+    let mut out = BytesMut::with_capacity(HEAD);
+    encode::response_head(&mut out, parts.status, &parts.headers, framing, connection);
+    let body = if has_body(exchange, parts.status) { body } else { Body::Empty };
+    let mut writer = Writer::new(out, body, framing);
+
+    let mut waiting = false;
+    let written = poll_fn(|cx| {
+        let mut wire = wire.borrow_mut();
+        let before = (writer.taken, writer.out.len(), writer.data.len());
+        if let Poll::Ready(written) = writer.poll_write(cx, &mut wire.io) {
+            return Poll::Ready(written);
+        }
+        match writer.waits {
+            Waits::Body => {
+                waiting = false;
+                // Whoever is not there to read need not be waited for.
+                ready!(wire.poll_gone(cx));
+                Poll::Ready(Err(Cut::Client(io::ErrorKind::ConnectionReset.into())))
+            }
+            Waits::Client => {
+                if !waiting || before != (writer.taken, writer.out.len(), writer.data.len()) {
+                    waiting = true;
+                    timer.as_mut().reset(Instant::now() + progress);
+                }
+                ready!(timer.as_mut().poll(cx));
+                Poll::Ready(Err(Cut::Client(io::ErrorKind::TimedOut.into())))
+            }
+        }
+    })
+    .await;
+    log.sent(writer.sent());
+    drop(writer);
+    match written {
+        Ok(()) => log.complete(),
+        Err(Cut::Client(error)) => {
+            log.cut_by_client(&error);
+            return Next::Gone;
+        }
+        Err(Cut::Body(error)) => {
+            log.failed(error);
+            return Next::Gone;
+        }
+    }
+    match tunnel {
+        Some(tunnel) => Next::Tunnel(tunnel, log),
+        None if stays => Next::Request,
+        None => Next::Linger,
+    }
+}
+
+/// Whether a response of this status to this method has a body (RFC 9110, 6.4.1).
+fn has_body(exchange: &Exchange, status: StatusCode) -> bool {
+    exchange.method != Method::HEAD
+        && !status.is_informational()
+        && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+fn framing(exchange: &Exchange, status: StatusCode, headers: &http::HeaderMap, body: &Body) -> Framing {
+    if !has_body(exchange, status) {
+        // What a GET would have been told (RFC 9110, 8.6); never with 1xx and 204.
+        let said = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        return match said {
+            Some(length) if exchange.method == Method::HEAD || status == StatusCode::NOT_MODIFIED => {
+                Framing::Length(length)
+            }
+            _ => Framing::Unsaid,
+        };
+    }
+    match body.length() {
+        Some(length) => Framing::Length(length),
+        None if encode::can_chunk(exchange.version) => Framing::Chunked,
+        None => Framing::Unsaid,
+    }
+}
+
+/// The client can tell where this response ends without the connection being closed.
+fn ends(framing: Framing, exchange: &Exchange, status: StatusCode) -> bool {
+    framing != Framing::Unsaid || !has_body(exchange, status)
+}
+
+/// What is left to be written.
+struct Writer {
+    /// The head, framing and short pieces; comes before `data`.
+    out: BytesMut,
+    data: Bytes,
+    body: Body,
+    chunked: bool,
+    /// `data` is a chunk, whose end is to follow it.
+    in_chunk: bool,
+    /// Everything has been taken from the body.
+    ended: bool,
+    waits: Waits,
+    /// Bytes taken from the body.
+    taken: u64,
+}
+
+/// Who is waited for when nothing can be written.
+#[derive(Clone, Copy)]
+enum Waits {
+    Body,
+    Client,
+}
+
+/// Why an answer was not written whole.
+enum Cut {
+    Client(io::Error),
+    Body(GatewayError),
+}
+
+impl Writer {
+    fn new(out: BytesMut, body: Body, framing: Framing) -> Self {
+        let chunked = framing == Framing::Chunked;
+        let data = Bytes::new();
+        Self { out, data, body, chunked, in_chunk: false, ended: false, waits: Waits::Client, taken: 0 }
+    }
+
+    /// Bytes of the body that have gone out, but for what may lie behind a head not yet written.
+    fn sent(&self) -> u64 {
+        self.taken - self.data.len() as u64
+    }
+
+    fn poll_write<Io: Downstream>(&mut self, cx: &mut Context<'_>, io: &mut Io) -> Poll<Result<(), Cut>> {
+        loop {
+            let body = if self.data.is_empty() { self.poll_fill(cx, Io::SENDS_FILES) } else { Poll::Ready(Ok(())) };
+            if let Poll::Ready(Err(error)) = body {
+                return Poll::Ready(Err(Cut::Body(error)));
+            }
+            self.waits = Waits::Client;
+            if !self.out.is_empty() || !self.data.is_empty() {
+                let written = ready!(self.poll_pieces(cx, io)).map_err(Cut::Client)?;
+                let head = written.min(self.out.len());
+                self.out.advance(head);
+                self.data.advance(written - head);
+            } else if self.ended {
+                return Pin::new(io).poll_flush(cx).map_err(Cut::Client);
+            } else if let Some(file) = self.whole_file(Io::SENDS_FILES) {
+                let sent = ready!(io.poll_send_file(cx, file.file(), file.offset(), file.remaining()));
+                let sent = sent.map_err(Cut::Client)?;
+                if sent == 0 {
+                    return Poll::Ready(Err(Cut::Body(shorter())));
+                }
+                file.advance(sent);
+                if file.remaining() == 0 {
+                    self.ended = true;
+                }
+                self.taken += sent;
+            } else if body.is_pending() {
+                // Nothing that was written may lie in a buffer while the body is waited for.
+                if let Poll::Ready(Err(error)) = Pin::new(io).poll_flush(cx) {
+                    return Poll::Ready(Err(Cut::Client(error)));
+                }
+                self.waits = Waits::Body;
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Takes pieces from the body until there is enough for one system call.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, sends_files: bool) -> Poll<Result<(), GatewayError>> {
+        while !self.ended && self.data.is_empty() && self.out.len() < JOINED && self.whole_file(sends_files).is_none() {
+            if std::mem::take(&mut self.in_chunk) {
+                self.out.extend_from_slice(encode::CHUNK_END);
+            }
+            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()? else {
+                self.ended = true;
+                if self.chunked {
+                    self.out.extend_from_slice(encode::LAST_CHUNK);
+                }
+                break;
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            if data.is_empty() {
+                continue;
+            }
+            self.taken += data.len() as u64;
+            if self.chunked {
+                encode::chunk_size(&mut self.out, data.len());
+                self.in_chunk = true;
+            }
+            // A short piece is cheaper to copy than to name in a second one.
+            if data.len() <= JOINED { self.out.extend_from_slice(&data) } else { self.data = data }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The file that the socket is to send by itself: a long one, on a plain connection.
+    fn whole_file(&mut self, sends_files: bool) -> Option<&mut FileBody> {
+        match &mut self.body {
+            Body::File(file) if sends_files
+                && !self.chunked
+                && file.remaining() > 0
+                && (self.taken > 0 || file.remaining() >= SENT_AS_FILE) =>
+            {
+                Some(file)
+            }
+            _ => None,
+        }
+    }
+
+    fn poll_pieces<Io: Downstream>(&mut self, cx: &mut Context<'_>, io: &mut Io) -> Poll<io::Result<usize>> {
+        let io = Pin::new(io);
+        let written = if self.data.is_empty() {
+            ready!(io.poll_write(cx, &self.out))
+        } else {
+            ready!(io.poll_write_vectored(cx, &[io::IoSlice::new(&self.out), io::IoSlice::new(&self.data)]))
+        };
+        match written {
+            Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            written => Poll::Ready(written),
+        }
+    }
+}
+
+fn shorter() -> GatewayError {
+    GatewayError::gateway(StatusCode::INTERNAL_SERVER_ERROR, "a file has become shorter while it was sent")
+}
+
+/// Room for a head.
+const HEAD: usize = 1024;
+/// A piece up to this size is copied to its neighbours.
+const JOINED: usize = 16 * 1024;
+/// A file of this size is worth a system call of its own.
+const SENT_AS_FILE: u64 = 64 * 1024;
