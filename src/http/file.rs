@@ -15,7 +15,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use rustix::io::ReadWriteFlags;
 use tokio::task::JoinHandle;
 
@@ -204,6 +204,7 @@ impl http_body::Body for Sequence {
 mod tests {
     use std::io::{Seek as _, SeekFrom, Write as _};
 
+    use http_body::Body as _;
     use http_body_util::BodyExt as _;
     use proptest::prelude::*;
 

@@ -1,0 +1,74 @@
+//! What is never served, whatever the roots say: configuration, keys, storage.
+
+use std::{
+    collections::HashSet,
+    ffi::OsStr,
+    fs, io,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use super::roots::RootsError;
+
+/// Files and directories that are never served.
+///
+/// Recognised by where they really are, and, so that a hard link or a bind mount does not help, by device and inode.
+/// The inodes are those of the moment it was made, of at most [`Denied::INODES`] files; the paths have no such limit
+/// and hold for what is made in them later.
+#[derive(Debug, Default)]
+pub(super) struct Denied {
+    /// Without links.
+    paths: Vec<PathBuf>,
+    /// Device and inode.
+    files: HashSet<(u64, u64)>,
+}
+
+impl Denied {
+    pub(super) const INODES: usize = 10_000;
+
+    /// A path that does not exist is denied for the day it does.
+    pub(super) fn new(denied: &[PathBuf]) -> Result<Self, RootsError> {
+        let mut this = Self::default();
+        for path in denied {
+            let canonical = canonical(path).map_err(|source| RootsError::Deny { path: path.clone(), source })?;
+            this.remember(canonical.clone());
+            this.paths.push(canonical);
+        }
+        Ok(this)
+    }
+
+    /// `real` is a path the kernel gave.
+    pub(super) fn covers(&self, real: &Path, file: (u64, u64)) -> bool {
+        // The kernel's mark on a name that is gone: a key that is replaced just now is still a key.
+        let bytes = real.as_os_str().as_bytes();
+        let unmarked = Path::new(OsStr::from_bytes(bytes.strip_suffix(b" (deleted)").unwrap_or(bytes)));
+        self.files.contains(&file) || self.paths.iter().any(|path| real.starts_with(path) || unmarked.starts_with(path))
+    }
+
+    /// Notes the inodes of the files at and under `path`. What cannot be read is left to the paths.
+    fn remember(&mut self, path: PathBuf) {
+        let mut waiting = vec![path];
+        while let Some(path) = waiting.pop() {
+            let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+            if metadata.is_dir() {
+                let Ok(entries) = fs::read_dir(&path) else { continue };
+                let room = Self::INODES.saturating_sub(self.files.len() + waiting.len());
+                waiting.extend(entries.take(room).filter_map(Result::ok).map(|entry| entry.path()));
+            } else if metadata.is_file() {
+                self.files.insert((metadata.dev(), metadata.ino()));
+            }
+        }
+    }
+}
+
+/// `path` without links, as far as it exists.
+fn canonical(path: &Path) -> io::Result<PathBuf> {
+    match path.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(error) };
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            Ok(canonical(parent)?.join(name))
+        }
+        result => result,
+    }
+}
