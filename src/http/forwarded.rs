@@ -10,6 +10,7 @@
 //! - The scheme, the host and the port are the right-most values of `X-Forwarded-Proto`, `-Host` and `-Port`: those of
 //!   the nearest hop, the only one that is known to have written them. A proxy behind another must pass on what it was
 //!   told. What cannot be read there is taken from the connection and `Host`, never from a value further left.
+//!   Such a proxy must set or drop all three: one that lets its client's `X-Forwarded-Host` through vouches for it.
 //! - `Forwarded` (RFC 7239) is read only when there is no `X-Forwarded-For`, `-Proto` or `-Host`: a proxy that writes
 //!   these usually passes on whatever `Forwarded` its client sent. Its elements are searched by the same rule, and
 //!   `proto` and `host` are those of the element the search ended at, since the proxy that wrote it saw the client.
@@ -274,7 +275,6 @@ fn last_outside_quotes(text: &str, separator: u8) -> Option<usize> {
 fn says_who_the_client_is(name: &str) -> bool {
     name.starts_with("x-forwarded")
         || name.starts_with("x-original-")
-        || name.starts_with("x-envoy-")
         || matches!(
             name,
             "cf-connecting-ip"
@@ -299,6 +299,8 @@ fn says_who_the_client_is(name: &str) -> bool {
                 | "x-azure-socketip"
                 | "x-client-ip"
                 | "x-cluster-client-ip"
+                | "x-envoy-external-address"
+                | "x-envoy-original-path"
                 | "x-forward-for"
                 | "x-host"
                 | "x-http-host-override"

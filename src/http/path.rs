@@ -223,6 +223,7 @@ mod tests {
             ("/%64a/%C3%A9", vec![("da", "/%C3%A9"), ("é", "")]),
             ("/a%2Fb/c", vec![("a/b", "/c"), ("c", "")]),
             ("/%2F/c", vec![("/", "/c"), ("c", "")]),
+            ("/.well-known/x", vec![(".well-known", "/x"), ("x", "")]),
             ("/.../..a/a..", vec![("...", "/..a/a.."), ("..a", "/a.."), ("a..", "")]),
         ] {
             let expected: Vec<_> = expected.into_iter().map(|(s, rest): (&str, _)| (s.to_owned(), rest)).collect();
