@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of routes, upstreams or sockets.
 
+pub mod authority;
 mod body;
 pub mod compress;
 mod error;
@@ -10,6 +11,7 @@ pub mod forwarded;
 pub mod headers;
 pub mod location;
 pub mod page;
+pub mod path;
 
 pub use body::Body;
 pub use error::{GatewayError, Retry, Side};

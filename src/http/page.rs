@@ -1,1 +1,578 @@
-//! To come.
+//! The answers we make ourselves: a page for a person, JSON for a program.
+//!
+//! Each says what happened, what can be done about it and how to be found in the log; none has a script, a resource
+//! from elsewhere, or the name and version of anything. Which error becomes which status is not decided here, nor
+//! are fields that depend on the request, such as `Allow` with 405.
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+
+use super::{Body, GatewayError};
+
+/// An answer of our own.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a> {
+    pub status: StatusCode,
+    /// Shown, so that a report can be matched with the log.
+    pub request_id: &'a str,
+    /// A mail address.
+    pub administrator: Option<&'a str>,
+    /// What can be said beyond the status, such as a limit; see [`GatewayError::hint`].
+    pub hint: Option<&'a str>,
+    /// Sent as `Retry-After`, in whole seconds, rounded up.
+    pub retry_after: Option<Duration>,
+    /// The application is on its way up: the page says so instead of apologising, and reloads itself.
+    pub starting: bool,
+}
+
+impl<'a> Page<'a> {
+    /// The page for an exchange that failed.
+    pub fn of(error: &'a GatewayError, request_id: &'a str) -> Self {
+        Self {
+            status: error.status,
+            request_id,
+            administrator: None,
+            hint: error.hint.as_deref(),
+            retry_after: error.retry_after,
+            starting: false,
+        }
+    }
+
+    /// The whole answer, not to be stored by anyone.
+    pub fn response(&self, accept: Accept) -> Response<Body> {
+        let (content_type, body) = self.render(accept);
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
+        if let Some(seconds) = self.retry_after_seconds() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        *response.body_mut() = body.into();
+        response
+    }
+
+    /// The content type and the body.
+    pub fn render(&self, accept: Accept) -> (&'static str, Bytes) {
+        match accept {
+            Accept::Html => ("text/html; charset=utf-8", self.html().into()),
+            Accept::Json => ("application/json", self.json().into()),
+        }
+    }
+
+    fn html(&self) -> String {
+        let words = self.words();
+        let mut html = String::with_capacity(TEMPLATE.len() + 1024);
+        let mut rest = TEMPLATE;
+        while let Some((before, after)) = rest.split_once("{{") {
+            let (name, after) = after.split_once("}}").expect("each placeholder of the template is closed");
+            html.push_str(before);
+            html.push_str(&self.piece(name, &words));
+            rest = after;
+        }
+        html.push_str(rest);
+        html
+    }
+
+    /// What stands in the template where it says `name`.
+    fn piece(&self, name: &str, words: &Words) -> String {
+        match name {
+            "title" => Escaped(&words.title).to_string(),
+            "happened" => Escaped(words.happened).to_string(),
+            "advice" => Escaped(words.advice).to_string(),
+            "request" => Escaped(self.request_id).to_string(),
+            "refresh" if self.starting => format!("<meta http-equiv=\"refresh\" content=\"{REFRESH}\">\n"),
+            // A code means nothing to someone who only came too early.
+            "code" if !self.starting => format!("Code {} · ", self.status.as_u16()),
+            "hint" => self.hint.map(|hint| format!("<p class=\"hint\">{}</p>\n", Escaped(hint))).unwrap_or_default(),
+            // The empty reference is the address of the page itself, fetched with GET.
+            "retry" if words.retry => "<p><a class=\"button\" href=\"\">Try again</a></p>\n".to_owned(),
+            "administrator" => self.administrator.map(|address| self.administrator_line(address)).unwrap_or_default(),
+            _ => String::new(),
+        }
+    }
+
+    fn administrator_line(&self, address: &str) -> String {
+        let link = utf8_percent_encode(address, NOT_IN_MAILTO);
+        let id = utf8_percent_encode(self.request_id, NOT_IN_MAILTO);
+        format!(
+            "<p>If this goes on, write to <a href=\"mailto:{link}?subject=Request%20{id}\">{}</a>.</p>\n",
+            Escaped(address)
+        )
+    }
+
+    fn json(&self) -> String {
+        let words = self.words();
+        let detail = match self.hint {
+            Some(hint) => Cow::Owned(format!("{} {hint}", words.happened)),
+            None => Cow::Borrowed(words.happened),
+        };
+        let error = JsonError {
+            status: self.status.as_u16(),
+            title: &words.title,
+            detail: &detail,
+            request_id: self.request_id,
+            administrator: self.administrator,
+        };
+        serde_json::to_string(&Json { error }).expect("text and a number are JSON")
+    }
+
+    fn retry_after_seconds(&self) -> Option<u64> {
+        let delay = self.retry_after.or(self.starting.then_some(Duration::from_secs(REFRESH)))?;
+        let seconds = delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0));
+        Some(seconds.max(1))
+    }
+
+    fn words(&self) -> Words {
+        if self.starting {
+            return Words::again(
+                "Starting up",
+                "The application is starting. This takes a minute or two after an update or a restart.",
+                "You do not need to do anything: this page looks again every ten seconds.",
+            );
+        }
+        match self.status.as_u16() {
+            400 => Words::once(
+                "The request could not be read",
+                "Something in the request is not as it must be.",
+                "Check the address. If a link or a form brought you here, go back and try once more.",
+            ),
+            404 => Words::once(
+                "Page not found",
+                "There is nothing at this address.",
+                "Check the address for a slip, or go back to the page you came from.",
+            ),
+            405 => Words::once(
+                "This is not possible here",
+                "This address does not take this kind of request.",
+                "Go back to the page you came from.",
+            ),
+            408 => Words::again(
+                "The request took too long",
+                "The request did not arrive in full, and we stopped waiting for it.",
+                "The connection may be slow or have broken off. Go back and send it again.",
+            ),
+            413 => Words::once(
+                "This is too large",
+                "What was sent is larger than this site takes.",
+                "Go back and choose a smaller file, or send several files one after the other.",
+            ),
+            414 => Words::once(
+                "The address is too long",
+                "The address of this request is longer than this site takes.",
+                "Shorten it, or go back to the page you came from.",
+            ),
+            417 => Words::once(
+                "An expectation cannot be met",
+                "The request expects something of this site that it does not do.",
+                "This is a matter of the program that sent it; a browser does not do this.",
+            ),
+            421 => Words::again(
+                "This went to the wrong place",
+                "The request came over a connection that belongs to another site.",
+                "Load the page again; the browser then makes a connection of its own.",
+            ),
+            429 => Words::again(
+                "Too many requests",
+                "More requests came from your address than this site takes at a time.",
+                "Wait a little before you try again.",
+            ),
+            431 => Words::once(
+                "The request has too much around it",
+                "The cookies or other fields the browser sent are larger than this site takes.",
+                "Delete the cookies of this site in your browser, then load the page again.",
+            ),
+            500 => Words::again(
+                "Something went wrong",
+                "A fault of this site kept it from answering.",
+                "Try again in a moment. If it happens again, tell whoever runs this site.",
+            ),
+            501 => Words::once(
+                "This is not possible here",
+                "This site does not know this kind of request.",
+                "Go back to the page you came from.",
+            ),
+            502 => Words::again(
+                "The application did not answer properly",
+                "The request reached the application, but its answer broke off or made no sense.",
+                "Try again in a moment. If you were sending something, check first whether it has arrived.",
+            ),
+            503 => Words::again(
+                "The application is not available",
+                "It is busy or being restarted.",
+                "Try again in a moment.",
+            ),
+            504 => Words::again(
+                "The application took too long",
+                "The application did not answer in time.",
+                "Try again in a moment. If you were sending something, check first whether it has arrived.",
+            ),
+            505 => Words::once(
+                "This version of HTTP is not spoken here",
+                "The request uses a version of HTTP that this site does not speak.",
+                "This is a matter of the program that sent it; a browser does not do this.",
+            ),
+            _ => Words {
+                title: Cow::Borrowed(self.status.canonical_reason().unwrap_or("Something went wrong")),
+                happened: "The request could not be answered as it should.",
+                advice: "Go back to the page you came from.",
+                retry: self.status.is_server_error(),
+            },
+        }
+    }
+}
+
+/// In which form an answer of ours is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accept {
+    Html,
+    Json,
+}
+
+impl Accept {
+    /// What `Accept` prefers (RFC 9110, 12.5.1); `api`: the path is that of an interface for programs, see [`is_api`].
+    ///
+    /// JSON is sent where it has the higher quality, or the same and is named while HTML is only covered by a wildcard
+    /// (`application/json, */*`, as fetch libraries send). Whoever has no preference gets the page: no `Accept`, and
+    /// `*/*` alone.
+    pub fn read(headers: &HeaderMap, api: bool) -> Self {
+        if api {
+            return Self::Json;
+        }
+        let (mut html, mut json) = (Preference::default(), Preference::default());
+        for line in headers.get_all(header::ACCEPT) {
+            for range in line.to_str().unwrap_or("").split(',') {
+                let mut parts = range.split(';').map(str::trim);
+                let media = parts.next().unwrap_or("").to_ascii_lowercase();
+                let Some(quality) = quality(parts) else { continue };
+                let offer = |specificity| Preference { specificity, quality };
+                match media.as_str() {
+                    "*/*" => {
+                        html.consider(offer(1));
+                        json.consider(offer(1));
+                    }
+                    "text/*" => html.consider(offer(2)),
+                    "application/*" => json.consider(offer(2)),
+                    "text/html" | "application/xhtml+xml" => html.consider(offer(3)),
+                    "application/json" => json.consider(offer(3)),
+                    other if other.starts_with("application/") && other.ends_with("+json") => json.consider(offer(3)),
+                    _ => {}
+                }
+            }
+        }
+        let named = json.specificity == 3 && json.quality > 0;
+        let preferred = json.quality > html.quality || (json.quality == html.quality && html.specificity < 3);
+        if named && preferred { Self::Json } else { Self::Html }
+    }
+}
+
+/// Whether a path has a segment `api`, as the interfaces of applications for programs do: `/da/api/session`.
+pub fn is_api(path: &str) -> bool {
+    path.split('/').any(|segment| segment == "api")
+}
+
+/// How much one form is wanted; the most specific range that covers it says so.
+#[derive(Clone, Copy, Default)]
+struct Preference {
+    specificity: u8,
+    /// In thousandths.
+    quality: u16,
+}
+
+impl Preference {
+    fn consider(&mut self, other: Self) {
+        if (other.specificity, other.quality) > (self.specificity, self.quality) {
+            *self = other;
+        }
+    }
+}
+
+/// The quality among the parameters of a media range, in thousandths; `None` when it is none (RFC 9110, 12.4.2).
+fn quality<'a>(parameters: impl Iterator<Item = &'a str>) -> Option<u16> {
+    let mut pairs = parameters.filter_map(|parameter| parameter.split_once('='));
+    let Some((_, value)) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("q")) else {
+        return Some(1000);
+    };
+    let (whole, fraction) = value.trim().split_once('.').unwrap_or((value.trim(), ""));
+    if fraction.len() > 3 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let thousandths = format!("{fraction:0<3}").parse().ok()?;
+    match whole {
+        "0" => Some(thousandths),
+        "1" if thousandths == 0 => Some(1000),
+        _ => None,
+    }
+}
+
+/// What a status means, in words for whoever sees the page.
+struct Words {
+    title: Cow<'static, str>,
+    happened: &'static str,
+    advice: &'static str,
+    /// Trying the same again makes sense.
+    retry: bool,
+}
+
+impl Words {
+    fn again(title: &'static str, happened: &'static str, advice: &'static str) -> Self {
+        Self { title: Cow::Borrowed(title), happened, advice, retry: true }
+    }
+
+    fn once(title: &'static str, happened: &'static str, advice: &'static str) -> Self {
+        Self { title: Cow::Borrowed(title), happened, advice, retry: false }
+    }
+}
+
+/// Text that is only text, between tags and in quoted attributes.
+struct Escaped<'a>(&'a str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0;
+        while let Some(at) = rest.find(['&', '<', '>', '"', '\'']) {
+            f.write_str(&rest[..at])?;
+            f.write_str(match rest.as_bytes()[at] {
+                b'&' => "&amp;",
+                b'<' => "&lt;",
+                b'>' => "&gt;",
+                b'"' => "&quot;",
+                _ => "&#39;",
+            })?;
+            rest = &rest[at + 1..];
+        }
+        f.write_str(rest)
+    }
+}
+
+#[derive(Serialize)]
+struct Json<'a> {
+    error: JsonError<'a>,
+}
+
+#[derive(Serialize)]
+struct JsonError<'a> {
+    status: u16,
+    title: &'a str,
+    detail: &'a str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    administrator: Option<&'a str>,
+}
+
+const TEMPLATE: &str = include_str!("page.html");
+/// Nothing but the style in the page itself.
+const CONTENT_SECURITY_POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+/// Seconds between two looks at a starting application.
+const REFRESH: u64 = 10;
+/// Everything a mail address in a link does not need as it is (RFC 6068).
+const NOT_IN_MAILTO: &AsciiSet = &NON_ALPHANUMERIC.remove(b'@').remove(b'.').remove(b'-').remove(b'_').remove(b'+');
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const STATUSES: [u16; 16] = [400, 404, 405, 408, 413, 414, 417, 421, 429, 431, 500, 501, 502, 503, 504, 505];
+
+    fn page(status: u16) -> Page<'static> {
+        Page {
+            status: StatusCode::from_u16(status).unwrap(),
+            request_id: "01J9ZK3M5T",
+            administrator: Some("admin@example.com"),
+            hint: None,
+            retry_after: None,
+            starting: false,
+        }
+    }
+
+    fn html(page: &Page<'_>) -> String {
+        String::from_utf8(page.render(Accept::Html).1.to_vec()).unwrap()
+    }
+
+    fn json(page: &Page<'_>) -> serde_json::Value {
+        serde_json::from_slice(&page.render(Accept::Json).1).unwrap()
+    }
+
+    fn accept(lines: &[&str]) -> Accept {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(header::ACCEPT, HeaderValue::from_str(line).unwrap());
+        }
+        Accept::read(&headers, false)
+    }
+
+    #[test]
+    fn each_status_has_words_of_its_own() {
+        let mut seen = std::collections::HashSet::new();
+        for status in STATUSES {
+            let words = page(status).words();
+            assert!(seen.insert(words.happened), "{status}: {}", words.happened);
+            assert_ne!(words.happened, page(418).words().happened, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_page_names_the_request_the_administrator_and_what_to_do() {
+        for status in STATUSES {
+            let html = html(&page(status));
+            assert!(html.contains("<code>01J9ZK3M5T</code>"), "{html}");
+            assert!(html.contains("mailto:admin@example.com?subject=Request%2001J9ZK3M5T"), "{html}");
+            assert!(html.contains(&format!("Code {status}")), "{html}");
+            assert!(!html.contains("{{") && !html.contains("http-equiv"), "{html}");
+            let retry = matches!(status, 408 | 421 | 429 | 500 | 502 | 503 | 504);
+            assert_eq!(html.contains("Try again</a>"), retry, "{status}");
+        }
+    }
+
+    #[test]
+    fn the_limit_is_named_where_there_is_one() {
+        let page = Page { hint: Some("The limit is 16 MiB."), ..page(413) };
+
+        assert!(html(&page).contains("The limit is 16 MiB."));
+        let detail = json(&page)["error"]["detail"].as_str().unwrap().to_owned();
+        assert_eq!(detail, "What was sent is larger than this site takes. The limit is 16 MiB.");
+    }
+
+    #[test]
+    fn the_starting_page_looks_again_by_itself() {
+        let page = Page { starting: true, ..page(503) };
+
+        assert!(html(&page).contains("<meta http-equiv=\"refresh\" content=\"10\">"));
+        assert!(!html(&page).contains("503"));
+        assert_eq!(page.response(Accept::Html).headers()[header::RETRY_AFTER], "10");
+    }
+
+    #[test]
+    fn what_is_put_into_a_page_is_only_text_there() {
+        let nasty = "\"'><script>alert(1)</script>&{{title}}";
+        let page = Page { request_id: nasty, administrator: Some(nasty), hint: Some(nasty), ..page(500) };
+
+        let html = html(&page);
+
+        assert!(!html.contains("<script") && !html.contains("\"'>"), "{html}");
+        assert_eq!(html.matches("&lt;script&gt;alert(1)&lt;/script&gt;&amp;{{title}}").count(), 3);
+        let error = &json(&page)["error"];
+        assert_eq!((error["request_id"].as_str(), error["administrator"].as_str()), (Some(nasty), Some(nasty)));
+    }
+
+    #[test]
+    fn json_says_the_same_as_the_page() {
+        let page = Page { administrator: None, ..page(404) };
+
+        let expected = serde_json::json!({ "error": {
+            "status": 404,
+            "title": "Page not found",
+            "detail": "There is nothing at this address.",
+            "request_id": "01J9ZK3M5T",
+        }});
+        assert_eq!(json(&page), expected);
+    }
+
+    #[test]
+    fn a_page_needs_nothing_from_elsewhere() {
+        for text in ["<script", "src=", "url(", "@import", "http://", "https://", "<link", "<form"] {
+            assert!(!html(&page(502)).contains(text), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_whole_and_kept_by_nobody() {
+        for accept in [Accept::Html, Accept::Json] {
+            let response = page(503).response(accept);
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            let headers = response.headers().clone();
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(headers[header::CONTENT_LENGTH], body.len().to_string());
+            assert_eq!(headers[header::CACHE_CONTROL], "no-store");
+            assert_eq!(headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+            assert!(headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap().starts_with("default-src 'none'"));
+            let version = [env!("CARGO_PKG_VERSION"), "estibule"];
+            assert!(!headers.contains_key(header::SERVER));
+            assert!(version.iter().all(|word| !String::from_utf8_lossy(&body).contains(word)));
+        }
+    }
+
+    #[test]
+    fn retry_after_is_whole_seconds_rounded_up() {
+        for (delay, expected) in
+            [(Duration::from_millis(1), "1"), (Duration::from_millis(2500), "3"), (Duration::ZERO, "1")]
+        {
+            let page = Page { retry_after: Some(delay), ..page(503) };
+            assert_eq!(page.response(Accept::Json).headers()[header::RETRY_AFTER], expected);
+        }
+        assert!(!page(503).response(Accept::Json).headers().contains_key(header::RETRY_AFTER));
+    }
+
+    #[test]
+    fn json_is_for_those_who_prefer_it() {
+        let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
+        for (lines, expected) in [
+            (vec![], Accept::Html),
+            (vec![""], Accept::Html),
+            (vec!["*/*"], Accept::Html),
+            (vec!["application/*"], Accept::Html),
+            (vec![browser], Accept::Html),
+            (vec!["application/json"], Accept::Json),
+            (vec!["Application/JSON; charset=utf-8"], Accept::Json),
+            (vec!["application/problem+json"], Accept::Json),
+            (vec!["application/json, text/javascript, */*; q=0.01"], Accept::Json),
+            (vec!["application/json, text/plain, */*"], Accept::Json),
+            (vec!["application/json, text/html"], Accept::Html),
+            (vec!["text/html;q=0.5, application/json"], Accept::Json),
+            (vec!["text/html;q=0.5", "application/json;q=0.4"], Accept::Html),
+            (vec!["text/html;q=0, application/json;q=0.001"], Accept::Json),
+            (vec!["application/json;q=0"], Accept::Html),
+            (vec!["application/json;q=2"], Accept::Html),
+            (vec!["application/json;q=x, text/html;q=0.1"], Accept::Html),
+            (vec!["text/*, application/json"], Accept::Json),
+        ] {
+            assert_eq!(accept(&lines), expected, "{lines:?}");
+        }
+        assert_eq!(Accept::read(&HeaderMap::new(), true), Accept::Json);
+    }
+
+    #[test]
+    fn an_interface_for_programs_is_known_by_its_path() {
+        for (path, expected) in [
+            ("/api/list", true),
+            ("/da/api/session", true),
+            ("/da/api", true),
+            ("/apis", false),
+            ("/da/x-api/", false),
+            ("/API/", false),
+        ] {
+            assert_eq!(is_api(path), expected, "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_accept_is_read(line in "(application/json|text/html|\\*/\\*|;|,|q=|[0-9.]{1,4}|\\PC){0,12}") {
+            if let Ok(value) = HeaderValue::from_bytes(line.as_bytes()) {
+                let headers = HeaderMap::from_iter([(header::ACCEPT, value)]);
+                let json = Accept::read(&headers, false) == Accept::Json;
+                prop_assert!(!json || line.to_ascii_lowercase().contains("json"));
+            }
+        }
+
+        #[test]
+        fn escaped_text_has_nothing_a_parser_acts_on(text in "\\PC*") {
+            let escaped = Escaped(&text).to_string();
+            prop_assert!(!escaped.contains(['<', '>', '"', '\'']));
+            let back = escaped.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&#39;", "'");
+            prop_assert_eq!(back.replace("&amp;", "&"), text);
+        }
+    }
+}
