@@ -1,1 +1,256 @@
-//! To come.
+//! The privileged side: binds, reads keys, opens logs, and hands all of it over.
+//!
+//! The core is given sockets, secrets and open files and never fetches them, so that this can become a process of its
+//! own that runs as root. Nothing here reads from the network.
+
+mod folder;
+pub mod output;
+pub mod secrets;
+mod self_signed;
+pub mod sockets;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Access, AtFlags, Mode, OFlags};
+
+use crate::{
+    config::{AdminAddress, ListenAddress, Plan},
+    tls::CertificateMaterial,
+};
+use output::{LogOutput, OutputError};
+use secrets::SecretFault;
+use sockets::{BindError, BoundListener};
+
+/// Everything of the system that a [`Plan`] asks for, opened.
+#[derive(Debug)]
+pub struct Provisions {
+    /// In the order of the plan.
+    pub listeners: Vec<BoundListener>,
+    /// In the order of the plan; self-signed if it names none and has a TLS listener.
+    pub certificates: Vec<CertificateMaterial>,
+    pub access_log: Option<LogOutput>,
+    /// The folder that bodies are spooled in.
+    pub spool: OwnedFd,
+    /// Mode 0600, not blocking.
+    pub admin: Option<UnixListener>,
+}
+
+impl Provisions {
+    /// Opens everything that `plan` asks for.
+    ///
+    /// # Errors
+    ///
+    /// Every fault at once. What could be opened is closed again; files and folders that were made stay.
+    pub fn gather(plan: &Plan) -> Result<Self, Vec<ProvisionFault>> {
+        Self::open(plan, None)
+    }
+
+    /// Opens what `plan` asks for beside `in_force`: only listeners and an admin socket whose addresses are new are
+    /// bound, since the sockets of the others are kept, with the connections that wait in them.
+    ///
+    /// Certificates, log and spool are opened anew. Errors are those of [`Self::gather`].
+    pub fn gather_beside(plan: &Plan, in_force: &Plan) -> Result<Self, Vec<ProvisionFault>> {
+        Self::open(plan, Some(in_force))
+    }
+
+    fn open(plan: &Plan, in_force: Option<&Plan>) -> Result<Self, Vec<ProvisionFault>> {
+        let mut faults = Vec::new();
+
+        // Before the sockets: the fewer connections wait in them, the fewer are lost if there is a fault.
+        let certificates = secrets::read(plan).unwrap_or_else(|found| {
+            faults.extend(found.into_iter().map(ProvisionFault::Secret));
+            Vec::new()
+        });
+        let access_log = plan.access_log.as_ref().and_then(|log| match LogOutput::open(&log.sink) {
+            Ok(output) => Some(output),
+            Err(source) => {
+                faults.push(ProvisionFault::AccessLog { source });
+                None
+            }
+        });
+        let spool = spool(&plan.spool.path)
+            .map_err(|source| faults.push(ProvisionFault::Spool { path: plan.spool.path.clone(), source }));
+
+        let is_kept = |address: &ListenAddress| {
+            in_force.is_some_and(|old| old.listeners.iter().any(|listener| listener.address == *address))
+        };
+        let mut listeners = Vec::new();
+        for (position, listener) in plan.listeners.iter().enumerate() {
+            if is_kept(&listener.address) {
+                continue;
+            }
+            match sockets::bind(listener, plan.workers) {
+                Ok(bound) => listeners.push(bound),
+                Err(source) => faults.push(ProvisionFault::Listener { position, source }),
+            }
+        }
+        let admin = match &plan.admin {
+            Some(address) if in_force.is_none_or(|old| old.admin.as_ref() != Some(address)) => {
+                let AdminAddress::Unix(path) = address;
+                sockets::bind_admin(path).map_err(|source| faults.push(ProvisionFault::Admin { source })).ok()
+            }
+            _ => None,
+        };
+
+        match spool {
+            Ok(spool) if faults.is_empty() => Ok(Self { listeners, certificates, access_log, spool, admin }),
+            _ => Err(faults),
+        }
+    }
+}
+
+/// Something of the system that cannot be had; says the key, what failed and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvisionFault {
+    #[error(transparent)]
+    Secret(SecretFault),
+    #[error("listeners[{position}].address: {source}")]
+    Listener { position: usize, source: BindError },
+    #[error("access_log.path: {source}")]
+    AccessLog { source: OutputError },
+    #[error(
+        "spool.path: cannot use the folder {}: {}; name one that the user Vestibule runs as can write in",
+        path.display(), source
+    )]
+    Spool { path: PathBuf, source: io::Error },
+    #[error("admin: {source}")]
+    Admin { source: BindError },
+}
+
+impl ProvisionFault {
+    /// The key path in the configuration.
+    pub fn at(&self) -> String {
+        match self {
+            Self::Secret(fault) => fault.at().to_owned(),
+            Self::Listener { position, .. } => format!("listeners[{position}].address"),
+            Self::AccessLog { .. } => "access_log.path".to_owned(),
+            Self::Spool { .. } => "spool.path".to_owned(),
+            Self::Admin { .. } => "admin".to_owned(),
+        }
+    }
+}
+
+/// Opens the spool, made with mode 0700 if only its last part is missing: bodies are nobody else's to read.
+fn spool(path: &Path) -> io::Result<OwnedFd> {
+    folder::make(path, 0o700)?;
+    let folder = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::accessat(&folder, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?;
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write, os::unix::fs::PermissionsExt};
+
+    use super::*;
+    use crate::config::{AccessLogPlan, CertificatePlan, LogFormat, LogSink};
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    fn log_to(path: PathBuf) -> Option<AccessLogPlan> {
+        Some(AccessLogPlan { sink: LogSink::File(path), format: LogFormat::Combined })
+    }
+
+    #[test]
+    fn everything_a_plan_asks_for_is_opened_with_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut plan = testing::tls_plan(folder.path());
+        let (log, admin) = (folder.path().join("log/access.log"), folder.path().join("run/admin.sock"));
+        plan.access_log = log_to(log.clone());
+        plan.admin = Some(AdminAddress::Unix(admin.clone()));
+
+        let provisions = Provisions::gather(&plan).unwrap();
+
+        assert_eq!(provisions.listeners.len(), 1);
+        assert_eq!(provisions.listeners[0].plan, plan.listeners[0]);
+        assert_eq!(provisions.certificates.len(), 1);
+        assert!(provisions.admin.is_some());
+        // The umask of the test may take bits away, but nothing adds any.
+        assert_eq!(mode(&log) & !0o640, 0);
+        assert_eq!(mode(&admin), 0o600);
+        assert_eq!(mode(&plan.spool.path), 0o700);
+        rustix::fs::openat(&provisions.spool, "probe", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
+        assert!(plan.spool.path.join("probe").exists());
+    }
+
+    #[test]
+    fn every_fault_is_reported_at_once_with_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        let mut plan = testing::tls_plan(folder.path());
+        plan.listeners.push(plan.listeners[0].clone());
+        plan.listeners[1].address = ListenAddress::Unix(file.clone());
+        plan.tls.certificates = vec![CertificatePlan {
+            certificate: folder.path().join("absent.crt"),
+            key: folder.path().join("absent.key"),
+            chain: None,
+            at: "tls.certificates[0].files".to_owned(),
+        }];
+        plan.access_log = log_to(folder.path().to_owned());
+        plan.admin = Some(AdminAddress::Unix(file.join("admin.sock")));
+        plan.spool.path = file.clone();
+
+        let faults = Provisions::gather(&plan).unwrap_err();
+
+        let keys: Vec<String> = faults.iter().map(ProvisionFault::at).collect();
+        assert_eq!(
+            keys,
+            [
+                "tls.certificates[0].files",
+                "tls.certificates[0].files",
+                "access_log.path",
+                "spool.path",
+                "listeners[1].address",
+                "admin"
+            ]
+        );
+        for fault in &faults {
+            assert!(fault.to_string().starts_with(&format!("{}: ", fault.at())), "{fault}");
+        }
+    }
+
+    #[test]
+    fn beside_a_plan_in_force_only_new_addresses_are_bound() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut in_force = testing::tls_plan(folder.path());
+        in_force.admin = Some(AdminAddress::Unix(folder.path().join("admin.sock")));
+        let first = Provisions::gather(&in_force).unwrap();
+        // The port is known now, and taken.
+        in_force.listeners[0].address = first.listeners[0].address.clone();
+        let mut next = in_force.clone();
+        next.listeners.push(in_force.listeners[0].clone());
+        next.listeners[1].address = ListenAddress::Unix(folder.path().join("new.sock"));
+
+        let beside = Provisions::gather_beside(&next, &in_force).unwrap();
+
+        assert_eq!(beside.listeners.len(), 1);
+        assert_eq!(beside.listeners[0].address, next.listeners[1].address);
+        assert!(beside.admin.is_none());
+        assert_eq!(beside.certificates.len(), 1);
+    }
+
+    #[test]
+    fn a_log_that_was_moved_away_is_complete_and_a_new_one_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, moved) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
+        fs::write(&path, "kept\n").unwrap();
+        let mut before = output::open(&path).unwrap();
+        fs::rename(&path, &moved).unwrap();
+
+        let mut after = output::open(&path).unwrap();
+        before.write_all(b"old\n").unwrap();
+        after.write_all(b"new\n").unwrap();
+
+        assert_eq!(fs::read_to_string(&moved).unwrap(), "kept\nold\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new\n");
+    }
+}

@@ -1,1 +1,24 @@
-//! To come.
+//! Certificates and the TLS terms of our listeners.
+//!
+//! Takes bytes and makes of them what rustls asks for at a handshake: [`Certificate`]s in a [`CertificateStore`], and
+//! the [`ServerConfigs`] that choose versions and ciphers. Opens nothing while traffic runs: files are read by
+//! [`crate::keeper`] and by `vestibule check`, through [`CertificateMaterial::read`].
+
+mod certificate;
+mod check;
+mod config;
+#[cfg(test)]
+mod handshakes;
+mod info;
+mod material;
+mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use certificate::{Certificate, CertificateError, CertificateName, CertificateWarning};
+pub use check::{Problem, check};
+pub use config::{ServerConfigs, server_config};
+pub use info::TlsInfo;
+pub(crate) use material::read_bounded;
+pub use material::{CertificateMaterial, MaterialFault, MaterialProblem, Role, SecretBytes};
+pub use store::{CertificateId, CertificateStore};

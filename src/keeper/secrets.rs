@@ -1,0 +1,62 @@
+//! Certificates and keys, read for the core.
+
+use std::{io, path::PathBuf};
+
+use super::self_signed;
+use crate::{
+    config::Plan,
+    tls::{CertificateMaterial, MaterialFault},
+};
+
+/// Reads every certificate of `plan`.
+///
+/// Where the plan has TLS listeners and names no certificate, self-signed ones take their place: one for each known host,
+/// then one for `localhost`. They are kept under `tls.storage` and made again 30 days before they expire. Without a TLS
+/// listener nothing is read or made.
+///
+/// # Errors
+///
+/// Every file that cannot be read.
+pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
+    if !plan.listeners.iter().any(|listener| listener.tls) {
+        return Ok(Vec::new());
+    }
+    if plan.tls.certificates.is_empty() {
+        return self_signed::ensure(plan).map_err(|fault| vec![fault]);
+    }
+    let mut materials = Vec::new();
+    let mut faults = Vec::new();
+    for certificate in &plan.tls.certificates {
+        match CertificateMaterial::read(certificate) {
+            Ok(material) => materials.push(material),
+            Err(found) => faults.extend(found.into_iter().map(SecretFault::File)),
+        }
+    }
+    if faults.is_empty() { Ok(materials) } else { Err(faults) }
+}
+
+/// A certificate that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretFault {
+    #[error(transparent)]
+    File(MaterialFault),
+    #[error(
+        "tls.storage: cannot keep a self-signed certificate in {}: {source}; name a folder in `tls.storage` that the user \
+         Vestibule runs as can write in, or a certificate in `tls.certificates`",
+        folder.display()
+    )]
+    Storage { folder: PathBuf, source: io::Error },
+    #[error("tls.certificates: cannot make a self-signed certificate for `{host}`; name a certificate of your own")]
+    Make { host: String, source: rcgen::Error },
+}
+
+impl SecretFault {
+    /// The key path in the configuration.
+    pub fn at(&self) -> &str {
+        match self {
+            Self::File(fault) => &fault.at,
+            Self::Storage { .. } => "tls.storage",
+            Self::Make { .. } => "tls.certificates",
+        }
+    }
+}

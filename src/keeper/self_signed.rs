@@ -1,0 +1,254 @@
+//! Certificates of our own making, for a site that has none yet: browsers warn, but nothing travels in the clear.
+//!
+//! Made on the machine that serves them: a key that ships with a package is no secret.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use jiff::Timestamp;
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, SanType};
+
+use super::{folder, secrets::SecretFault};
+use crate::{
+    config::Plan,
+    tls::{Certificate, CertificateMaterial, SecretBytes},
+};
+
+/// The certificates for the hosts of `plan` and for `localhost`, read back or made.
+pub(super) fn ensure(plan: &Plan) -> Result<Vec<CertificateMaterial>, SecretFault> {
+    let folder = plan.tls.storage.join("self-signed");
+    prepare(&plan.tls.storage, &folder).map_err(|source| SecretFault::Storage { folder: folder.clone(), source })?;
+    hosts(plan).into_iter().map(|host| ensure_one(&folder, host)).collect()
+}
+
+fn ensure_one(folder: &Path, host: &str) -> Result<CertificateMaterial, SecretFault> {
+    if let Some(kept) = kept(folder, host, Timestamp::now()) {
+        return Ok(kept);
+    }
+    let (certificate, key) = make(host).map_err(|source| SecretFault::Make { host: host.to_owned(), source })?;
+    // The key first: a certificate without its key would be taken for a pair that was damaged, which is no worse.
+    let written = write(folder, &format!("{host}.key"), key.expose(), 0o600)
+        .and_then(|()| write(folder, &format!("{host}.crt"), &certificate, 0o644));
+    written.map_err(|source| SecretFault::Storage { folder: folder.to_owned(), source })?;
+    tracing::info!(host, folder = %folder.display(), "self-signed certificate made");
+    Ok(material(folder, host, certificate, key))
+}
+
+/// The known hosts of the site, then `localhost`, each once. The first is also what an unknown client gets.
+fn hosts(plan: &Plan) -> Vec<&str> {
+    let routes = plan.routes.iter().filter_map(|route| route.host.as_ref());
+    let known = plan.host.iter().chain(&plan.aliases).chain(routes);
+    let mut hosts = Vec::new();
+    for host in known.map(crate::config::HostName::as_str).chain(["localhost"]) {
+        if !hosts.contains(&host) {
+            hosts.push(host);
+        }
+    }
+    hosts
+}
+
+/// The pair in `folder`, if it is whole and good for another 30 days.
+fn kept(folder: &Path, host: &str, now: Timestamp) -> Option<CertificateMaterial> {
+    let certificate = crate::tls::read_bounded(&folder.join(format!("{host}.crt"))).ok()?;
+    let key = SecretBytes::new(crate::tls::read_bounded(&folder.join(format!("{host}.key"))).ok()?);
+    let material = material(folder, host, certificate, key);
+    let parsed = Certificate::from_material(&material).ok()?;
+    let good = parsed.covers(host) && parsed.warning(now).is_none() && parsed.days_left(now) >= RENEWAL_DAYS;
+    good.then_some(material)
+}
+
+fn material(folder: &Path, host: &str, certificate: Vec<u8>, key: SecretBytes) -> CertificateMaterial {
+    CertificateMaterial {
+        at: "tls.storage".to_owned(),
+        certificate,
+        key,
+        chain: None,
+        certificate_file: folder.join(format!("{host}.crt")),
+        key_file: folder.join(format!("{host}.key")),
+        chain_file: None,
+    }
+}
+
+/// Certificate and key as PEM, ECDSA P-256.
+fn make(host: &str) -> Result<(Vec<u8>, SecretBytes), rcgen::Error> {
+    let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    let mut params = CertificateParams::new([literal.to_owned()])?;
+    if host == "localhost" {
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        params.subject_alt_names.extend(loopback.map(SanType::IpAddress));
+    }
+    // A common name has at most 64 characters (RFC 5280, appendix A.1), and nobody reads it where there are other names.
+    let common = if literal.len() <= 64 { literal } else { "self-signed" };
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let now = SystemTime::now();
+    // An hour back, for clients whose clock is slow.
+    params.not_before = (now - Duration::from_hours(1)).into();
+    params.not_after = (now + LIFETIME).into();
+
+    let key = KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
+    Ok((certificate.pem().into_bytes(), SecretBytes::new(key.serialize_pem().into_bytes())))
+}
+
+/// Both folders, the inner one for our eyes only.
+fn prepare(storage: &Path, folder: &Path) -> io::Result<()> {
+    folder::make(storage, 0o700)?;
+    folder::make(folder, 0o700)?;
+    // It may have been there with another mode.
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+}
+
+/// Writes `name` so that at every moment, even after a power cut, it is whole: the old content or the new.
+fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
+    // One that an earlier process with our id left behind may have another mode.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    let written =
+        file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, folder.join(name)));
+    if written.is_err() {
+        // The error to report is the first.
+        drop(fs::remove_file(&temporary));
+    }
+    written?;
+    File::open(folder)?.sync_all()
+}
+
+/// The longest that browsers accept of a certificate for a year and a month; nobody else sets a bound for these.
+const LIFETIME: Duration = Duration::from_hours(397 * 24);
+
+const RENEWAL_DAYS: i64 = 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::HostName,
+        keeper::{secrets, testing::tls_plan},
+    };
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    fn names(materials: &[CertificateMaterial]) -> Vec<Vec<String>> {
+        let names = |material| Certificate::from_material(material).unwrap();
+        let text = |certificate: Certificate| certificate.names().iter().map(ToString::to_string).collect();
+        materials.iter().map(names).map(text).collect()
+    }
+
+    #[test]
+    fn one_is_made_for_each_known_host_and_for_localhost_and_kept() {
+        let storage = tempfile::tempdir().unwrap();
+        let mut plan = tls_plan(storage.path());
+        plan.host = HostName::parse("site.example");
+        plan.aliases =
+            ["www.site.example", "site.example", "[2001:db8::1]"].map(|host| HostName::parse(host).unwrap()).into();
+
+        let made = secrets::read(&plan).unwrap();
+        let again = secrets::read(&plan).unwrap();
+
+        assert_eq!(
+            names(&made),
+            [
+                vec!["site.example"],
+                vec!["www.site.example"],
+                vec!["2001:db8::1"],
+                vec!["localhost", "127.0.0.1", "::1"]
+            ]
+        );
+        let pem = |materials: &[CertificateMaterial]| -> Vec<_> {
+            materials.iter().map(|material| (material.certificate.clone(), material.key.expose().to_vec())).collect()
+        };
+        assert_eq!(pem(&again), pem(&made), "made anew although it was there");
+    }
+
+    #[test]
+    fn only_the_owner_may_read_the_keys_and_nothing_is_left_beside_them() {
+        let storage = tempfile::tempdir().unwrap();
+        let folder = storage.path().join("self-signed");
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+
+        secrets::read(&tls_plan(storage.path())).unwrap();
+
+        assert_eq!(mode(&folder), 0o700);
+        assert_eq!(mode(&folder.join("localhost.key")), 0o600);
+        let mut files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        files.sort();
+        assert_eq!(files, ["localhost.crt", "localhost.key"]);
+    }
+
+    #[test]
+    fn one_is_good_for_397_days_and_made_again_30_days_before_its_end() {
+        let storage = tempfile::tempdir().unwrap();
+        let made = secrets::read(&tls_plan(storage.path())).unwrap();
+        let certificate = Certificate::from_material(&made[0]).unwrap();
+        let folder = storage.path().join("self-signed");
+        let days =
+            |days: i64| Timestamp::from_second(certificate.not_after().as_second() - days * 24 * 60 * 60).unwrap();
+
+        assert!((396..=397).contains(&certificate.days_left(Timestamp::now())));
+        assert!(certificate.self_signed());
+        assert!(kept(&folder, "localhost", days(30)).is_some());
+        assert!(kept(&folder, "localhost", days(29)).is_none());
+    }
+
+    #[test]
+    fn a_damaged_pair_is_made_again() {
+        let storage = tempfile::tempdir().unwrap();
+        let plan = tls_plan(storage.path());
+        let folder = storage.path().join("self-signed");
+        let first = secrets::read(&plan).unwrap();
+        let (_, other) = make("localhost").unwrap();
+        fs::write(folder.join("localhost.key"), other.expose()).unwrap();
+
+        let second = secrets::read(&plan).unwrap();
+
+        assert_ne!(second[0].certificate, first[0].certificate);
+        assert!(kept(&folder, "localhost", Timestamp::now()).is_some());
+    }
+
+    #[test]
+    fn storage_that_cannot_be_written_is_named_with_its_key() {
+        let storage = tempfile::tempdir().unwrap();
+        let file = storage.path().join("file");
+        fs::write(&file, "").unwrap();
+
+        let faults = secrets::read(&tls_plan(&file)).unwrap_err();
+
+        assert_eq!(faults.len(), 1);
+        assert_eq!(faults[0].at(), "tls.storage");
+        assert_eq!(
+            faults[0].to_string(),
+            format!(
+                "tls.storage: cannot keep a self-signed certificate in {}/self-signed: Not a directory (os error 20); name a \
+                 folder in `tls.storage` that the user Vestibule runs as can write in, or a certificate in \
+                 `tls.certificates`",
+                file.display()
+            )
+        );
+    }
+
+    #[test]
+    fn without_a_tls_listener_none_is_made() {
+        let storage = tempfile::tempdir().unwrap();
+        let mut plan = tls_plan(storage.path());
+        plan.listeners[0].tls = false;
+
+        assert!(secrets::read(&plan).unwrap().is_empty());
+        assert!(!storage.path().join("self-signed").exists());
+    }
+}

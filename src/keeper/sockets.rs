@@ -1,0 +1,358 @@
+//! Listening sockets, made once and handed over.
+
+use std::{
+    fs, io,
+    net::{SocketAddr, TcpListener},
+    num::NonZeroUsize,
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::io::Errno;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::folder;
+use crate::config::{ListenAddress, ListenerPlan};
+
+/// The sockets of one listener, one a worker: not blocking, closed on exec.
+#[derive(Debug)]
+pub struct BoundListener {
+    /// As the plan has it.
+    pub plan: ListenerPlan,
+    /// As it is: port 0 has become the port the system chose.
+    pub address: ListenAddress,
+    pub sockets: BoundSockets,
+}
+
+/// As many as there are workers.
+#[derive(Debug)]
+pub enum BoundSockets {
+    /// Each with a queue of its own; the kernel spreads connections over them (`SO_REUSEPORT`).
+    Tcp(Vec<TcpListener>),
+    /// Descriptors of one socket with one queue.
+    Unix(Vec<UnixListener>),
+}
+
+/// Binds the address of `plan` once for each of `workers`.
+///
+/// `[::]` takes IPv4 as well. A unix socket is made with mode 0660: its group may connect; one that is there already is
+/// replaced if nobody answers on it. It stays when we end, for the next start to replace.
+///
+/// # Errors
+///
+/// The address cannot be had, which includes that another process of ours listens on it.
+pub fn bind(plan: &ListenerPlan, workers: NonZeroUsize) -> Result<BoundListener, BindError> {
+    let (address, sockets) = match &plan.address {
+        ListenAddress::Tcp(address) => {
+            let (address, sockets) =
+                bind_tcp(*address, workers).map_err(|source| BindError::Tcp { address: *address, source })?;
+            (ListenAddress::Tcp(address), BoundSockets::Tcp(sockets))
+        }
+        ListenAddress::Unix(path) => {
+            let listener = bind_unix(path, 0o660)?;
+            let sockets = (1..workers.get()).map(|_| listener.try_clone()).collect::<io::Result<Vec<_>>>();
+            let mut sockets = sockets.map_err(|source| BindError::Unix { path: path.clone(), source })?;
+            sockets.push(listener);
+            (plan.address.clone(), BoundSockets::Unix(sockets))
+        }
+    };
+    Ok(BoundListener { plan: plan.clone(), address, sockets })
+}
+
+/// Binds the admin socket: mode 0600, in a folder made with mode 0755 if only that is missing.
+pub(super) fn bind_admin(path: &Path) -> Result<UnixListener, BindError> {
+    folder::make_for(path).map_err(|source| BindError::Folder { path: path.to_owned(), source })?;
+    bind_unix(path, 0o600)
+}
+
+fn bind_tcp(address: SocketAddr, workers: NonZeroUsize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    let first = tcp_socket(address)?;
+    first.bind(&address.into())?;
+    // Only now: bound with it, the socket would silently share the port with another Vestibule of the same user.
+    first.set_reuse_port(true)?;
+    first.listen(BACKLOG)?;
+    let first = TcpListener::from(first);
+    let address = first.local_addr()?;
+
+    let mut sockets = vec![first];
+    for _ in 1..workers.get() {
+        let socket = tcp_socket(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        sockets.push(socket.into());
+    }
+    Ok((address, sockets))
+}
+
+fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
+    // socket2 sets CLOEXEC in the same call.
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    // Connections of a process before us that are in TIME_WAIT do not hold the port.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    Ok(socket)
+}
+
+fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
+    let fault = |source| BindError::Unix { path: path.to_owned(), source };
+    make_room(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(fault)?;
+    socket.set_nonblocking(true).map_err(fault)?;
+    socket.bind(&SockAddr::unix(path).map_err(fault)?).map_err(fault)?;
+    // Before `listen`: until then nobody gets in, whatever the umask has made of the mode.
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(fault)?;
+    socket.listen(BACKLOG).map_err(fault)?;
+    Ok(socket.into())
+}
+
+/// Removes a socket that nobody answers on.
+fn make_room(path: &Path) -> Result<(), BindError> {
+    let fault = |source| BindError::Unix { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(fault(error)),
+        Ok(found) if !found.file_type().is_socket() => return Err(BindError::NotASocket { path: path.to_owned() }),
+        Ok(_) => {}
+    }
+    match answers(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(fault),
+        // Anything but a refusal may be a listener that is busy or not ours to disturb.
+        _ => Err(BindError::Occupied { path: path.to_owned() }),
+    }
+}
+
+/// Connects without waiting: a listener whose queue is full must not hold up our start.
+fn answers(path: &Path) -> io::Result<UnixStream> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket.into())
+}
+
+/// An address that cannot be listened on, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("cannot listen on {address}: {}", remedy(*address, source))]
+    Tcp { address: SocketAddr, source: io::Error },
+    #[error("cannot listen on unix:{}: {}", path.display(), unix_remedy(source))]
+    Unix { path: PathBuf, source: io::Error },
+    #[error("cannot listen on unix:{}: another process answers on it; stop that one or choose another path", path.display())]
+    Occupied { path: PathBuf },
+    #[error("cannot listen on unix:{}: there is something that is not a socket; remove it or choose another path", path.display())]
+    NotASocket { path: PathBuf },
+    #[error("cannot listen on unix:{}: cannot make its folder: {source}; create it", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+}
+
+fn remedy(address: SocketAddr, error: &io::Error) -> String {
+    let port = address.port();
+    match error.kind() {
+        io::ErrorKind::AddrInUse if address.ip().is_unspecified() => format!(
+            "port {port} is in use; see `ss -ltnp sport = :{port}` for by whom (`[::]` takes IPv4 as well: do not list \
+             `0.0.0.0` beside it)"
+        ),
+        io::ErrorKind::AddrInUse => format!("port {port} is in use; see `ss -ltnp sport = :{port}` for by whom"),
+        io::ErrorKind::PermissionDenied => format!(
+            "permission denied; a port below 1024 needs root, CAP_NET_BIND_SERVICE (`AmbientCapabilities=` in systemd) or \
+             a lower `net.ipv4.ip_unprivileged_port_start`: {port} is one"
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            "no interface of this machine has the address; see `ip address`, or listen on `[::]`".to_owned()
+        }
+        _ if error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => {
+            format!("this machine has no IPv6; listen on `0.0.0.0:{port}`")
+        }
+        _ => error.to_string(),
+    }
+}
+
+fn unix_remedy(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "its folder does not exist; create it".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied; let the user Vestibule runs as write in its folder".to_owned()
+        }
+        io::ErrorKind::InvalidInput => {
+            "the path is longer than the 107 bytes of a socket's; choose a shorter one".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Connections that wait to be accepted, a socket; the kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::HashSet,
+        io::Read,
+        net::TcpStream,
+        os::{fd::AsFd, unix::fs::MetadataExt},
+    };
+
+    use super::*;
+
+    fn plan(address: ListenAddress) -> ListenerPlan {
+        ListenerPlan { address, tls: false, redirect: None, proxy_protocol: false }
+    }
+
+    fn tcp(address: &str) -> ListenerPlan {
+        plan(ListenAddress::Tcp(address.parse().unwrap()))
+    }
+
+    fn bind_workers(plan: &ListenerPlan, workers: usize) -> Result<BoundListener, BindError> {
+        bind(plan, NonZeroUsize::new(workers).unwrap())
+    }
+
+    fn tcp_of(bound: &BoundListener) -> (SocketAddr, &[TcpListener]) {
+        match (&bound.address, &bound.sockets) {
+            (ListenAddress::Tcp(address), BoundSockets::Tcp(sockets)) => (*address, sockets),
+            other => panic!("not TCP: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_worker_gets_a_socket_on_the_one_port_the_system_chose() {
+        let bound = bind_workers(&tcp("127.0.0.1:0"), 3).unwrap();
+
+        let (address, sockets) = tcp_of(&bound);
+        assert_ne!(address.port(), 0);
+        let addresses: HashSet<_> = sockets.iter().map(|socket| socket.local_addr().unwrap()).collect();
+        assert_eq!((sockets.len(), addresses), (3, HashSet::from([address])));
+        for socket in sockets {
+            let flags = rustix::io::fcntl_getfd(socket.as_fd()).unwrap();
+            assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+            let blocked = socket.accept().unwrap_err();
+            assert_eq!(blocked.kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn connections_are_spread_over_the_sockets() {
+        let bound = bind_workers(&tcp("127.0.0.1:0"), 2).unwrap();
+        let (address, sockets) = tcp_of(&bound);
+
+        let clients: Vec<_> = (0..64).map(|_| TcpStream::connect(address).unwrap()).collect();
+
+        let accepted: Vec<usize> =
+            sockets.iter().map(|socket| std::iter::from_fn(|| socket.accept().ok()).count()).collect();
+        assert_eq!(accepted.iter().sum::<usize>(), clients.len());
+        assert!(accepted.iter().all(|count| *count > 0), "one socket got all: {accepted:?}");
+    }
+
+    #[test]
+    fn the_unspecified_address_of_ipv6_takes_ipv4_as_well() {
+        let bound = match bind_workers(&tcp("[::]:0"), 2) {
+            Ok(bound) => bound,
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none(), "{error}");
+                eprintln!("skipped: {error}");
+                return;
+            }
+        };
+        let port = tcp_of(&bound).0.port();
+
+        for address in ["127.0.0.1", "::1"] {
+            TcpStream::connect((address, port)).unwrap_or_else(|error| panic!("{address}: {error}"));
+        }
+    }
+
+    #[test]
+    fn an_address_in_use_is_refused_even_to_another_vestibule_of_the_same_user() {
+        let first = bind_workers(&tcp("127.0.0.1:0"), 2).unwrap();
+        let (address, _) = tcp_of(&first);
+
+        let refused = bind_workers(&tcp(&address.to_string()), 2).unwrap_err();
+
+        let port = address.port();
+        assert_eq!(
+            refused.to_string(),
+            format!("cannot listen on {address}: port {port} is in use; see `ss -ltnp sport = :{port}` for by whom")
+        );
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_refused_with_what_to_do() {
+        let refused = bind_workers(&tcp("192.0.2.1:8080"), 1).unwrap_err();
+
+        assert_eq!(
+            refused.to_string(),
+            "cannot listen on 192.0.2.1:8080: no interface of this machine has the address; see `ip address`, or listen on \
+             `[::]`"
+        );
+    }
+
+    #[test]
+    fn a_port_that_takes_a_privilege_is_refused_with_the_ways_to_get_it() {
+        let text = remedy("0.0.0.0:80".parse().unwrap(), &io::ErrorKind::PermissionDenied.into());
+
+        assert!(text.contains("CAP_NET_BIND_SERVICE") && text.contains("80"), "{text}");
+    }
+
+    #[test]
+    fn a_unix_socket_nobody_answers_on_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("front.sock");
+        drop(UnixListener::bind(&path).unwrap());
+
+        let bound = bind_workers(&plan(ListenAddress::Unix(path.clone())), 2).unwrap();
+
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
+        let BoundSockets::Unix(sockets) = &bound.sockets else { panic!("not unix: {bound:?}") };
+        assert_eq!(sockets.len(), 2);
+        let mut client = UnixStream::connect(&path).unwrap();
+        // One queue: whichever worker looks first has it.
+        drop(sockets[1].accept().unwrap());
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_unix_socket_somebody_answers_on_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("front.sock");
+        let other = UnixListener::bind(&path).unwrap();
+
+        let refused = bind_workers(&plan(ListenAddress::Unix(path.clone())), 1).unwrap_err();
+
+        assert!(matches!(refused, BindError::Occupied { .. }), "{refused}");
+        let _client = UnixStream::connect(&path).unwrap();
+        assert!(other.accept().is_ok());
+    }
+
+    #[test]
+    fn a_file_that_is_not_a_socket_is_never_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("front.sock");
+        fs::write(&path, "mine").unwrap();
+
+        let refused = bind_workers(&plan(ListenAddress::Unix(path.clone())), 1).unwrap_err();
+
+        assert!(matches!(refused, BindError::NotASocket { .. }), "{refused}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_unix_path_that_cannot_be_bound_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let table = [
+            (folder.path().join("absent/front.sock"), "its folder does not exist; create it"),
+            (
+                folder.path().join("x".repeat(120)),
+                "the path is longer than the 107 bytes of a socket's; choose a shorter one",
+            ),
+        ];
+
+        for (path, expected) in table {
+            let refused = bind_workers(&plan(ListenAddress::Unix(path.clone())), 1).unwrap_err();
+            assert_eq!(refused.to_string(), format!("cannot listen on unix:{}: {expected}", path.display()));
+        }
+    }
+}

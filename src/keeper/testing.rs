@@ -1,0 +1,42 @@
+//! Plans for tests of what a plan asks of the system.
+
+use std::{collections::BTreeMap, num::NonZeroUsize, path::Path, time::Duration};
+
+use crate::config::{LimitsPlan, ListenAddress, ListenerPlan, Plan, SpoolPlan, TlsPlan, TrustedProxies};
+
+/// One TLS listener on port 0 and nothing else, with storage and spool in `folder`.
+pub(crate) fn tls_plan(folder: &Path) -> Plan {
+    let listener = ListenerPlan {
+        address: ListenAddress::Tcp("127.0.0.1:0".parse().unwrap()),
+        tls: true,
+        redirect: None,
+        proxy_protocol: false,
+    };
+    let second = Duration::from_secs(1);
+    Plan {
+        listeners: vec![listener],
+        host: None,
+        aliases: Vec::new(),
+        tls: TlsPlan { tls12: true, tls13: true, certificates: Vec::new(), storage: folder.to_owned() },
+        trusted_proxies: TrustedProxies::default(),
+        upstreams: BTreeMap::new(),
+        routes: Vec::new(),
+        access_log: None,
+        admin: None,
+        workers: NonZeroUsize::new(2).unwrap(),
+        administrator: None,
+        drain: second,
+        spool: SpoolPlan { path: folder.join("spool"), limit: 1, memory: 1 },
+        limits: LimitsPlan {
+            connections: 1,
+            header_bytes: 1,
+            header_count: 1,
+            uri_bytes: 1,
+            streams: 1,
+            handshake_timeout: second,
+            head_timeout: second,
+            keep_alive: second,
+            progress_timeout: second,
+        },
+    }
+}

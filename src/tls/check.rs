@@ -1,0 +1,171 @@
+//! What `vestibule check` says about certificates, before anything is served with them.
+
+use std::error::Error;
+
+use jiff::Timestamp;
+
+use super::{Certificate, CertificateMaterial};
+use crate::config::{HostName, Plan};
+
+/// Something that is wrong, and the key that it is wrong at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key path in the configuration.
+    pub at: String,
+    pub problem: String,
+}
+
+/// Reads and checks every configured certificate: files, pairs, dates, and whether each known host is covered.
+///
+/// Without a TLS listener nothing is read: an unused key stays on its disk. Without a certificate there is nothing to
+/// check, since self-signed ones will be made for the known hosts.
+pub fn check(plan: &Plan) -> Vec<Problem> {
+    check_at(plan, Timestamp::now())
+}
+
+fn check_at(plan: &Plan, now: Timestamp) -> Vec<Problem> {
+    if plan.tls.certificates.is_empty() || !plan.listeners.iter().any(|listener| listener.tls) {
+        return Vec::new();
+    }
+    let mut problems = Vec::new();
+    let mut certificates = Vec::new();
+    for entry in &plan.tls.certificates {
+        let at = |problem: String| Problem { at: entry.at.clone(), problem };
+        let material = match CertificateMaterial::read(entry) {
+            Ok(material) => material,
+            Err(faults) => {
+                problems.extend(faults.into_iter().map(|fault| {
+                    at(format!("cannot read the {} {}: {}", fault.role, fault.file.display(), fault.problem))
+                }));
+                continue;
+            }
+        };
+        match Certificate::from_material(&material) {
+            Ok(certificate) => {
+                problems.extend(
+                    certificate
+                        .warning(now)
+                        .map(|warning| at(format!("{}: {warning}", material.certificate_file.display()))),
+                );
+                certificates.push(certificate);
+            }
+            Err(error) => problems.push(at(with_cause(&error))),
+        }
+    }
+    // What a certificate that cannot be read would have covered is not known.
+    if certificates.len() == plan.tls.certificates.len() {
+        problems.extend(uncovered(plan, &certificates));
+    }
+    problems
+}
+
+fn uncovered<'a>(plan: &'a Plan, certificates: &'a [Certificate]) -> impl Iterator<Item = Problem> + 'a {
+    let host = plan.host.iter().map(|host| ("host".to_owned(), host));
+    let aliases = plan.aliases.iter().enumerate().map(|(position, host)| (format!("aliases[{position}]"), host));
+    let names: Vec<String> = certificates.iter().flat_map(Certificate::names).map(ToString::to_string).collect();
+    let covered = |host: &HostName| certificates.iter().any(|certificate| certificate.covers(host.as_str()));
+    host.chain(aliases).filter(move |(_, host)| !covered(host)).map(move |(at, host)| Problem {
+        at,
+        problem: format!("no certificate is for `{host}`; there are certificates for {}", list(&names)),
+    })
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "no name at all".to_owned() } else { names.join(", ") }
+}
+
+fn with_cause(error: &dyn Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use rcgen::{PKCS_ECDSA_P256_SHA256, date_time_ymd};
+
+    use super::*;
+    use crate::{config::CertificatePlan, keeper::testing::tls_plan, tls::testing::Authority};
+
+    /// A plan with the given pairs as its certificates.
+    fn plan_with(folder: &Path, pairs: &[(String, String)]) -> Plan {
+        let mut plan = tls_plan(folder);
+        for (position, (certificate, key)) in pairs.iter().enumerate() {
+            let file = |kind: &str| folder.join(format!("{position}.{kind}"));
+            fs::write(file("crt"), certificate).unwrap();
+            fs::write(file("key"), key).unwrap();
+            plan.tls.certificates.push(CertificatePlan {
+                certificate: file("crt"),
+                key: file("key"),
+                chain: None,
+                at: format!("tls.certificates[{position}].files"),
+            });
+        }
+        plan
+    }
+
+    fn texts(plan: &Plan) -> Vec<String> {
+        check(plan).into_iter().map(|found| format!("{}: {}", found.at, found.problem)).collect()
+    }
+
+    #[test]
+    fn a_good_pair_for_the_host_has_no_problem() {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = Authority::new().issue(&["site.example", "*.site.example"], &PKCS_ECDSA_P256_SHA256);
+        let mut plan = plan_with(folder.path(), &[pair]);
+        plan.host = HostName::parse("site.example");
+        plan.aliases = vec![HostName::parse("www.site.example").unwrap()];
+
+        assert_eq!(texts(&plan), [""; 0]);
+    }
+
+    #[test]
+    fn every_problem_is_told_with_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new();
+        let expired = authority.issue_with(&["old.example"], &PKCS_ECDSA_P256_SHA256, |params| {
+            params.not_after = date_time_ymd(2021, 1, 1);
+        });
+        let mismatched = (expired.0.clone(), authority.issue(&["x.example"], &PKCS_ECDSA_P256_SHA256).1);
+        let mut plan = plan_with(folder.path(), &[expired.clone(), mismatched, expired]);
+        fs::remove_file(folder.path().join("2.key")).unwrap();
+
+        let path = folder.path().display();
+        assert_eq!(
+            texts(&plan),
+            [
+                format!(
+                    "tls.certificates[0].files: {path}/0.crt: the certificate expired at 2021-01-01T00:00:00Z: clients \
+                     refuse it; replace it"
+                ),
+                format!(
+                    "tls.certificates[1].files: the key {path}/1.key does not belong to the certificate {path}/1.crt"
+                ),
+                format!("tls.certificates[2].files: cannot read the key {path}/2.key: there is no such file"),
+            ]
+        );
+
+        plan.listeners[0].tls = false;
+        assert_eq!(texts(&plan), [""; 0], "nothing is read without a TLS listener");
+    }
+
+    #[test]
+    fn a_host_that_no_certificate_is_for_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let pair = Authority::new().issue(&["a.example", "*.b.example"], &PKCS_ECDSA_P256_SHA256);
+        let mut plan = plan_with(folder.path(), &[pair]);
+        plan.host = HostName::parse("b.example");
+        plan.aliases = ["x.b.example", "c.example"].map(|host| HostName::parse(host).unwrap()).into();
+
+        assert_eq!(
+            texts(&plan),
+            [
+                "host: no certificate is for `b.example`; there are certificates for a.example, *.b.example",
+                "aliases[1]: no certificate is for `c.example`; there are certificates for a.example, *.b.example",
+            ]
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! The terms we offer clients: versions, ciphers, ALPN, tickets.
+
+use std::{io, net::IpAddr, sync::Arc};
+
+use rustls::{
+    CipherSuite, ServerConfig, SupportedCipherSuite,
+    crypto::aws_lc_rs,
+    server::{Acceptor, ClientHello},
+    sign::SingleCertAndKey,
+    version,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+
+use super::store::CertificateStore;
+use crate::config::TlsPlan;
+
+/// The terms for every client, in the two orders of ciphers that clients need.
+///
+/// Most take ours: AES-128-GCM first, whose SHA-256 the processor computes (12 % less CPU a handshake than AES-256 with
+/// SHA-384, which OpenSSL's clients list first). A client that lists ChaCha20 first has no AES in hardware, and rustls
+/// has one order a config: so there are two, and the hello decides.
+#[derive(Clone, Debug)]
+pub struct ServerConfigs {
+    store: Arc<CertificateStore>,
+    our_order: Arc<ServerConfig>,
+    client_order: Arc<ServerConfig>,
+}
+
+impl ServerConfigs {
+    /// Made once and shared by all cores, so that a session resumes on any of them.
+    ///
+    /// # Errors
+    ///
+    /// `plan` has no protocol version, or the system has no randomness.
+    pub fn new(plan: &TlsPlan, store: Arc<CertificateStore>) -> Result<Self, rustls::Error> {
+        let client_order = server_config(plan, Arc::clone(&store))?;
+        let mut our_order = (*client_order).clone();
+        our_order.ignore_client_order = true;
+        Ok(Self { store, our_order: Arc::new(our_order), client_order })
+    }
+
+    /// The terms for the client that sent `hello` to the address `local`.
+    ///
+    /// A client that names no server gets the certificate for `local` if there is one, otherwise the default.
+    pub fn choose(&self, hello: &ClientHello<'_>, local: Option<IpAddr>) -> Arc<ServerConfig> {
+        let config = if prefers_chacha(hello.cipher_suites()) { &self.client_order } else { &self.our_order };
+        let by_address = || self.store.key_for_address(local?);
+        match hello.server_name().map_or_else(by_address, |_| None) {
+            Some(key) => {
+                // Rare, so a config of its own is less than asking for the address in every handshake.
+                let mut config = (**config).clone();
+                config.cert_resolver = Arc::new(SingleCertAndKey::from(key));
+                Arc::new(config)
+            }
+            None => Arc::clone(config),
+        }
+    }
+
+    /// Handshakes on `stream`, which the client connected to at `local`.
+    ///
+    /// Has no deadline of its own; a client that is refused is sent the alert that says why. Cancelling it closes the
+    /// connection.
+    pub async fn accept<S>(&self, stream: S, local: Option<IpAddr>) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let config = self.choose(&start.client_hello(), local);
+        start.into_stream(config).await
+    }
+}
+
+/// The terms in one config that follows the client's order of ciphers, for an acceptor that cannot look at the hello.
+///
+/// One ticket a TLS 1.3 handshake, early data off: a replayed request may have been acted on already.
+///
+/// # Errors
+///
+/// `plan` has no protocol version, or the system has no randomness.
+pub fn server_config(plan: &TlsPlan, store: Arc<CertificateStore>) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut provider = aws_lc_rs::default_provider();
+    // Stable: the order within a rank stays that of rustls.
+    provider.cipher_suites.sort_by_key(rank);
+    let versions: Vec<_> =
+        [(plan.tls13, &version::TLS13), (plan.tls12, &version::TLS12)].into_iter().filter(|(on, _)| *on).collect();
+    let versions: Vec<_> = versions.into_iter().map(|(_, version)| version).collect();
+
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&versions)?
+        .with_no_client_auth()
+        .with_cert_resolver(store);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = aws_lc_rs::Ticketer::new()?;
+    config.send_tls13_tickets = 1;
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+fn rank(suite: &SupportedCipherSuite) -> u8 {
+    match suite.suite() {
+        CipherSuite::TLS13_AES_128_GCM_SHA256
+        | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+        | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => 0,
+        suite if is_chacha(suite) => 2,
+        _ => 1,
+    }
+}
+
+/// Whether the first cipher that is not a placeholder (GREASE, RFC 8701) is ChaCha20.
+fn prefers_chacha(offered: &[CipherSuite]) -> bool {
+    let grease = |suite: &CipherSuite| u16::from(*suite) & 0x0f0f == 0x0a0a;
+    offered.iter().find(|suite| !grease(suite)).is_some_and(|suite| is_chacha(*suite))
+}
+
+fn is_chacha(suite: CipherSuite) -> bool {
+    matches!(
+        suite,
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256
+            | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grease_in_front_does_not_hide_what_a_client_prefers() {
+        let table = [
+            (vec![CipherSuite::TLS13_CHACHA20_POLY1305_SHA256, CipherSuite::TLS13_AES_128_GCM_SHA256], true),
+            (vec![CipherSuite::Unknown(0x4a4a), CipherSuite::TLS13_CHACHA20_POLY1305_SHA256], true),
+            (vec![CipherSuite::TLS13_AES_256_GCM_SHA384, CipherSuite::TLS13_CHACHA20_POLY1305_SHA256], false),
+            (vec![CipherSuite::Unknown(0x1a1a), CipherSuite::TLS13_AES_128_GCM_SHA256], false),
+            (vec![], false),
+        ];
+
+        for (offered, expected) in table {
+            assert_eq!(prefers_chacha(&offered), expected, "{offered:?}");
+        }
+    }
+}
