@@ -1,0 +1,53 @@
+# `make help` lists what there is. Debian packages are named in tests/packages.sh, in one place.
+.PHONY: help build demo test lint deny bench docassemble clean
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# What `make bench` compares, and how long: see benches/peers/README.md.
+BENCH ?= S1,S2,S9
+PEERS ?= nginx,vestibule
+ROUNDS ?= 2
+# Runs of `make docassemble`, such as root/uwsgi,tls/http; empty: all twelve.
+ONLY ?=
+
+SCRIPTS = .ci/run tests/packages.sh $(wildcard tests/docassemble/*.sh)
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+build: ## target/release/vestibule
+	cargo build --release --locked
+
+demo: ## a front door with an application behind it, on free ports
+	cargo run --release --locked -- demo
+
+test: ## installs what the tests need (apt, as root) and runs them all
+	tests/packages.sh test
+	cargo test --locked
+
+lint: ## format, clippy, documentation links, scripts, Dockerfile
+	tests/packages.sh lint
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	shellcheck -x -P SCRIPTDIR $(SCRIPTS)
+	python3 tests/dockerfile.py
+
+deny: ## licences, advisories and sources of the dependencies
+	@cargo deny --version >/dev/null 2>&1 || { echo "cargo-deny is not installed: cargo install --locked cargo-deny"; exit 1; }
+	cargo deny check
+
+bench: ## next to nginx on this machine: make bench BENCH=S1,S2,S3,S9 ROUNDS=5 (root)
+	@[ "$$(id -u)" = 0 ] || { echo "make bench needs root: it measures in a network namespace of its own (unshare -n)"; exit 1; }
+	tests/packages.sh bench
+	cargo build --release --locked
+	cargo build --release --locked --manifest-path benches/peers/tool/Cargo.toml --target-dir target/bench/tool
+	rm -f target/bench/results/make.jsonl
+	/usr/bin/python3 benches/peers/bench.py run --only $(BENCH) --peer $(PEERS) --rounds $(ROUNDS) --out target/bench/results/make.jsonl
+	/usr/bin/python3 benches/peers/bench.py report --out target/bench/results/make.jsonl
+
+docassemble: build ## the real docassemble behind Vestibule: make docassemble ONLY=root/uwsgi,tls/http (root)
+	python3 tests/docassemble/run.py --only "$(ONLY)"
+
+clean: ## everything that was built or measured
+	cargo clean

@@ -1,0 +1,53 @@
+#!/bin/bash
+# Installs the Debian packages that a purpose needs, where they are missing:
+#   tests/packages.sh test | lint | bench | docassemble
+# This is the one list of them. Exit status: 0 all there, 69 something is missing and cannot be installed here.
+set -euo pipefail
+
+case "${1:-}" in
+    # the peers of `cargo test`: application servers, other front ends, clients, a browser
+    test) packages="python3 uwsgi-core uwsgi-plugin-python3 gunicorn nginx-light apache2 haproxy
+                    curl openssl nghttp2-client chromium chromium-driver" ;;
+    lint) packages="shellcheck python3" ;;
+    # the gateways to compare with, and the load generators
+    bench) packages="nginx-light uwsgi-core uwsgi-plugin-python3 wrk nghttp2-client curl openssl
+                     iproute2 python3 python3-yaml python3-cryptography" ;;
+    # what docassemble needs, and nginx as the proxy in front of it in the variant `behind`
+    docassemble) packages="postgresql redis-server locales curl openssl build-essential pkg-config libpq-dev libldap2-dev
+                           libsasl2-dev libmagic1 libzbar0 poppler-utils qpdf nginx-light" ;;
+    *) sed -n '2,4p' "$0" >&2; exit 2 ;;
+esac
+
+missing=""
+for package in $packages; do
+    case "$package" in nginx-light) command -v nginx /usr/sbin/nginx >/dev/null && continue ;; esac   # any flavour will do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    {
+        echo "\`make $1\` needs Debian packages that are not installed:"
+        echo "   $missing"
+        if command -v apt-get >/dev/null; then
+            echo "Install them as root, then say \`make $1\` again:"
+            echo "    apt-get install --no-install-recommends$missing"
+        else
+            echo "There is no apt-get here; a Debian 12 machine or container has them all."
+        fi
+        [ "$1" != test ] || echo "\`cargo test\` runs without them: a test whose peer is missing says so and is skipped."
+    } >&2
+    exit 69
+fi
+
+# The servers among them are started by the tests, on ports of their own; none may take port 80 of this machine now.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod 755 "$policy"
+fi
+echo "installing$missing"
+apt-get -o DPkg::Lock::Timeout=300 -qq update
+# shellcheck disable=SC2086 # a list of words
+DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qq -y install --no-install-recommends $missing >/dev/null
