@@ -335,7 +335,8 @@ mod tests {
     #[test]
     fn a_body_whose_end_is_not_plain_is_refused() {
         use FramingError::{Both, Coding, Lengths};
-        let cases: &[(&[(&str, &str)], Result<(), FramingError>)] = &[
+        type Case = (&'static [(&'static str, &'static str)], Result<(), FramingError>);
+        let cases: &[Case] = &[
             (&[], Ok(())),
             (&[("Content-Length", "0")], Ok(())),
             (&[("Content-Length", "18446744073709551615")], Ok(())),
