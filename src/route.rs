@@ -161,8 +161,10 @@ mod tests {
 
     #[test]
     fn the_root_matches_everything_that_nothing_longer_does() {
-        let table = table(&[("", "/"), ("", "/da")]);
+        let table = table(&[("", "/"), ("", "/da"), ("", "/a/b/c")]);
 
+        assert_eq!(find(&table, "h", "/a/b"), Some("/"));
+        assert_eq!(find(&table, "h", "/a/b/x"), Some("/"));
         assert_eq!(find(&table, "h", "/index.html"), Some("/"));
         assert_eq!(find(&table, "h", "/dashboard"), Some("/"));
         assert_eq!(find(&table, "h", "/"), Some("/"));

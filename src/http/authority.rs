@@ -273,8 +273,9 @@ mod tests {
     #[test]
     fn a_request_names_exactly_one_host() {
         use AuthorityError::{Differs, Invalid, Missing, Several};
+        type Case = (&'static [&'static str], &'static str, Version, Result<&'static str, AuthorityError>);
         let (old, one, two) = (Version::HTTP_10, Version::HTTP_11, Version::HTTP_2);
-        let cases: &[(&[&str], &str, Version, Result<&str, AuthorityError>)] = &[
+        let cases: &[Case] = &[
             (&["a"], "/", one, Ok("a")),
             (&[], "/", one, Err(Missing)),
             (&[], "/", old, Ok("")),
@@ -338,7 +339,7 @@ mod tests {
 
         #[test]
         fn an_authority_reads_back_as_itself(host in "[a-zA-Z0-9_-]{1,20}(\\.[a-z0-9]{1,9}){0,3}\\.?", port in prop::option::of(1u16..)) {
-            let text = port.map_or(host.clone(), |port| format!("{host}:{port}"));
+            let text = format!("{host}{}", port.map(|port| format!(":{port}")).unwrap_or_default());
             let authority = Authority::parse(&text).unwrap();
 
             prop_assert_eq!(authority.text(), &text);

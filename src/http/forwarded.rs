@@ -103,7 +103,7 @@ impl Origin {
         let told = if is_trusted { Told::read(headers, address, trusted) } else { Told::of_client(address) };
         let scheme = told.scheme.unwrap_or(if tls { Scheme::Https } else { Scheme::Http });
         let host = told.host.unwrap_or_else(|| authority.clone());
-        let port = told.port.or(host.port()).unwrap_or(match local_port {
+        let port = told.port.or_else(|| host.port()).unwrap_or_else(|| match local_port {
             1.. if host.is_empty() => local_port,
             _ => scheme.default_port(),
         });

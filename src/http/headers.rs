@@ -40,7 +40,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// - Several `Cookie` lines, as HTTP/2 clients send them, become one (RFC 9113, 8.2.3): uWSGI takes the last, or joins
 ///   them with a comma.
 ///
-/// Looks and allocates nothing when there is nothing to do.
+/// Allocates nothing when there is nothing to do.
 pub fn sanitize_request(headers: &mut HeaderMap) {
     let refused: Vec<HeaderName> = headers.keys().filter(|name| is_refused(name.as_str())).cloned().collect();
     for name in &refused {
@@ -335,7 +335,8 @@ mod tests {
     #[test]
     fn a_body_whose_end_is_not_plain_is_refused() {
         use FramingError::{Both, Coding, Lengths};
-        let cases: &[(&[(&str, &str)], Result<(), FramingError>)] = &[
+        type Case = (&'static [(&'static str, &'static str)], Result<(), FramingError>);
+        let cases: &[Case] = &[
             (&[], Ok(())),
             (&[("Content-Length", "0")], Ok(())),
             (&[("Content-Length", "18446744073709551615")], Ok(())),

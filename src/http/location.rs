@@ -78,7 +78,7 @@ impl Mapping<'_> {
     fn is_endpoint(&self, scheme: Option<Scheme>, authority: &[u8]) -> bool {
         let Some((host, port)) = self.endpoint else { return false };
         let Some(named) = std::str::from_utf8(authority).ok().and_then(Authority::parse) else { return false };
-        let named_port = named.port().unwrap_or(scheme.unwrap_or(self.scheme).default_port());
+        let named_port = named.port().unwrap_or_else(|| scheme.unwrap_or(self.scheme).default_port());
         // An endpoint's IPv6 address may come without brackets.
         let bracketed = host.contains(':') && !host.starts_with('[');
         let host = if bracketed { format!("[{host}]") } else { host.to_owned() };

@@ -4,13 +4,18 @@
 //! from elsewhere, or the name and version of anything. Which error becomes which status is not decided here, nor
 //! are fields that depend on the request, such as `Allow` with 405.
 
+mod accept;
+mod words;
+
 use std::{borrow::Cow, fmt, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderValue, Response, StatusCode, header};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 
+pub use self::accept::{Accept, is_api};
+use self::words::Words;
 use super::{Body, GatewayError};
 
 /// An answer of our own.
@@ -85,7 +90,7 @@ impl<'a> Page<'a> {
     /// What stands in the template where it says `name`.
     fn piece(&self, name: &str, words: &Words) -> String {
         match name {
-            "title" => Escaped(&words.title).to_string(),
+            "title" => Escaped(words.title).to_string(),
             "happened" => Escaped(words.happened).to_string(),
             "advice" => Escaped(words.advice).to_string(),
             "request" => Escaped(self.request_id).to_string(),
@@ -117,7 +122,7 @@ impl<'a> Page<'a> {
         };
         let error = JsonError {
             status: self.status.as_u16(),
-            title: &words.title,
+            title: words.title,
             detail: &detail,
             request_id: self.request_id,
             administrator: self.administrator,
@@ -125,210 +130,14 @@ impl<'a> Page<'a> {
         serde_json::to_string(&Json { error }).expect("text and a number are JSON")
     }
 
+    fn words(&self) -> Words {
+        if self.starting { Words::starting() } else { Words::of(self.status) }
+    }
+
     fn retry_after_seconds(&self) -> Option<u64> {
-        let delay = self.retry_after.or(self.starting.then_some(Duration::from_secs(REFRESH)))?;
+        let delay = self.retry_after.or_else(|| self.starting.then_some(Duration::from_secs(REFRESH)))?;
         let seconds = delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0));
         Some(seconds.max(1))
-    }
-
-    fn words(&self) -> Words {
-        if self.starting {
-            return Words::again(
-                "Starting up",
-                "The application is starting. This takes a minute or two after an update or a restart.",
-                "You do not need to do anything: this page looks again every ten seconds.",
-            );
-        }
-        match self.status.as_u16() {
-            400 => Words::once(
-                "The request could not be read",
-                "Something in the request is not as it must be.",
-                "Check the address. If a link or a form brought you here, go back and try once more.",
-            ),
-            404 => Words::once(
-                "Page not found",
-                "There is nothing at this address.",
-                "Check the address for a slip, or go back to the page you came from.",
-            ),
-            405 => Words::once(
-                "This is not possible here",
-                "This address does not take this kind of request.",
-                "Go back to the page you came from.",
-            ),
-            408 => Words::again(
-                "The request took too long",
-                "The request did not arrive in full, and we stopped waiting for it.",
-                "The connection may be slow or have broken off. Go back and send it again.",
-            ),
-            413 => Words::once(
-                "This is too large",
-                "What was sent is larger than this site takes.",
-                "Go back and choose a smaller file, or send several files one after the other.",
-            ),
-            414 => Words::once(
-                "The address is too long",
-                "The address of this request is longer than this site takes.",
-                "Shorten it, or go back to the page you came from.",
-            ),
-            417 => Words::once(
-                "An expectation cannot be met",
-                "The request expects something of this site that it does not do.",
-                "This is a matter of the program that sent it; a browser does not do this.",
-            ),
-            421 => Words::again(
-                "This went to the wrong place",
-                "The request came over a connection that belongs to another site.",
-                "Load the page again; the browser then makes a connection of its own.",
-            ),
-            429 => Words::again(
-                "Too many requests",
-                "More requests came from your address than this site takes at a time.",
-                "Wait a little before you try again.",
-            ),
-            431 => Words::once(
-                "The request has too much around it",
-                "The cookies or other fields the browser sent are larger than this site takes.",
-                "Delete the cookies of this site in your browser, then load the page again.",
-            ),
-            500 => Words::again(
-                "Something went wrong",
-                "A fault of this site kept it from answering.",
-                "Try again in a moment. If it happens again, tell whoever runs this site.",
-            ),
-            501 => Words::once(
-                "This is not possible here",
-                "This site does not know this kind of request.",
-                "Go back to the page you came from.",
-            ),
-            502 => Words::again(
-                "The application did not answer properly",
-                "The request reached the application, but its answer broke off or made no sense.",
-                "Try again in a moment. If you were sending something, check first whether it has arrived.",
-            ),
-            503 => Words::again(
-                "The application is not available",
-                "It is busy or being restarted.",
-                "Try again in a moment.",
-            ),
-            504 => Words::again(
-                "The application took too long",
-                "The application did not answer in time.",
-                "Try again in a moment. If you were sending something, check first whether it has arrived.",
-            ),
-            505 => Words::once(
-                "This version of HTTP is not spoken here",
-                "The request uses a version of HTTP that this site does not speak.",
-                "This is a matter of the program that sent it; a browser does not do this.",
-            ),
-            _ => Words {
-                title: Cow::Borrowed(self.status.canonical_reason().unwrap_or("Something went wrong")),
-                happened: "The request could not be answered as it should.",
-                advice: "Go back to the page you came from.",
-                retry: self.status.is_server_error(),
-            },
-        }
-    }
-}
-
-/// In which form an answer of ours is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accept {
-    Html,
-    Json,
-}
-
-impl Accept {
-    /// What `Accept` prefers (RFC 9110, 12.5.1); `api`: the path is that of an interface for programs, see [`is_api`].
-    ///
-    /// JSON is sent where it has the higher quality, or the same and is named while HTML is only covered by a wildcard
-    /// (`application/json, */*`, as fetch libraries send). Whoever has no preference gets the page: no `Accept`, and
-    /// `*/*` alone.
-    pub fn read(headers: &HeaderMap, api: bool) -> Self {
-        if api {
-            return Self::Json;
-        }
-        let (mut html, mut json) = (Preference::default(), Preference::default());
-        for line in headers.get_all(header::ACCEPT) {
-            for range in line.to_str().unwrap_or("").split(',') {
-                let mut parts = range.split(';').map(str::trim);
-                let media = parts.next().unwrap_or("").to_ascii_lowercase();
-                let Some(quality) = quality(parts) else { continue };
-                let offer = |specificity| Preference { specificity, quality };
-                match media.as_str() {
-                    "*/*" => {
-                        html.consider(offer(1));
-                        json.consider(offer(1));
-                    }
-                    "text/*" => html.consider(offer(2)),
-                    "application/*" => json.consider(offer(2)),
-                    "text/html" | "application/xhtml+xml" => html.consider(offer(3)),
-                    "application/json" => json.consider(offer(3)),
-                    other if other.starts_with("application/") && other.ends_with("+json") => json.consider(offer(3)),
-                    _ => {}
-                }
-            }
-        }
-        let named = json.specificity == 3 && json.quality > 0;
-        let preferred = json.quality > html.quality || (json.quality == html.quality && html.specificity < 3);
-        if named && preferred { Self::Json } else { Self::Html }
-    }
-}
-
-/// Whether a path has a segment `api`, as the interfaces of applications for programs do: `/da/api/session`.
-pub fn is_api(path: &str) -> bool {
-    path.split('/').any(|segment| segment == "api")
-}
-
-/// How much one form is wanted; the most specific range that covers it says so.
-#[derive(Clone, Copy, Default)]
-struct Preference {
-    specificity: u8,
-    /// In thousandths.
-    quality: u16,
-}
-
-impl Preference {
-    fn consider(&mut self, other: Self) {
-        if (other.specificity, other.quality) > (self.specificity, self.quality) {
-            *self = other;
-        }
-    }
-}
-
-/// The quality among the parameters of a media range, in thousandths; `None` when it is none (RFC 9110, 12.4.2).
-fn quality<'a>(parameters: impl Iterator<Item = &'a str>) -> Option<u16> {
-    let mut pairs = parameters.filter_map(|parameter| parameter.split_once('='));
-    let Some((_, value)) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("q")) else {
-        return Some(1000);
-    };
-    let (whole, fraction) = value.trim().split_once('.').unwrap_or((value.trim(), ""));
-    if fraction.len() > 3 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let thousandths = format!("{fraction:0<3}").parse().ok()?;
-    match whole {
-        "0" => Some(thousandths),
-        "1" if thousandths == 0 => Some(1000),
-        _ => None,
-    }
-}
-
-/// What a status means, in words for whoever sees the page.
-struct Words {
-    title: Cow<'static, str>,
-    happened: &'static str,
-    advice: &'static str,
-    /// Trying the same again makes sense.
-    retry: bool,
-}
-
-impl Words {
-    fn again(title: &'static str, happened: &'static str, advice: &'static str) -> Self {
-        Self { title: Cow::Borrowed(title), happened, advice, retry: true }
-    }
-
-    fn once(title: &'static str, happened: &'static str, advice: &'static str) -> Self {
-        Self { title: Cow::Borrowed(title), happened, advice, retry: false }
     }
 }
 
@@ -405,21 +214,14 @@ mod tests {
         serde_json::from_slice(&page.render(Accept::Json).1).unwrap()
     }
 
-    fn accept(lines: &[&str]) -> Accept {
-        let mut headers = HeaderMap::new();
-        for line in lines {
-            headers.append(header::ACCEPT, HeaderValue::from_str(line).unwrap());
-        }
-        Accept::read(&headers, false)
-    }
-
     #[test]
     fn each_status_has_words_of_its_own() {
+        let other = page(418).words().happened;
         let mut seen = std::collections::HashSet::new();
         for status in STATUSES {
             let words = page(status).words();
             assert!(seen.insert(words.happened), "{status}: {}", words.happened);
-            assert_ne!(words.happened, page(418).words().happened, "{status}");
+            assert_ne!(words.happened, other, "{status}");
         }
     }
 
@@ -427,6 +229,10 @@ mod tests {
     fn a_page_names_the_request_the_administrator_and_what_to_do() {
         for status in STATUSES {
             let html = html(&page(status));
+            let words = page(status).words();
+            for text in [words.title, words.happened, words.advice] {
+                assert!(html.contains(text), "{html}");
+            }
             assert!(html.contains("<code>01J9ZK3M5T</code>"), "{html}");
             assert!(html.contains("mailto:admin@example.com?subject=Request%2001J9ZK3M5T"), "{html}");
             assert!(html.contains(&format!("Code {status}")), "{html}");
@@ -515,58 +321,7 @@ mod tests {
         assert!(!page(503).response(Accept::Json).headers().contains_key(header::RETRY_AFTER));
     }
 
-    #[test]
-    fn json_is_for_those_who_prefer_it() {
-        let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
-        for (lines, expected) in [
-            (vec![], Accept::Html),
-            (vec![""], Accept::Html),
-            (vec!["*/*"], Accept::Html),
-            (vec!["application/*"], Accept::Html),
-            (vec![browser], Accept::Html),
-            (vec!["application/json"], Accept::Json),
-            (vec!["Application/JSON; charset=utf-8"], Accept::Json),
-            (vec!["application/problem+json"], Accept::Json),
-            (vec!["application/json, text/javascript, */*; q=0.01"], Accept::Json),
-            (vec!["application/json, text/plain, */*"], Accept::Json),
-            (vec!["application/json, text/html"], Accept::Html),
-            (vec!["text/html;q=0.5, application/json"], Accept::Json),
-            (vec!["text/html;q=0.5", "application/json;q=0.4"], Accept::Html),
-            (vec!["text/html;q=0, application/json;q=0.001"], Accept::Json),
-            (vec!["application/json;q=0"], Accept::Html),
-            (vec!["application/json;q=2"], Accept::Html),
-            (vec!["application/json;q=x, text/html;q=0.1"], Accept::Html),
-            (vec!["text/*, application/json"], Accept::Json),
-        ] {
-            assert_eq!(accept(&lines), expected, "{lines:?}");
-        }
-        assert_eq!(Accept::read(&HeaderMap::new(), true), Accept::Json);
-    }
-
-    #[test]
-    fn an_interface_for_programs_is_known_by_its_path() {
-        for (path, expected) in [
-            ("/api/list", true),
-            ("/da/api/session", true),
-            ("/da/api", true),
-            ("/apis", false),
-            ("/da/x-api/", false),
-            ("/API/", false),
-        ] {
-            assert_eq!(is_api(path), expected, "{path}");
-        }
-    }
-
     proptest! {
-        #[test]
-        fn any_accept_is_read(line in "(application/json|text/html|\\*/\\*|;|,|q=|[0-9.]{1,4}|\\PC){0,12}") {
-            if let Ok(value) = HeaderValue::from_bytes(line.as_bytes()) {
-                let headers = HeaderMap::from_iter([(header::ACCEPT, value)]);
-                let json = Accept::read(&headers, false) == Accept::Json;
-                prop_assert!(!json || line.to_ascii_lowercase().contains("json"));
-            }
-        }
-
         #[test]
         fn escaped_text_has_nothing_a_parser_acts_on(text in "\\PC*") {
             let escaped = Escaped(&text).to_string();
