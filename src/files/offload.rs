@@ -324,12 +324,15 @@ mod tests {
         answer(directory.path(), b"file.txt", &Method::GET, &map(fields), head).unwrap()
     }
 
+    /// The application's headers, and what they ask for.
+    type Row = (&'static [(&'static str, &'static str)], Option<Target>, Option<bool>);
+
     #[test]
     fn control_headers_are_taken_out_and_understood() {
         let target = |path: &str| Some(Target::File(path.into()));
         let elsewhere = |uri: &str| Some(Target::Location { uri: uri.into(), accel_prefix: "/xaccel/".into() });
         #[rustfmt::skip]
-        let table: &[(&[(&str, &str)], Option<Target>, Option<bool>)] = &[
+        let table: &[Row] = &[
             (&[], None, None),
             (&[("x-sendfile", "/usr/a b%41?c")], target("/usr/a b%41?c"), None),
             (&[("x-sendfile", "")], None, None),

@@ -89,13 +89,11 @@ pub(super) fn evaluate(request: &HeaderMap, validators: &Validators) -> Outcome 
 /// Whether `If-Range`, if it is there, lets `Range` stand (RFC 9110, 13.1.5): a strong tag or the exact date.
 pub(super) fn range_applies(request: &HeaderMap, validators: &Validators) -> bool {
     let Some(value) = request.get(IF_RANGE) else { return true };
-    match EntityTag::parse(value.as_bytes()) {
-        Some((tag, _)) => validators.tag().is_some_and(|ours| ours.matches_strongly(&tag)),
-        None => {
-            let date = date(request, &IF_RANGE);
-            validators.settled && date.is_some() && date == validators.modified
-        }
+    if let Some((tag, _)) = EntityTag::parse(value.as_bytes()) {
+        return validators.tag().is_some_and(|ours| ours.matches_strongly(&tag));
     }
+    let date = date(request, &IF_RANGE);
+    validators.settled && date.is_some() && date == validators.modified
 }
 
 /// Whether a list of tags is `*` or has one that `matches`. Ends at what is not a tag.
@@ -168,10 +166,13 @@ mod tests {
         fields.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
     }
 
+    /// Our tag, the request's conditions, what becomes of it.
+    type Row = (&'static str, &'static [(HeaderName, &'static str)], Outcome);
+
     #[test]
     fn conditions_are_evaluated_in_the_order_of_rfc_9110() {
         #[rustfmt::skip]
-        let table: &[(&'static str, &[(HeaderName, &'static str)], Outcome)] = &[
+        let table: &[Row] = &[
             (r#""a""#, &[], Proceed),
             (r#""a""#, &[(IF_MATCH, r#""a""#)], Proceed),
             (r#""a""#, &[(IF_MATCH, r#""b", "a""#)], Proceed),

@@ -74,8 +74,9 @@ pub enum RootsError {
 impl Roots {
     /// Opens each of `allowed`; those that do not exist are left out and returned for a warning.
     ///
-    /// `denied` are files and directories that are never served, links and hard links to them included; see
-    /// [`Denied`] for the limits. Links in the path of a root are followed once, here. Blocks on the disk.
+    /// `denied` are files and directories that are never served, links to them included; hard links and bind mounts
+    /// are recognised for the files (at most 10 000) that are there now. Links in the path of a root are followed
+    /// once, here: name the directory above one that is exchanged while we run. Blocks on the disk.
     pub fn open(allowed: &[PathBuf], denied: &[PathBuf]) -> Result<(Self, Vec<MissingRoot>), RootsError> {
         let denied = Denied::new(denied)?;
         let (mut roots, mut missing) = (Vec::with_capacity(allowed.len()), Vec::new());
