@@ -7,7 +7,7 @@ use std::{fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::Path};
 pub(super) fn make(path: &Path, mode: u32) -> io::Result<()> {
     match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made,
+        outcome => outcome,
     }
 }
 

@@ -69,8 +69,8 @@ impl Provisions {
         });
         let access_log = plan.access_log.as_ref().and_then(|log| match LogOutput::open(&log.sink) {
             Ok(output) => Some(output),
-            Err(source) => {
-                faults.push(ProvisionFault::AccessLog { source });
+            Err(fault) => {
+                faults.push(ProvisionFault::AccessLog { fault });
                 None
             }
         });
@@ -87,13 +87,13 @@ impl Provisions {
             }
             match sockets::bind(listener, plan.workers) {
                 Ok(bound) => listeners.push(bound),
-                Err(source) => faults.push(ProvisionFault::Listener { position, source }),
+                Err(fault) => faults.push(ProvisionFault::Listener { position, fault }),
             }
         }
         let admin = match &plan.admin {
             Some(address) if in_force.is_none_or(|old| old.admin.as_ref() != Some(address)) => {
                 let AdminAddress::Unix(path) = address;
-                sockets::bind_admin(path).map_err(|source| faults.push(ProvisionFault::Admin { source })).ok()
+                sockets::bind_admin(path).map_err(|fault| faults.push(ProvisionFault::Admin { fault })).ok()
             }
             _ => None,
         };
@@ -106,21 +106,23 @@ impl Provisions {
 }
 
 /// Something of the system that cannot be had; says the key, what failed and what to do.
+///
+/// The message is whole: it holds that of the fault within, which is therefore not its `source`.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionFault {
     #[error(transparent)]
     Secret(SecretFault),
-    #[error("listeners[{position}].address: {source}")]
-    Listener { position: usize, source: BindError },
-    #[error("access_log.path: {source}")]
-    AccessLog { source: OutputError },
+    #[error("listeners[{position}].address: {fault}")]
+    Listener { position: usize, fault: BindError },
+    #[error("access_log.path: {fault}")]
+    AccessLog { fault: OutputError },
     #[error(
         "spool.path: cannot use the folder {}: {}; name one that the user Vestibule runs as can write in",
         path.display(), source
     )]
     Spool { path: PathBuf, source: io::Error },
-    #[error("admin: {source}")]
-    Admin { source: BindError },
+    #[error("admin: {fault}")]
+    Admin { fault: BindError },
 }
 
 impl ProvisionFault {
@@ -155,8 +157,8 @@ mod tests {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
     }
 
-    fn log_to(path: PathBuf) -> Option<AccessLogPlan> {
-        Some(AccessLogPlan { sink: LogSink::File(path), format: LogFormat::Combined })
+    fn log_to(path: PathBuf) -> AccessLogPlan {
+        AccessLogPlan { sink: LogSink::File(path), format: LogFormat::Combined }
     }
 
     #[test]
@@ -164,7 +166,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut plan = testing::tls_plan(folder.path());
         let (log, admin) = (folder.path().join("log/access.log"), folder.path().join("run/admin.sock"));
-        plan.access_log = log_to(log.clone());
+        plan.access_log = Some(log_to(log.clone()));
         plan.admin = Some(AdminAddress::Unix(admin.clone()));
 
         let provisions = Provisions::gather(&plan).unwrap();
@@ -195,7 +197,7 @@ mod tests {
             chain: None,
             at: "tls.certificates[0].files".to_owned(),
         }];
-        plan.access_log = log_to(folder.path().to_owned());
+        plan.access_log = Some(log_to(folder.path().to_owned()));
         plan.admin = Some(AdminAddress::Unix(file.join("admin.sock")));
         plan.spool.path = file.clone();
 

@@ -1,6 +1,6 @@
 //! The PROXY protocol: a balancer in front says in a header before all else whom it speaks for.
 //!
-//! Versions 1 and 2 (the specification is that of HAProxy). The header is required on a listener that asks for it and
+//! Versions 1 and 2 (the specification is `HAProxy`'s). The header is required on a listener that asks for it and
 //! never guessed on another. Whoever may send one chooses the client's address, so the caller lets only peers among
 //! the trusted proxies in (see [`TrustedProxies`](crate::config::TrustedProxies)) and closes all other connections
 //! unread.
@@ -82,8 +82,8 @@ fn certainly_left(line: &[u8]) -> usize {
         return 2;
     }
     // `PROXY TCP4 source destination port port` has five spaces, each before a byte at least.
-    let spaces = line.iter().filter(|byte| **byte == b' ').count();
-    5_usize.saturating_sub(spaces) * 2 + 2
+    let fields = line.split(|byte| *byte == b' ').count();
+    6_usize.saturating_sub(fields) * 2 + 2
 }
 
 async fn read_v2<S>(stream: &mut S, mut header: Vec<u8>) -> Result<Option<Addresses>, ProxyProtocolError>
@@ -203,8 +203,8 @@ mod tests {
         futures_util::FutureExt::now_or_never(read(stream)).expect("the stream never waits")
     }
 
-    fn addresses(source: &str, destination: &str) -> Option<Addresses> {
-        Some(Addresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() })
+    fn addresses(source: &str, destination: &str) -> Addresses {
+        Addresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() }
     }
 
     fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
@@ -215,7 +215,7 @@ mod tests {
     const V2_TCP4: [u8; 12] = [192, 0, 2, 1, 198, 51, 100, 2, 0x30, 0x39, 1, 0xbb];
 
     fn accepted() -> Vec<(Vec<u8>, Option<Addresses>)> {
-        let client = || addresses("192.0.2.1:12345", "198.51.100.2:443");
+        let client = || Some(addresses("192.0.2.1:12345", "198.51.100.2:443"));
         let v4 = ProxiedAddress::stream("192.0.2.1:12345".parse().unwrap(), "198.51.100.2:443".parse().unwrap());
         let v6 = ProxiedAddress::stream("[2001:db8::1]:1".parse().unwrap(), "[2001:db8::2]:2".parse().unwrap());
         let encode = |header: ProxyHeader<'_>| {
@@ -228,14 +228,14 @@ mod tests {
         let full = "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535";
         vec![
             (b"PROXY TCP4 192.0.2.1 198.51.100.2 12345 443\r\n".to_vec(), client()),
-            (b"PROXY TCP4 0.0.0.0 0.0.0.0 0 0\r\n".to_vec(), addresses("0.0.0.0:0", "0.0.0.0:0")),
-            (b"PROXY TCP6 :: ::1 1 2\r\n".to_vec(), addresses("[::]:1", "[::1]:2")),
-            (longest, addresses(full, full)),
+            (b"PROXY TCP4 0.0.0.0 0.0.0.0 0 0\r\n".to_vec(), Some(addresses("0.0.0.0:0", "0.0.0.0:0"))),
+            (b"PROXY TCP6 :: ::1 1 2\r\n".to_vec(), Some(addresses("[::]:1", "[::1]:2"))),
+            (longest, Some(addresses(full, full))),
             (b"PROXY UNKNOWN\r\n".to_vec(), None),
             (b"PROXY UNKNOWN x\r\n".to_vec(), None),
             (b"PROXY UNKNOWN ffff::1 ::1 65535 65535\r\n".to_vec(), None),
             (v2(0x21, 0x11, &V2_TCP4), client()),
-            (encode(ProxyHeader::with_address(v6)), addresses("[2001:db8::1]:1", "[2001:db8::2]:2")),
+            (encode(ProxyHeader::with_address(v6)), Some(addresses("[2001:db8::1]:1", "[2001:db8::2]:2"))),
             (encode(ProxyHeader::with_tlvs(Some(v4), [Tlv::Authority("a.example".into()), Tlv::Noop(900)])), client()),
             (v2(0x20, 0x00, b""), None),
             // LOCAL: whatever the rest says is skipped.
@@ -317,7 +317,7 @@ mod tests {
         let mut rest = Vec::new();
         server.read_to_end(&mut rest).await.unwrap();
 
-        assert_eq!(header, addresses("192.0.2.1:12345", "198.51.100.2:443"));
+        assert_eq!(header, Some(addresses("192.0.2.1:12345", "198.51.100.2:443")));
         assert_eq!(rest, b"hello");
     }
 

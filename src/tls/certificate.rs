@@ -316,10 +316,16 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
     use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, date_time_ymd};
 
     use super::*;
-    use crate::tls::testing::{Authority, material};
+    use crate::tls::{
+        SecretBytes,
+        testing::{Authority, material},
+    };
 
     fn ders(pem: &str) -> Vec<CertificateDer<'static>> {
         CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect()
@@ -455,6 +461,36 @@ mod tests {
         assert!(with_common_name(&[]).covers("common.example"));
         assert!(!with_common_name(&["a.example"]).covers("common.example"));
         assert!(with_common_name(&[]).self_signed());
+    }
+
+    proptest! {
+        #[test]
+        fn no_damage_to_a_file_panics(
+            which in 0..3_usize,
+            at: prop::sample::Index,
+            cut: bool,
+            bytes in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
+            static PEM: LazyLock<[String; 3]> = LazyLock::new(|| {
+                let authority = Authority::new();
+                let (leaf, key) = authority.issue(&["a.example", "192.0.2.1"], &PKCS_ECDSA_P256_SHA256);
+                [leaf, key, authority.intermediate.pem()]
+            });
+            let mut material = material(&PEM[0], &PEM[1], Some(&PEM[2]));
+            let mut damaged = PEM[which].clone().into_bytes();
+            let at = at.index(damaged.len());
+            let end = if cut { damaged.len() } else { (at + bytes.len()).min(damaged.len()) };
+            damaged.splice(at..end, bytes);
+            match which {
+                0 => material.certificate = damaged,
+                1 => material.key = SecretBytes::new(damaged),
+                _ => material.chain = Some(damaged),
+            }
+
+            if let Ok(certificate) = Certificate::from_material(&material) {
+                certificate.covers("a.example");
+            }
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::config::TlsPlan;
 /// The terms for every client, in the two orders of ciphers that clients need.
 ///
 /// Most take ours: AES-128-GCM first, whose SHA-256 the processor computes (12 % less CPU a handshake than AES-256 with
-/// SHA-384, which OpenSSL's clients list first). A client that lists ChaCha20 first has no AES in hardware, and rustls
+/// SHA-384, which OpenSSL's clients list first). A client that lists CHACHA20 first has no AES in hardware, and rustls
 /// has one order a config: so there are two, and the hello decides.
 #[derive(Clone, Debug)]
 pub struct ServerConfigs {
@@ -107,7 +107,7 @@ fn rank(suite: &SupportedCipherSuite) -> u8 {
     }
 }
 
-/// Whether the first cipher that is not a placeholder (GREASE, RFC 8701) is ChaCha20.
+/// Whether the first cipher that is not a placeholder (GREASE, RFC 8701) is CHACHA20.
 fn prefers_chacha(offered: &[CipherSuite]) -> bool {
     let grease = |suite: &CipherSuite| u16::from(*suite) & 0x0f0f == 0x0a0a;
     offered.iter().find(|suite| !grease(suite)).is_some_and(|suite| is_chacha(*suite))

@@ -110,7 +110,6 @@ pub struct MaterialFault {
     pub at: String,
     pub role: Role,
     pub file: PathBuf,
-    #[source]
     pub problem: MaterialProblem,
 }
 

@@ -42,7 +42,8 @@ impl CertificateStore {
     /// default for it.
     ///
     /// Two names with one id may share a connection; otherwise a request belongs on another one (421, RFC 9110,
-    /// 15.5.20). Ids are to be compared within one generation of the store.
+    /// 15.5.20). Ids are to be compared within one generation of the store. A client that named no server cannot come
+    /// back under another name: for it there is nothing to compare.
     pub fn certificate_for(&self, name: &str) -> Option<CertificateId> {
         self.index.load().candidates(name).and_then(|found| found.first().copied()).map(CertificateId)
     }
