@@ -1,1 +1,428 @@
-//! To come.
+//! The path of a request, every step in order.
+//!
+//! [`serve`] is one plain function: the order of its steps is a promise, and where a step must stand where it stands, a
+//! comment says why. Each step's doing is elsewhere.
+
+mod answer;
+mod context;
+mod log;
+
+use std::{
+    borrow::Cow,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request, response};
+
+pub use self::{
+    answer::Answer,
+    context::{Connection, Worker},
+    log::LogGuard,
+};
+use crate::{
+    config::{EndpointAddress, Protocol, Slash},
+    files::{self, Target},
+    http::{
+        Body, GatewayError,
+        authority::Authority,
+        compress,
+        forwarded::{Origin, Scheme},
+        headers,
+        location::Mapping,
+        page::Accept,
+        path::Path,
+    },
+    listener::Downstream,
+    proxy::{
+        self, Bounds, Collected, Delivery, Head, Outbound, Payload, Reply, Trace, Tunnel, TunnelCause,
+        uwsgi::Environment,
+    },
+    route::Match,
+    runtime::{Route, Runtime},
+    upstream::{Place, Refused},
+};
+
+/// Answers `request`, whatever happens; one line is logged when the answer is dropped.
+///
+/// Cancelled when the client goes: then the request leaves the queue or closes its connection to the endpoint.
+pub async fn serve(request: Request<Body>, connection: &Rc<Connection>) -> Answer {
+    let (head, body) = request.into_parts();
+    let mut log = LogGuard::begin(connection, &head);
+    let form = answer::form(&head);
+    match respond(head, body, connection, &mut log).await {
+        Ok(Reached::Response(response)) => Answer::new(response, log),
+        Ok(Reached::Tunnel(response, tunnel)) => Answer::switching(response, tunnel, log),
+        Err(error) => Answer::failed(error, form, log),
+    }
+}
+
+enum Reached {
+    Response(Response<Body>),
+    Tunnel(response::Parts, Tunnel),
+}
+
+async fn respond(
+    mut request: request::Parts,
+    body: Body,
+    connection: &Rc<Connection>,
+    log: &mut LogGuard,
+) -> Result<Reached, GatewayError> {
+    let worker = &connection.worker;
+    // What this request sees, to its end, whatever is reloaded meanwhile.
+    let runtime = worker.current();
+
+    // Before any route: what comes in on this listener is on its way elsewhere.
+    if let Some(target) = &connection.listener.redirect {
+        return Ok(Reached::Response(answer::redirect_to_https(target, &request.uri)));
+    }
+
+    // One reading of where the request is going, for everything below.
+    headers::check_framing(&request.headers)?;
+    let authority = Authority::read(&request.headers, &request.uri, request.version)?;
+    let target = origin_form(&request)?;
+    let path = Path::read(request.uri.path())?;
+    let origin = Origin::of(
+        &connection.peer,
+        connection.tls.is_some(),
+        connection.local_port,
+        &authority,
+        &request.headers,
+        &runtime.plan.trusted_proxies,
+    );
+    log.client(origin.client);
+    let upgrade = wants_websocket(&request);
+    check_host(&runtime, connection, &origin, &request, upgrade)?;
+    if let Some(host) = redirected_host(&runtime, connection, &origin, &path, upgrade) {
+        return Ok(Reached::Response(answer::redirect_to_host(host, connection.local_port, &target)));
+    }
+    let Some(found) = runtime.routes.find(origin.host.host(), &path) else {
+        return Err(GatewayError::downstream(StatusCode::NOT_FOUND, "no route for this path"));
+    };
+    let route: &Route = found.value;
+    log.route(route);
+    if found.bare && route.plan.slash == Slash::Redirect {
+        return Ok(Reached::Response(answer::redirect_to_slash(&path, request.uri.query())));
+    }
+
+    // Before the body: a client that is told no need not send it.
+    let limit = route.plan.body_limit;
+    if let (Some(length), Some(limit)) = (body.length(), limit)
+        && length > limit
+    {
+        return Err(proxy::too_large(Some(limit)));
+    }
+
+    headers::strip_hop_by_hop(&mut request.headers);
+    headers::sanitize_request(&mut request.headers);
+    origin.apply(&mut request.headers);
+    authority.set_host(&mut request.headers);
+
+    // To an application behind uwsgi it is a request as any other.
+    let upgrade = upgrade && route.upstream.plan.protocol == Protocol::Http;
+    if upgrade {
+        request.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    // Before the queue: a place is worth more than our memory, and an application thread more than both.
+    let progress = runtime.plan.limits.progress_timeout;
+    let payload = receive(body, route, progress, worker, log).await?;
+    // A handshake waits for no place: the connection that comes of it holds none.
+    let place = if upgrade { None } else { Some(enter(route, log).await?) };
+
+    let mut trace = Trace::default();
+    let view = View { request: &request, path: &path, origin: &origin, found: &found, target: &target, progress };
+    let sent = exchange(&view, payload, place, upgrade, worker, &mut trace).await;
+    log.trace(&trace);
+    let mut reply = sent?;
+
+    headers::strip_response(&mut reply.parts.headers);
+    if reply.parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        let (mut parts, tunnel) = reply.into_tunnel(route.plan.tunnel_idle);
+        parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        let closed = || GatewayError::upstream(StatusCode::BAD_GATEWAY, "the endpoint closed its new websocket at once");
+        return Ok(Reached::Tunnel(parts, tunnel.ok_or_else(closed)?));
+    }
+    rewrite_location(&mut reply, &origin, route);
+
+    // Before the body is looked at: with an offload comes the length of the file, and no body.
+    let offload = files::take_offload(&mut reply.parts.headers, &route.plan.accel_prefix);
+    let (mut parts, body) = match offload.target {
+        Some(target) if !route.files.is_empty() => {
+            offloaded(route, &target, &request, reply).await?.into_parts()
+        }
+        Some(_) => return Err(no_files(route)),
+        None => {
+            let delivery = delivery(route, &reply.parts.headers, offload.buffering);
+            reply.into_body(delivery, &worker.spool, &worker.tasks)
+        }
+    };
+    let body = if route.plan.compress {
+        compress::apply(&request.headers, &request.method, &mut parts, body)
+    } else {
+        body
+    };
+    Ok(Reached::Response(Response::from_parts(parts, body)))
+}
+
+/// Answers what was refused before there was a request.
+pub fn refuse(connection: &Rc<Connection>, error: GatewayError) -> Answer {
+    let mut log = LogGuard::unread(connection);
+    log.close();
+    Answer::failed(error, Accept::Html, log)
+}
+
+/// Carries a websocket to its end and logs it.
+pub async fn tunnel<Io: Downstream>(
+    tunnel: Tunnel,
+    client: Io,
+    early: BytesMut,
+    mut log: LogGuard,
+    connection: &Rc<Connection>,
+) {
+    let counted = connection.worker.metrics.tunnel();
+    let end = tunnel.run(client, early, &connection.worker.drain).await;
+    drop(counted);
+    log.sent(end.sent);
+    log.received(end.received);
+    match end.cause {
+        TunnelCause::Closed => {}
+        TunnelCause::Idle => log.note("nothing moved for the route's `tunnel_idle`"),
+        TunnelCause::Drained => log.note("closed by a stop"),
+        TunnelCause::Failed(error) => log.note(error.to_string()),
+    }
+    log.complete();
+}
+
+/// The request target as it is forwarded: the path and the query, as they came (RFC 9112, 3.2.1).
+fn origin_form(request: &request::Parts) -> Result<String, GatewayError> {
+    if request.method == Method::CONNECT {
+        return Err(GatewayError::downstream(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is for forward proxies"));
+    }
+    let target = request.uri.path_and_query().map(http::uri::PathAndQuery::as_str);
+    target
+        .filter(|target| target.starts_with('/'))
+        .map(str::to_owned)
+        .ok_or_else(|| GatewayError::downstream(StatusCode::BAD_REQUEST, "the request target has no path"))
+}
+
+/// By the header, whatever the query says; nothing but websockets is switched to (RFC 6455, 4.1).
+fn wants_websocket(request: &request::Parts) -> bool {
+    let has = |name: header::HeaderName, token: &[u8]| {
+        request.headers.get_all(name).iter().any(|value| {
+            value.as_bytes().split(|byte| *byte == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
+        })
+    };
+    request.version == Version::HTTP_11
+        && request.method == Method::GET
+        && has(header::UPGRADE, b"websocket")
+        && has(header::CONNECTION, b"upgrade")
+}
+
+/// A host whose certificate is another one than this connection was opened with: the client reuses a connection it
+/// should not (RFC 9110, 7.4).
+fn check_host(
+    runtime: &Runtime,
+    connection: &Connection,
+    origin: &Origin,
+    request: &request::Parts,
+    upgrade: bool,
+) -> Result<(), GatewayError> {
+    let Some(name) = connection.tls.as_ref().and_then(|tls| tls.server_name.as_deref()) else { return Ok(()) };
+    let host = origin.host.host();
+    if origin.trusted || upgrade || host.eq_ignore_ascii_case(name) || request.version < Version::HTTP_2 {
+        return Ok(());
+    }
+    let certificates = &connection.worker.certificates;
+    let (opened, wanted) = (certificates.certificate_for(name), certificates.certificate_for(host));
+    if runtime.knows(host) && wanted.is_some() && opened != wanted {
+        return Err(GatewayError::downstream(
+            StatusCode::MISDIRECTED_REQUEST,
+            format!("{host} was asked for on a connection to {name}, which has another certificate"),
+        ));
+    }
+    Ok(())
+}
+
+/// The canonical host, when this request is for a host that is not the site's.
+///
+/// On TLS listeners only, and never for a websocket handshake, which cannot follow, for the exact health path, which
+/// is asked for by address, and behind a proxy, which has decided already.
+fn redirected_host<'a>(
+    runtime: &'a Runtime,
+    connection: &Connection,
+    origin: &Origin,
+    path: &Path<'_>,
+    upgrade: bool,
+) -> Option<&'a str> {
+    let canonical = runtime.plan.host.as_ref()?.as_str();
+    if connection.tls.is_none() || origin.trusted || upgrade {
+        return None;
+    }
+    let host = origin.host.host();
+    let health = |path: &str| runtime.plan.upstreams.values().any(|plan| plan.health_path.as_deref() == Some(path));
+    let known = runtime.knows(host) || connection.worker.certificates.certificate_for(host).is_some();
+    (!known && !health(path.raw())).then_some(canonical)
+}
+
+/// The request body: whole, or as it comes where the route says so and the endpoint can be told its length.
+async fn receive(
+    body: Body,
+    route: &Route,
+    progress: Duration,
+    worker: &Worker,
+    log: &mut LogGuard,
+) -> Result<Payload, GatewayError> {
+    let length = body.length();
+    if length == Some(0) {
+        return Ok(Payload::Collected(Collected::EMPTY));
+    }
+    let says_length = length.is_some() || route.upstream.plan.protocol == Protocol::Http;
+    if !route.plan.buffer_request && says_length {
+        log.received(length.unwrap_or(0));
+        let body = log.counted(body, route.plan.body_limit);
+        return Ok(Payload::Streaming { body: Some(body), length });
+    }
+    let bounds = Bounds { limit: route.plan.body_limit, progress };
+    let collected = proxy::collect(body, bounds, &worker.spool).await?;
+    log.received(collected.length());
+    Ok(Payload::Collected(collected))
+}
+
+async fn enter(route: &Route, log: &mut LogGuard) -> Result<Place, GatewayError> {
+    let began = Instant::now();
+    let upstream = &route.upstream;
+    let entered = upstream.queue.enter().await;
+    log.queued(began.elapsed());
+    entered.map_err(|refused| {
+        let name = &upstream.name;
+        let message = match refused {
+            Refused::Full => format!("the queue of upstream {name} is full (upstreams.{name}.queue.limit)"),
+            Refused::TimedOut => format!("no place in upstream {name} in time (upstreams.{name}.queue.timeout)"),
+        };
+        GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(answer::QUEUE_RETRY)
+    })
+}
+
+/// A request, and what has been read out of it.
+struct View<'a> {
+    request: &'a request::Parts,
+    path: &'a Path<'a>,
+    origin: &'a Origin,
+    found: &'a Match<'a, Arc<Route>>,
+    /// Path and query as they came.
+    target: &'a str,
+    progress: Duration,
+}
+
+async fn exchange(
+    view: &View<'_>,
+    payload: Payload,
+    place: Option<Place>,
+    upgrade: bool,
+    worker: &Worker,
+    trace: &mut Trace,
+) -> Result<Reply, GatewayError> {
+    let route: &Route = view.found.value;
+    let strip = route.plan.strip_prefix;
+    let target: Cow<'_, str> = if strip { view.found.strip(view.target) } else { Cow::Borrowed(view.target) };
+    let path_info;
+    let head = match route.upstream.plan.protocol {
+        Protocol::Http => Head::Http { target: &target, headers: &view.request.headers },
+        Protocol::Uwsgi => {
+            path_info = path_info_of(view, &target)?;
+            let content_length = match &payload {
+                Payload::Collected(collected) if collected.length() == 0 => None,
+                Payload::Collected(collected) => Some(collected.length()),
+                Payload::Streaming { length, .. } => *length,
+            };
+            Head::Uwsgi(Environment {
+                method: &view.request.method,
+                version: view.request.version,
+                target: view.target,
+                query: view.request.uri.query().unwrap_or_default(),
+                path_info: &path_info,
+                script_name: if strip { route.plan.prefix.as_str() } else { "" },
+                https: view.origin.scheme == Scheme::Https,
+                client: view.origin.client,
+                server_name: view.origin.host.host(),
+                server_port: view.origin.port,
+                content_length,
+                headers: &view.request.headers,
+            })
+        }
+    };
+    let outbound = Outbound {
+        method: &view.request.method,
+        head,
+        payload,
+        upgrade,
+        progress: view.progress,
+        timeout: route.plan.timeout,
+    };
+    proxy::send(outbound, &route.upstream, place, &worker.pool, trace).await
+}
+
+/// Decoded, slashes merged; the bare form of a prefix is its root, as behind nginx and Apache.
+fn path_info_of(view: &View<'_>, target: &str) -> Result<Vec<u8>, GatewayError> {
+    let stripped = view.found.value.plan.strip_prefix;
+    let mut path_info = if stripped {
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        Path::read(path)?.decoded_merged().into_owned()
+    } else {
+        view.path.decoded_merged().into_owned()
+    };
+    if view.found.bare && !path_info.ends_with(b"/") {
+        path_info.push(b'/');
+    }
+    Ok(path_info)
+}
+
+fn rewrite_location(reply: &mut Reply, origin: &Origin, route: &Route) {
+    let endpoint = match &reply.endpoint.address {
+        EndpointAddress::Tcp { host, port } => Some((host.as_str(), *port)),
+        EndpointAddress::Unix(_) => None,
+    };
+    let stripped = if route.plan.strip_prefix { route.plan.prefix.as_str() } else { "" };
+    Mapping { scheme: origin.scheme, host: origin.host.text(), stripped, endpoint }.apply(&mut reply.parts.headers);
+}
+
+async fn offloaded(
+    route: &Route,
+    target: &Target,
+    request: &request::Parts,
+    reply: Reply,
+) -> Result<Response<Body>, GatewayError> {
+    // The application is done: its place goes to the next one while the file is sent.
+    let Reply { parts, body, .. } = reply;
+    drop(body);
+    files::send(&route.files, target, &request.method, &request.headers, parts).await
+}
+
+fn no_files(route: &Route) -> GatewayError {
+    GatewayError::upstream(
+        StatusCode::NOT_FOUND,
+        format!("the application names a file, but the route {} has no `files`", route.name),
+    )
+}
+
+fn delivery(route: &Route, headers: &HeaderMap, asked: Option<bool>) -> Delivery {
+    let streamed = || {
+        let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        value.is_some_and(|value| {
+            value.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
+        })
+    };
+    if !route.plan.buffer_response || asked == Some(false) || streamed() {
+        Delivery::AsItComes
+    } else {
+        Delivery::Buffered
+    }
+}
+
+/// The client closed the connection before it had its answer; nginx's number, known to every log reader.
+pub const CLIENT_CLOSED_REQUEST: StatusCode = match StatusCode::from_u16(499) {
+    Ok(status) => status,
+    Err(_) => panic!("499 is three digits"),
+};

@@ -1,0 +1,210 @@
+//! One HTTP/2 connection. Framing, flow control and HPACK are hyper's; requests go the same way as any other.
+
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    future::Future,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::sleep;
+
+use super::{Connection, Downstream};
+use crate::{
+    drain::Tasks,
+    http::{Body, GatewayError},
+    service::{self, Answer, CLIENT_CLOSED_REQUEST, LogGuard},
+};
+
+/// Serves streams until the client goes, nothing has been asked for long enough, or a drain begins: then a GOAWAY
+/// lets what has begun come to its end (RFC 9113, 6.8).
+pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
+    let limits = connection.worker.current().plan.limits.clone();
+    let streams = Rc::new(Streams::default());
+    let tasks = connection.worker.tasks.clone();
+    let service = service_fn({
+        let (connection, streams) = (Rc::clone(&connection), Rc::clone(&streams));
+        move |request: Request<Incoming>| {
+            let (connection, active) = (Rc::clone(&connection), streams.begin());
+            async move { Ok::<_, Infallible>(answer(request, &connection, active).await) }
+        }
+    });
+    let mut served = pin!(
+        hyper::server::conn::http2::Builder::new(OnThisThread(tasks))
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .serve_connection(TokioIo::new(io), service)
+    );
+    let drain = connection.worker.drain.clone();
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = drain.started() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+        () = streams.idle_for(IDLE) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error = &error as &dyn std::error::Error, "an h2 connection ended");
+    }
+}
+
+async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, active: Active) -> Response<Logged> {
+    let (parts, body) = request.into_parts();
+    let body = if body.is_end_stream() { Body::Empty } else { Body::stream(RequestBody(body)) };
+    let Answer { response, log, .. } = service::serve(Request::from_parts(parts, body), connection).await;
+    let (mut parts, body) = response.into_parts();
+    // Values are slices of the buffer they were read into; the compressor's table would keep all of it.
+    for value in parts.headers.values_mut() {
+        if let Ok(copy) = http::HeaderValue::from_bytes(value.as_bytes()) {
+            *value = copy;
+        }
+    }
+    Response::from_parts(parts, Logged { body, log, _active: active })
+}
+
+/// A request body as hyper reads it.
+struct RequestBody(Incoming);
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = GatewayError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
+        Pin::new(&mut self.0).poll_frame(cx).map_err(|error| {
+            let status = if error.is_body_write_aborted() || error.is_incomplete_message() {
+                CLIENT_CLOSED_REQUEST
+            } else {
+                StatusCode::BAD_REQUEST
+            };
+            GatewayError::downstream(status, "the request body broke off").source(error)
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+/// A response body that is logged at its end.
+struct Logged {
+    body: Body,
+    log: LogGuard,
+    _active: Active,
+}
+
+impl http_body::Body for Logged {
+    type Data = Bytes;
+    type Error = GatewayError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
+        let this = &mut *self;
+        match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.log.add_sent(data.len() as u64);
+                }
+                if this.body.is_end_stream() {
+                    this.log.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                // The stream is reset, so that a part is not taken for the whole.
+                let broken = GatewayError::upstream(error.status, error.message.clone());
+                this.log.failed(error);
+                Poll::Ready(Some(Err(broken)))
+            }
+            None => {
+                this.log.complete();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        // Not asked for at all: a HEAD, or an answer without a body.
+        if self.body.is_end_stream() || !self.log.began_to_send() {
+            self.log.complete();
+        }
+    }
+}
+
+/// Streams under way, for telling an idle connection.
+#[derive(Default)]
+struct Streams {
+    active: Cell<usize>,
+    begun: Cell<u64>,
+}
+
+impl Streams {
+    fn begin(self: &Rc<Self>) -> Active {
+        self.active.set(self.active.get() + 1);
+        self.begun.set(self.begun.get() + 1);
+        Active(Rc::clone(self))
+    }
+
+    /// Ends when no stream has been under way, and none has begun, for at least `time`.
+    async fn idle_for(&self, time: Duration) {
+        loop {
+            let begun = self.begun.get();
+            sleep(time).await;
+            if self.active.get() == 0 && self.begun.get() == begun {
+                return;
+            }
+        }
+    }
+}
+
+struct Active(Rc<Streams>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get() - 1);
+    }
+}
+
+/// hyper's streams run on the thread of their connection.
+#[derive(Clone)]
+struct OnThisThread(Tasks);
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for OnThisThread {
+    fn execute(&self, future: F) {
+        self.0.spawn(async move {
+            future.await;
+        });
+    }
+}
+
+/// A peer that answers no PING for this long, this long after it was last heard of, is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// An h2 connection without a stream is closed after this long; opening one anew costs a handshake.
+const IDLE: Duration = Duration::from_secs(75);

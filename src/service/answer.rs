@@ -1,0 +1,97 @@
+//! What goes back to the client: an endpoint's answer, or one of our own.
+
+use std::time::Duration;
+
+use http::{HeaderValue, Response, StatusCode, Uri, header, request, response};
+
+use super::LogGuard;
+use crate::{
+    config::HttpsRedirect,
+    http::{
+        Body, GatewayError, Side,
+        page::{Accept, Page, is_api},
+        path::Path,
+    },
+    proxy::Tunnel,
+};
+
+/// A response, or the start of a tunnel, with the line that will be logged of it.
+pub struct Answer {
+    pub response: Response<Body>,
+    /// With a `101`: what the connection becomes.
+    pub tunnel: Option<Box<Tunnel>>,
+    pub log: LogGuard,
+}
+
+impl Answer {
+    pub(super) fn new(response: Response<Body>, mut log: LogGuard) -> Self {
+        log.status(response.status());
+        Self { response, tunnel: None, log }
+    }
+
+    pub(super) fn switching(parts: response::Parts, tunnel: Tunnel, mut log: LogGuard) -> Self {
+        log.status(parts.status);
+        Self { response: Response::from_parts(parts, Body::Empty), tunnel: Some(Box::new(tunnel)), log }
+    }
+
+    /// The page for `error`; this is where an error ends, and is told.
+    pub(super) fn failed(error: GatewayError, form: Accept, mut log: LogGuard) -> Self {
+        log.refused(&error);
+        // A request that was refused for its form may have an end we do not see.
+        if error.side == Side::Downstream && error.status != StatusCode::NOT_FOUND {
+            log.close();
+        }
+        let id = log.request_id().to_string();
+        let runtime = log.connection().worker.current();
+        let mut page = Page::of(&error, &id);
+        page.administrator = runtime.plan.administrator.as_deref();
+        page.starting = error.side == Side::Upstream && error.status == StatusCode::SERVICE_UNAVAILABLE;
+        Self::new(page.response(form), log)
+    }
+}
+
+/// In which form this client wants to be told what went wrong.
+pub(super) fn form(request: &request::Parts) -> Accept {
+    Accept::read(&request.headers, is_api(request.uri.path()))
+}
+
+/// `redirect: https` of a listener: the same URL, as it came, on the canonical host.
+pub(super) fn redirect_to_https(target: &HttpsRedirect, uri: &Uri) -> Response<Body> {
+    let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let path = if path.starts_with('/') { path } else { "/" };
+    redirect(StatusCode::MOVED_PERMANENTLY, &url(target.host.as_str(), target.port, path))
+}
+
+/// The same URL on the canonical host.
+pub(super) fn redirect_to_host(host: &str, port: u16, target: &str) -> Response<Body> {
+    redirect(StatusCode::MOVED_PERMANENTLY, &url(host, port, target))
+}
+
+/// The bare form of a prefix, with its slash; 308 keeps the method and the body.
+pub(super) fn redirect_to_slash(path: &Path<'_>, query: Option<&str>) -> Response<Body> {
+    let raw = path.raw();
+    // Two slashes at the start would name a host.
+    let raw = format!("/{}", raw.trim_start_matches('/'));
+    let target = match query {
+        Some(query) => format!("{raw}/?{query}"),
+        None => format!("{raw}/"),
+    };
+    redirect(StatusCode::PERMANENT_REDIRECT, &target)
+}
+
+fn url(host: &str, port: u16, target: &str) -> String {
+    if port == 443 { format!("https://{host}{target}") } else { format!("https://{host}:{port}{target}") }
+}
+
+fn redirect(status: StatusCode, location: &str) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = status;
+    // What was read as a URI is a header value; a target that is not would be a fault in the reading.
+    if let Ok(location) = HeaderValue::from_str(location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+/// What a client is told to wait when an upstream has no place.
+pub(super) const QUEUE_RETRY: Duration = Duration::from_secs(5);

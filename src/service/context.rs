@@ -1,0 +1,75 @@
+//! Where a request is served: the thread, and the connection it came on.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::Arc,
+};
+
+use crate::{
+    config::ListenerPlan,
+    drain::{Drain, Tasks},
+    http::forwarded::Peer,
+    metrics::Metrics,
+    runtime::{Current, Runtime},
+    spool::Spool,
+    telemetry::access_log::LogWriter,
+    tls::{CertificateStore, TlsInfo},
+    upstream::Pool,
+};
+
+/// What the requests of one traffic thread share.
+pub struct Worker {
+    current: Arc<Current>,
+    /// The generation last seen; counted without atomics, as every request takes it.
+    pinned: RefCell<Pinned>,
+    pub pool: Rc<Pool>,
+    pub spool: Arc<Spool>,
+    pub certificates: Arc<CertificateStore>,
+    pub metrics: Arc<Metrics>,
+    /// `None` when there is no access log.
+    pub log: RefCell<Option<LogWriter>>,
+    pub drain: Drain,
+    pub tasks: Tasks,
+}
+
+/// One generation, held by a request until its end.
+pub type Pinned = Rc<Arc<Runtime>>;
+
+impl Worker {
+    #[expect(clippy::too_many_arguments, reason = "one thread's share of the gateway, put together in one place")]
+    pub fn new(
+        current: Arc<Current>,
+        spool: Arc<Spool>,
+        certificates: Arc<CertificateStore>,
+        metrics: Arc<Metrics>,
+        log: Option<LogWriter>,
+        drain: Drain,
+        tasks: Tasks,
+    ) -> Rc<Self> {
+        let pinned = RefCell::new(Rc::new(Arc::clone(&current.load())));
+        let pool = Rc::new(Pool::default());
+        Rc::new(Self { current, pinned, pool, spool, certificates, metrics, log: RefCell::new(log), drain, tasks })
+    }
+
+    /// The generation in force.
+    pub fn current(&self) -> Pinned {
+        let current = self.current.load();
+        let mut pinned = self.pinned.borrow_mut();
+        if !Arc::ptr_eq(&current, &pinned) {
+            *pinned = Rc::new(Arc::clone(&current));
+        }
+        Rc::clone(&pinned)
+    }
+}
+
+/// One client's connection, as its requests see it.
+pub struct Connection {
+    pub worker: Rc<Worker>,
+    pub listener: Rc<ListenerPlan>,
+    /// The other end, or whom a PROXY header spoke for.
+    pub peer: Peer,
+    /// Where the client connected to; 0 on a unix socket.
+    pub local_port: u16,
+    pub tls: Option<TlsInfo>,
+}

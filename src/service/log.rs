@@ -1,0 +1,232 @@
+//! The line that is written of every request, whatever becomes of it.
+
+use std::{
+    borrow::Cow,
+    cell::Cell,
+    error::Error as _,
+    net::IpAddr,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{StatusCode, header, request};
+use http_body::{Body as _, Frame, SizeHint};
+
+use super::{CLIENT_CLOSED_REQUEST, Connection};
+use crate::{
+    http::{Body, GatewayError, Side, forwarded::Peer},
+    metrics::RouteMetrics,
+    proxy::{Trace, too_large},
+    runtime::Route,
+    telemetry::access_log::{Record, RequestId, Started, Tls},
+};
+
+/// Collects what there is to say of one request, and says it when dropped.
+///
+/// Dropped before [`Self::complete`], as when the client goes and takes its request with it, it says 499.
+pub struct LogGuard {
+    record: Box<Record>,
+    connection: Rc<Connection>,
+    route: Option<RouteMetrics>,
+    /// Bytes of a body that is passed on as it comes.
+    passed: Option<Rc<Cell<u64>>>,
+    closes: bool,
+    done: bool,
+}
+
+impl LogGuard {
+    /// For a request whose head has been read.
+    pub(super) fn begin(connection: &Rc<Connection>, request: &request::Parts) -> Self {
+        let mut guard = Self::unread(connection);
+        let record = &mut *guard.record;
+        record.method = Some(request.method.clone());
+        record.target = Some(request.uri.clone());
+        record.version = Some(request.version);
+        record.host = request.headers.get(header::HOST).cloned();
+        record.referer = request.headers.get(header::REFERER).cloned();
+        record.user_agent = request.headers.get(header::USER_AGENT).cloned();
+        guard
+    }
+
+    /// For what was refused before there was a request.
+    pub(super) fn unread(connection: &Rc<Connection>) -> Self {
+        let peer = match connection.peer {
+            Peer::Tcp(address) => Some(address.ip().to_canonical()),
+            Peer::Unix => None,
+        };
+        let mut record = Box::new(Record::new(Started::now(), peer));
+        record.status = CLIENT_CLOSED_REQUEST.as_u16();
+        record.tls = connection.tls.as_ref().map(|tls| Tls { version: tls.version, cipher: tls.cipher });
+        Self { record, connection: Rc::clone(connection), route: None, passed: None, closes: false, done: false }
+    }
+
+    pub(super) fn request_id(&self) -> RequestId {
+        self.record.request_id
+    }
+
+    pub(super) fn connection(&self) -> &Rc<Connection> {
+        &self.connection
+    }
+
+    pub(super) fn client(&mut self, client: Option<IpAddr>) {
+        self.record.client = client;
+    }
+
+    pub(super) fn route(&mut self, route: &Route) {
+        self.record.route = Some(route.name.clone());
+        self.record.upstream = Some(route.upstream.name.clone());
+        self.route = Some(route.metrics.clone());
+    }
+
+    pub(super) fn queued(&mut self, wait: Duration) {
+        self.record.queue = Some(wait);
+    }
+
+    pub(super) fn trace(&mut self, trace: &Trace) {
+        self.record.endpoint = trace.endpoint.as_ref().map(|endpoint| endpoint.label.clone());
+        self.record.connect = trace.connect;
+        self.record.head = trace.head;
+    }
+
+    pub(super) fn status(&mut self, status: StatusCode) {
+        self.record.status = status.as_u16();
+    }
+
+    pub(super) fn note(&mut self, note: impl Into<Cow<'static, str>>) {
+        self.record.note = Some(note.into());
+    }
+
+    /// Bytes of request body that have come.
+    pub(super) fn received(&mut self, bytes: u64) {
+        self.record.bytes_received = bytes;
+    }
+
+    /// Counts `body` while it is passed on, and ends it beyond `limit` bytes.
+    pub(super) fn counted(&mut self, body: Body, limit: Option<u64>) -> Body {
+        let passed = Rc::new(Cell::new(0));
+        self.passed = Some(Rc::clone(&passed));
+        Body::stream(Counted { body, passed, limit })
+    }
+
+    /// The connection is not to be used again after this answer.
+    pub(super) fn close(&mut self) {
+        self.closes = true;
+    }
+
+    pub fn closes(&self) -> bool {
+        self.closes
+    }
+
+    /// Bytes of response body that have gone.
+    pub fn sent(&mut self, bytes: u64) {
+        self.record.bytes_sent = bytes;
+    }
+
+    /// The response has gone out whole.
+    pub fn complete(&mut self) {
+        self.done = true;
+    }
+
+    /// The client went, or read nothing for too long.
+    pub fn cut_by_client(&mut self, error: &std::io::Error) {
+        self.status(CLIENT_CLOSED_REQUEST);
+        self.note(format!("the response was not taken: {error}"));
+        self.done = true;
+    }
+
+    /// The response broke off on our side or the endpoint's; its status has gone out already.
+    pub fn failed(&mut self, error: GatewayError) {
+        report(&error, &self.record);
+        self.note(describe(&error));
+        self.done = true;
+    }
+
+    /// Keeps what `error` says for the line, and reports it where an operator should look.
+    pub(super) fn refused(&mut self, error: &GatewayError) {
+        report(error, &self.record);
+        self.note(describe(error));
+    }
+}
+
+/// One event for what an operator can act on: endpoints and our own limits, not what clients send.
+fn report(error: &GatewayError, record: &Record) {
+    let cause = error as &dyn std::error::Error;
+    let (status, upstream) = (error.status.as_u16(), record.upstream.as_deref());
+    match error.side {
+        Side::Upstream => tracing::warn!(error = cause, status, upstream, id = %record.request_id, "upstream failed"),
+        Side::Gateway => tracing::warn!(error = cause, status, upstream, id = %record.request_id, "request refused"),
+        Side::Downstream => tracing::debug!(error = cause, status, id = %record.request_id, "request refused"),
+    }
+}
+
+fn describe(error: &GatewayError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let said = source.to_string();
+        // A message that quotes its cause has said it.
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = source.source();
+    }
+    text
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        let record = &mut *self.record;
+        if !self.done {
+            record.status = CLIENT_CLOSED_REQUEST.as_u16();
+        }
+        if let Some(passed) = &self.passed {
+            record.bytes_received = passed.get();
+        }
+        let total = record.started.elapsed();
+        record.total = Some(total);
+        let worker = &self.connection.worker;
+        match &self.route {
+            Some(metrics) => metrics.finished(record.status, total, record.bytes_received, record.bytes_sent),
+            None => worker.metrics.unrouted.finished(record.status, total, record.bytes_received, record.bytes_sent),
+        }
+        if let Some(log) = &mut *worker.log.borrow_mut() {
+            log.write(record);
+        }
+    }
+}
+
+/// A request body on its way through.
+struct Counted {
+    body: Body,
+    passed: Rc<Cell<u64>>,
+    limit: Option<u64>,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = GatewayError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            let passed = self.passed.get() + data.len() as u64;
+            self.passed.set(passed);
+            if self.limit.is_some_and(|limit| passed > limit) {
+                return Poll::Ready(Some(Err(too_large(self.limit))));
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
