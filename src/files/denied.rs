@@ -61,13 +61,17 @@ impl Denied {
     }
 }
 
-/// `path` without links, as far as it exists.
+/// `path` without links, as far as it exists; for a link to nothing, where it leads.
 fn canonical(path: &Path) -> io::Result<PathBuf> {
     match path.canonicalize() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(error) };
             let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            Ok(canonical(parent)?.join(name))
+            match path.read_link() {
+                // No endless loop: links in a circle are another error than `NotFound`.
+                Ok(target) => canonical(&parent.join(target)),
+                Err(_) => Ok(canonical(parent)?.join(name)),
+            }
         }
         result => result,
     }

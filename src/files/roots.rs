@@ -419,6 +419,19 @@ mod tests {
     }
 
     #[test]
+    fn a_denied_link_denies_what_it_will_lead_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |path: &str| directory.path().join(path);
+        symlink("archive/key1", at("key")).unwrap();
+        let (roots, _) = Roots::open(&[directory.path().to_owned()], &[at("key")]).unwrap();
+        fs::create_dir(at("archive")).unwrap();
+        fs::write(at("archive/key1"), "SECRET").unwrap();
+
+        assert!(matches!(open(&roots, &at("archive/key1")), Err(FileError::Denied { .. })));
+        assert!(matches!(open(&roots, &at("key")), Err(FileError::Denied { .. })));
+    }
+
+    #[test]
     fn the_blocking_way_and_the_way_without_openat2_find_the_same() {
         let (house, roots) = house();
         let path = house.path().join("allowed/absolute");
@@ -433,7 +446,7 @@ mod tests {
     fn a_file_that_may_not_be_read_is_forbidden_to_all_but_root() {
         let (house, roots) = house();
         let path = house.path().join("allowed/a/file");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
         let root = rustix::process::geteuid().is_root();
 
         let opened = open(&roots, &path);

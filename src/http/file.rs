@@ -252,6 +252,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_in_the_page_cache_is_read_all_the_same() {
+        let content: Vec<u8> = (0..251).cycle().take(FileBody::CHUNK * 2).collect();
+        let file = file_of(&content);
+        // Only written pages can be dropped.
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+
+        assert_eq!(collect(FileBody::new(file, 3, content.len() as u64 - 3)).unwrap(), content[3..]);
+    }
+
+    #[test]
     fn what_is_appended_while_a_file_is_sent_is_not_sent() {
         let file = file_of(b"01234");
         let body = FileBody::new(Arc::clone(&file), 0, 5);
