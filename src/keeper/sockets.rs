@@ -328,6 +328,22 @@ mod tests {
     }
 
     #[test]
+    fn a_unix_socket_whose_queue_is_full_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("front.sock");
+        let busy = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        busy.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        busy.listen(0).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        assert_eq!(answers(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+
+        let refused = bind_workers(&plan(ListenAddress::Unix(path.clone())), 1).unwrap_err();
+
+        assert!(matches!(refused, BindError::Occupied { .. }), "{refused}");
+        assert!(path.exists());
+    }
+
+    #[test]
     fn a_file_that_is_not_a_socket_is_never_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("front.sock");

@@ -127,6 +127,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn sessions_are_kept_by_the_clients_in_one_ticket_and_carry_no_early_data() {
+        let plan = TlsPlan { tls12: true, tls13: true, certificates: Vec::new(), storage: "/nonexistent".into() };
+
+        let config = server_config(&plan, Arc::new(CertificateStore::new(Vec::new()))).unwrap();
+
+        assert!(config.ticketer.enabled());
+        assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (1, 0));
+    }
+
+    #[test]
     fn grease_in_front_does_not_hide_what_a_client_prefers() {
         let table = [
             (vec![CipherSuite::TLS13_CHACHA20_POLY1305_SHA256, CipherSuite::TLS13_AES_128_GCM_SHA256], true),

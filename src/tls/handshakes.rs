@@ -245,7 +245,7 @@ async fn aes_128_comes_first_unless_the_client_asks_for_chacha_first() {
 }
 
 #[tokio::test]
-async fn a_session_resumes_with_a_ticket() {
+async fn a_session_resumes_on_any_core() {
     let authority = Authority::new();
     let configs = configs(vec![authority.certificate(&["a.example"], &PKCS_ECDSA_P256_SHA256)]);
     for version in [&version::TLS12, &version::TLS13] {
