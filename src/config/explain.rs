@@ -1,0 +1,1 @@
+pub fn explain(_: &super::Plan) -> String { String::new() }
