@@ -15,7 +15,8 @@ pub enum ConfigError {
 }
 
 fn lines(file: &str, faults: &[Fault]) -> String {
-    faults.iter().map(|fault| format!("{file}:{fault}")).collect::<Vec<_>>().join("\n")
+    let line = |fault: &Fault| format!("{file}:{fault}").replace(char::is_control, "\u{fffd}");
+    faults.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// One thing that is wrong, and where.

@@ -16,6 +16,8 @@ mod outer;
 mod plan;
 mod raw;
 mod read;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod units;
 mod words;
