@@ -1,1 +1,144 @@
-//! To come.
+//! The command line: which configuration, what to do with it, and the exit code that says how it went.
+//!
+//! 0: a clean stop, or nothing to complain of · 1: could not start or go on · 2: bad command line
+//! (clap's own) · 78 (`EX_CONFIG`): the configuration is refused, and trying again will not help.
+
+use std::{
+    error::Error,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Outer, Source};
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    // clap ends a bad command line with its own message and 2.
+    match Command::parse().verb {
+        Verb::Serve(options) => with_source(&options, serve),
+        Verb::Demo => started(demo()),
+        Verb::Check(options) => with_source(&options, check),
+        Verb::Explain { options, outer } => with_source(&options, |source| explain(source, outer)),
+    }
+}
+
+/// The front door for self-hosted Python web applications.
+#[derive(Parser)]
+#[command(name = "vestibule", version, about, max_term_width = 100)]
+struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run in the foreground until SIGTERM or SIGINT.
+    Serve(Options),
+    /// Show a front door with a small application behind it, and print its addresses.
+    Demo,
+    /// Validate everything without listening; prints `file:line:column: key.path: problem`, one a line.
+    Check(Options),
+    /// Say in words what the configuration means.
+    Explain {
+        #[command(flatten)]
+        options: Options,
+        /// Print what a proxy in front of this one must contain instead.
+        #[arg(long, value_name = "PROXY")]
+        outer: Option<Outer>,
+    },
+}
+
+#[derive(Args)]
+struct Options {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", default_value = "/etc/vestibule/vestibule.yml")]
+    config: PathBuf,
+    // Not in the help until it works; known, so that who tries it is told so.
+    #[arg(long, value_name = "FILE", hide = true, num_args = 0..=1)]
+    docassemble: Option<Option<PathBuf>>,
+}
+
+/// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
+const REFUSED: u8 = 78;
+
+fn with_source(options: &Options, act: impl FnOnce(&Source) -> ExitCode) -> ExitCode {
+    if options.docassemble.is_some() {
+        complain("--docassemble is not supported yet; write a configuration and name it with --config");
+        return ExitCode::from(REFUSED);
+    }
+    act(&Source { file: options.config.clone() })
+}
+
+fn serve(source: &Source) -> ExitCode {
+    // Before anything is begun: a refused configuration is not a failed start.
+    if let Err(error) = config::load(source) {
+        complain(&chain(&error));
+        return ExitCode::from(REFUSED);
+    }
+    started(run(source))
+}
+
+fn check(source: &Source) -> ExitCode {
+    match config::check(source, &[config::unreadable]) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("{}\n", chain(&error)));
+            ExitCode::from(REFUSED)
+        }
+    }
+}
+
+fn explain(source: &Source, outer: Option<Outer>) -> ExitCode {
+    match (config::load(source), outer) {
+        (Ok(plan), None) => say(&config::explain(&plan)),
+        (Ok(plan), Some(outer)) => say(&config::explain_outer(&plan, outer)),
+        (Err(error), _) => {
+            complain(&chain(&error));
+            return ExitCode::from(REFUSED);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn started(ended: Result<(), Box<dyn Error>>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(_source: &Source) -> Result<(), Box<dyn Error>> {
+    Err("serving is not part of this build".into())
+}
+
+fn demo() -> Result<(), Box<dyn Error>> {
+    Err("the demonstration is not part of this build".into())
+}
+
+/// The error and what caused it, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+/// Who reads our output may have gone; that is nobody's fault.
+fn say(text: &str) {
+    drop(io::stdout().lock().write_all(text.as_bytes()));
+}
+
+fn complain(text: &str) {
+    drop(writeln!(io::stderr().lock(), "{text}"));
+}

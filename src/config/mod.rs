@@ -1,5 +1,116 @@
 //! The only door for settings: text, raw values, [`Plan`].
+//!
+//! [`parse`] makes a tree of YAML text ([`tree`]), fills in variables ([`environment`]), reads each key as
+//! what it may hold ([`read`], [`keys`], [`raw`]) and applies the rules between keys ([`lower`]). Every
+//! fault of a file is told at once, with its place and the key. Nothing here opens what a plan names,
+//! except [`files`] for `check`.
 
+mod address;
+mod environment;
+mod error;
+mod explain;
+mod files;
+mod keys;
+mod lower;
+mod outer;
 mod plan;
+mod raw;
+mod read;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod units;
+mod words;
 
+use std::{
+    env, fs,
+    io::{self, Read as _},
+    path::{Path, PathBuf, absolute},
+};
+
+pub use environment::Environment;
+pub use error::{ConfigError, Fault, Position, Problem};
+pub use explain::explain;
+pub use files::unreadable;
+pub use outer::{Outer, explain_outer};
 pub use plan::*;
+
+use self::{
+    error::Places,
+    read::{Read, Reading, Told},
+};
+
+/// Where a configuration comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    pub file: PathBuf,
+}
+
+/// Reads the configuration, with the variables of this process.
+pub fn load(source: &Source) -> Result<Plan, ConfigError> {
+    load_with_places(source).map(|(plan, _)| plan)
+}
+
+/// Reads the configuration as [`load`] does, and tells all that `inspections` find wrong with it.
+pub fn check(source: &Source, inspections: &[fn(&Plan) -> Vec<Problem>]) -> Result<Plan, ConfigError> {
+    let (plan, places) = load_with_places(source)?;
+    let problems = inspections.iter().flat_map(|inspect| inspect(&plan));
+    let mut faults: Vec<_> = problems
+        .map(|Problem { at, problem }| Fault { position: places.find(&at), at, problem })
+        .collect();
+    faults.sort_by_key(|fault| fault.position);
+    if faults.is_empty() { Ok(plan) } else { Err(ConfigError::Refused { file: name(source), faults }) }
+}
+
+/// Makes a plan of `text`; `file_name` is for messages, and its folder is the base of relative paths.
+pub fn parse(file_name: &str, text: &str, environment: Environment<'_>) -> Result<Plan, ConfigError> {
+    parse_with_places(file_name, text, environment).map(|(plan, _)| plan)
+}
+
+/// The JSON schema of a configuration file, as it is in `config/schema.json`.
+pub fn schema() -> serde_json::Value {
+    let mut schema = raw::File::schema();
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    schema["title"] = "Vestibule".into();
+    schema
+}
+
+fn load_with_places(source: &Source) -> Result<(Plan, Places), ConfigError> {
+    let text = text_of(&source.file)
+        .map_err(|error| ConfigError::Unreadable { path: source.file.clone(), source: error })?;
+    parse_with_places(&name(source), &text, &|name| env::var(name).ok())
+}
+
+fn text_of(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    fs::File::open(file)?.take(LONGEST_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 1 MiB: hardly a configuration"));
+    }
+    Ok(text)
+}
+
+fn parse_with_places(
+    file_name: &str,
+    text: &str,
+    environment: Environment<'_>,
+) -> Result<(Plan, Places), ConfigError> {
+    let refused = |faults| ConfigError::Refused { file: file_name.to_owned(), faults };
+    let mut tree = tree::parse(text).map_err(|fault| refused(vec![fault]))?;
+    let base = absolute(file_name).ok().and_then(|file| Some(file.parent()?.to_owned()));
+    let base = base.unwrap_or_else(|| PathBuf::from("/"));
+    let mut reading = Reading::new(&base);
+    reading.prepare(&mut tree, environment);
+    let plan = raw::File::read(&tree, &mut reading).and_then(|file| lower::lower(file, &mut reading));
+    let (faults, places) = reading.finish();
+    match plan {
+        Ok(plan) if faults.is_empty() => Ok((plan, places)),
+        Ok(_) | Err(Told) => Err(refused(faults)),
+    }
+}
+
+fn name(source: &Source) -> String {
+    source.file.display().to_string()
+}
+
+const LONGEST_FILE: u64 = 1 << 20;

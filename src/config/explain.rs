@@ -1,0 +1,279 @@
+//! A plan in plain words, for a person who runs a site and not proxies.
+
+use std::{cmp::Reverse, fmt};
+
+use super::{
+    plan::{
+        AccessLogPlan, AdminAddress, EndpointAddress, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan, Protocol,
+        RoutePlan, Slash, UpstreamPlan,
+    },
+    units::{show_size, show_time},
+};
+
+/// What Vestibule does with `plan`: a page of text that ends with a newline.
+#[must_use]
+pub fn explain(plan: &Plan) -> String {
+    Explained(plan).to_string()
+}
+
+struct Explained<'a>(&'a Plan);
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plan = self.0;
+        listeners(plan, f)?;
+        host(plan, f)?;
+        routes(plan, f)?;
+        upstreams(plan, f)?;
+        trust(plan, f)?;
+        certificates(plan, f)?;
+        limits(plan, f)?;
+        process(plan, f)
+    }
+}
+
+fn listeners(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "Listeners: where connections are taken")?;
+    for listener in &plan.listeners {
+        let ListenerPlan { address, tls, redirect, proxy_protocol } = listener;
+        write!(f, "  {}: ", Shown(address))?;
+        match (redirect, tls) {
+            (Some(redirect), _) => {
+                let port = if redirect.port == 443 { String::new() } else { format!(":{}", redirect.port) };
+                write!(f, "every request is answered with a redirect to https://{}{port}", redirect.host)?;
+            }
+            (None, true) => write!(f, "https (HTTP/2 and HTTP/1.1)")?,
+            (None, false) => write!(f, "http, not encrypted")?,
+        }
+        if *proxy_protocol {
+            write!(f, "; each connection must begin with a PROXY protocol header from a trusted proxy")?;
+        }
+        writeln!(f)?;
+    }
+    Ok(())
+}
+
+fn host(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\nHost: which names are served")?;
+    let Some(host) = &plan.host else {
+        return writeln!(f, "  any name: no `host` is given, so nothing is redirected to it");
+    };
+    writeln!(f, "  the site is {host}")?;
+    if !plan.aliases.is_empty() {
+        writeln!(f, "  served under their own names as well: {}", list(&plan.aliases))?;
+    }
+    if plan.listeners.iter().any(|listener| listener.tls) {
+        writeln!(f, "  a request over https for a name that is not known is redirected to https://{host};")?;
+        writeln!(f, "  known are these, the hosts of routes and the names in certificates")?;
+    } else {
+        writeln!(f, "  without a TLS listener every name is served; nothing is redirected")?;
+    }
+    let health: Vec<_> = plan.upstreams.values().filter_map(|upstream| upstream.health_path.as_ref()).collect();
+    if !health.is_empty() {
+        writeln!(f, "  answered for every name, for the health checks of a load balancer: {}", list(health))?;
+    }
+    Ok(())
+}
+
+fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\nRoutes: the first that fits takes the request")?;
+    for route in matching_order(&plan.routes) {
+        let host = route.host.as_ref().map_or("", |host| host.as_str());
+        let path = route.prefix.as_str();
+        match path {
+            "" => writeln!(f, "  {host}/ (whatever is left) goes to `{}`", route.upstream)?,
+            path => writeln!(f, "  {host}{path} and all below {host}{path}/ goes to `{}`", route.upstream)?,
+        }
+        if route.strip_prefix && !path.is_empty() {
+            writeln!(f, "    which sees the path without {path}")?;
+        }
+        if route.slash == Slash::Redirect && !path.is_empty() {
+            writeln!(f, "    {path} itself is redirected to {path}/")?;
+        }
+        writeln!(f, "    it has {} to begin its answer; then the client is told 504", show_time(route.timeout))?;
+        match route.body_limit {
+            Some(limit) => writeln!(f, "    a request body may have {}; more is answered 413", show_size(limit))?,
+            None => writeln!(f, "    a request body may have any size that the spool holds")?,
+        }
+        match (route.buffer_request, route.buffer_response) {
+            (true, true) => writeln!(f, "    slow clients do not hold a place in it: bodies are collected here")?,
+            (true, false) => writeln!(f, "    requests are collected here; responses pass as they come")?,
+            (false, true) => writeln!(f, "    requests pass as they come; responses are collected here")?,
+            (false, false) => writeln!(f, "    bodies pass both ways as they come")?,
+        }
+        if !route.files.is_empty() {
+            let folders = list(route.files.iter().map(|folder| folder.display()));
+            writeln!(f, "    it may have files sent from {folders} (X-Sendfile; X-Accel-Redirect after {})", route.accel_prefix)?;
+        }
+        let compress = if route.compress { "text is compressed for clients that take it" } else { "nothing is compressed" };
+        writeln!(f, "    {compress}; a websocket closes after {} of silence", show_time(route.tunnel_idle))?;
+    }
+    if !plan.routes.iter().any(|route| route.host.is_none() && route.prefix.as_str().is_empty()) {
+        writeln!(f, "  anything else is answered 404")?;
+    }
+    Ok(())
+}
+
+/// Routes with a host first, then the longest prefix.
+fn matching_order(routes: &[RoutePlan]) -> Vec<&RoutePlan> {
+    let mut ordered: Vec<_> = routes.iter().collect();
+    ordered.sort_by_key(|route| (route.host.is_none(), route.host.clone(), Reverse(route.prefix.as_str().len())));
+    ordered
+}
+
+fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\nUpstreams: the applications")?;
+    for UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, .. } in plan.upstreams.values() {
+        let protocol = match protocol {
+            Protocol::Http => "HTTP/1.1",
+            Protocol::Uwsgi => "the uwsgi protocol",
+        };
+        writeln!(f, "  `{name}` speaks {protocol} at {}", list(endpoints.iter().map(Shown)))?;
+        match concurrency {
+            Some(places) => writeln!(
+                f,
+                "    {places} requests inside at once; {} more may wait, up to {}; others are answered 503",
+                queue.limit,
+                show_time(queue.timeout)
+            )?,
+            None => writeln!(f, "    any number of requests inside at once")?,
+        }
+        writeln!(
+            f,
+            "    when it cannot be connected to (each try up to {}), a request waits {}, then sees the starting page",
+            show_time(*connect_timeout),
+            show_time(*hold)
+        )?;
+        if !plan.routes.iter().any(|route| route.upstream == *name) {
+            writeln!(f, "    no route leads here")?;
+        }
+    }
+    Ok(())
+}
+
+fn trust(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\nTrust: who may say what the client's address, host and scheme are")?;
+    let trusted = &plan.trusted_proxies;
+    if trusted.is_empty() {
+        return writeln!(f, "  nobody: X-Forwarded-* headers of clients are taken off and set anew");
+    }
+    if !trusted.networks.is_empty() {
+        writeln!(f, "  proxies at {}", list(&trusted.networks))?;
+    }
+    if trusted.unix {
+        writeln!(f, "  whatever connects to a unix socket listened on")?;
+    }
+    writeln!(f, "  from anybody else, X-Forwarded-* headers are taken off and set anew")?;
+    if trusted.networks.iter().any(|network| network.prefix_len() == 0) {
+        writeln!(f, "  warning: that is everybody; any client can name whatever address it likes")?;
+    }
+    Ok(())
+}
+
+fn certificates(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if !plan.listeners.iter().any(|listener| listener.tls) {
+        return writeln!(f, "\nCertificates: none is needed, no listener has `tls: true`");
+    }
+    writeln!(f, "\nCertificates")?;
+    for certificate in &plan.tls.certificates {
+        write!(f, "  {} with the key {}", certificate.certificate.display(), certificate.key.display())?;
+        match &certificate.chain {
+            Some(chain) => writeln!(f, " and the chain {}", chain.display())?,
+            None => writeln!(f)?,
+        }
+    }
+    let storage = plan.tls.storage.display();
+    if plan.tls.certificates.is_empty() {
+        writeln!(f, "  none of your own: a self-signed one is made and kept in {storage}; browsers warn of it")?;
+    } else {
+        writeln!(f, "  for a name that none of them has: a self-signed one, kept in {storage}")?;
+    }
+    match (plan.tls.tls12, plan.tls.tls13) {
+        (true, true) => writeln!(f, "  TLS 1.2 and 1.3 are spoken"),
+        (true, false) => writeln!(f, "  only TLS 1.2 is spoken"),
+        _ => writeln!(f, "  only TLS 1.3 is spoken; browsers from before 2019 cannot connect"),
+    }
+}
+
+fn limits(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (limits, spool) = (&plan.limits, &plan.spool);
+    let size = |bytes: usize| show_size(bytes as u64);
+    writeln!(f, "\nLimits: what a client may ask for")?;
+    writeln!(f, "  {} connections at once, {} requests at once on one of HTTP/2", limits.connections, limits.streams)?;
+    writeln!(
+        f,
+        "  a request line and headers of {} in {} fields, an address of {}",
+        size(limits.header_bytes),
+        limits.header_count,
+        size(limits.uri_bytes)
+    )?;
+    writeln!(
+        f,
+        "  {} for a TLS handshake, {} for a request head, {} without a request, {} without progress in a body",
+        show_time(limits.handshake_timeout),
+        show_time(limits.head_timeout),
+        show_time(limits.keep_alive),
+        show_time(limits.progress_timeout)
+    )?;
+    writeln!(
+        f,
+        "  {} of a body in memory, the rest in {} (up to {} in all)",
+        size(spool.memory),
+        spool.path.display(),
+        show_size(spool.limit)
+    )
+}
+
+fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    writeln!(f, "\nProcess")?;
+    writeln!(f, "  {} traffic threads; a stop waits {} for requests in flight", plan.workers, show_time(plan.drain))?;
+    match &plan.access_log {
+        None => writeln!(f, "  no access log")?,
+        Some(AccessLogPlan { sink, format }) => {
+            let format = match format {
+                LogFormat::Combined => "the combined format",
+                LogFormat::Json => "JSON",
+                LogFormat::Template(template) => template.as_str(),
+            };
+            match sink {
+                LogSink::Stdout => writeln!(f, "  one line a request on standard output, as {format}")?,
+                LogSink::File(path) => writeln!(f, "  one line a request in {}, as {format}", path.display())?,
+            }
+        }
+    }
+    match &plan.admin {
+        Some(AdminAddress::Unix(path)) => {
+            writeln!(f, "  commands and metrics at {}, for the user it runs as", Shown(&ListenAddress::Unix(path.clone())))?;
+        }
+        None => writeln!(f, "  no admin socket: no commands and no metrics")?,
+    }
+    match &plan.administrator {
+        Some(address) => writeln!(f, "  error pages name {address}"),
+        None => writeln!(f, "  error pages name nobody to write to"),
+    }
+}
+
+/// An address as it is written in a configuration.
+struct Shown<'a, A>(&'a A);
+
+impl fmt::Display for Shown<'_, ListenAddress> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Shown<'_, EndpointAddress> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            EndpointAddress::Tcp { host, port } => write!(f, "{host}:{port}"),
+            EndpointAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+fn list<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}

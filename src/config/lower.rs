@@ -1,0 +1,330 @@
+//! From what is written to what it means: the rules between keys, and a [`Plan`] that can run.
+//!
+//! A key that could not be read is passed over by every rule that needs it: its fault has been told.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::Hash,
+    num::NonZeroUsize,
+    thread,
+};
+
+use super::{
+    address::Trusted,
+    plan::{
+        AccessLogPlan, CertificatePlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, Plan,
+        QueuePlan, RoutePlan, SpoolPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+    },
+    raw,
+    read::{Reading, Told, suggestion},
+    words::{TlsVersion, Workers},
+};
+
+/// What `file` means. Every broken rule is told to `reading`.
+pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, Told> {
+    let trusted_proxies = file.trusted_proxies.map(trust);
+    let upstreams = file.upstreams.and_then(|upstreams| lower_upstreams(upstreams, reading));
+    let listeners =
+        file.listeners.and_then(|listeners| lower_listeners(listeners, &file.host, &trusted_proxies, reading));
+    let routes = file.routes.and_then(|routes| lower_routes(routes, &upstreams, reading));
+    let tls = file.tls.and_then(|tls| lower_tls(tls, reading));
+    let spool = file.spool.and_then(|spool| lower_spool(&spool, reading));
+    let limits = file.limits.and_then(|limits| lower_limits(&limits, reading));
+
+    Ok(Plan {
+        listeners: listeners?,
+        host: file.host?,
+        aliases: file.aliases?,
+        tls: tls?,
+        trusted_proxies: trusted_proxies?,
+        upstreams: upstreams?,
+        routes: routes?,
+        access_log: match file.access_log? {
+            Some(log) => Some(AccessLogPlan { sink: log.path?, format: log.format? }),
+            None => None,
+        },
+        admin: file.admin?,
+        workers: workers(file.workers?),
+        administrator: file.administrator?.map(|address| address.0),
+        drain: file.drain?.0,
+        spool: spool?,
+        limits: limits?,
+    })
+}
+
+fn trust(entries: Vec<Trusted>) -> TrustedProxies {
+    let mut trusted = TrustedProxies::default();
+    for entry in entries {
+        match entry {
+            Trusted::Networks(networks) => trusted.networks.extend(networks),
+            Trusted::Unix => trusted.unix = true,
+        }
+    }
+    trusted
+}
+
+fn workers(workers: Workers) -> NonZeroUsize {
+    match workers {
+        Workers::Threads(threads) => NonZeroUsize::new(threads.get()),
+        Workers::Auto => thread::available_parallelism().ok(),
+    }
+    .unwrap_or(NonZeroUsize::MIN)
+}
+
+fn lower_listeners(
+    listeners: Vec<raw::Listener>,
+    host: &Result<Option<HostName>, Told>,
+    trusted: &Result<TrustedProxies, Told>,
+    reading: &mut Reading<'_>,
+) -> Result<Vec<ListenerPlan>, Told> {
+    if listeners.is_empty() {
+        return Err(reading.refuse_at("listeners", "at least one listener is needed, such as `- address: \"[::]:80\"`"));
+    }
+    let mut seen = Seen::default();
+    let lower = |(index, listener)| {
+        let at = format!("listeners[{index}]");
+        if let Ok(address) = &listener_address(&listener)
+            // Each port 0 becomes another port.
+            && !matches!(address, ListenAddress::Tcp(address) if address.port() == 0)
+            && let Some(first) = seen.note(address.clone(), &at)
+        {
+            reading.refuse_at(&format!("{at}.address"), format!("`{first}` listens on this address already"));
+        }
+        lower_listener(&listener, &at, host, trusted, reading)
+    };
+    listeners.into_iter().enumerate().map(lower).collect::<Vec<_>>().into_iter().collect()
+}
+
+fn listener_address(listener: &raw::Listener) -> Result<ListenAddress, Told> {
+    listener.address.clone()
+}
+
+fn lower_listener(
+    listener: &raw::Listener,
+    at: &str,
+    host: &Result<Option<HostName>, Told>,
+    trusted: &Result<TrustedProxies, Told>,
+    reading: &mut Reading<'_>,
+) -> Result<ListenerPlan, Told> {
+    let redirect = lower_redirect(listener, at, host, reading);
+    if let (Ok(Some(_)), Ok(address), Ok(trusted)) = (listener.proxy_protocol, &listener.address, trusted) {
+        let (anybody, who) = match address {
+            ListenAddress::Tcp(_) => (!trusted.networks.is_empty(), "the network of your load balancer"),
+            ListenAddress::Unix(_) => (trusted.unix, "`unix`"),
+        };
+        if !anybody {
+            let problem = format!("nobody is trusted to send the PROXY header here; add {who} to `trusted_proxies`");
+            reading.refuse_at(&format!("{at}.proxy_protocol"), problem);
+        }
+    }
+    Ok(ListenerPlan {
+        address: listener.address.clone()?,
+        tls: listener.tls?,
+        redirect: redirect?,
+        proxy_protocol: listener.proxy_protocol?.is_some(),
+    })
+}
+
+fn lower_redirect(
+    listener: &raw::Listener,
+    at: &str,
+    host: &Result<Option<HostName>, Told>,
+    reading: &mut Reading<'_>,
+) -> Result<Option<HttpsRedirect>, Told> {
+    let port = listener.https_port?;
+    if listener.redirect?.is_none() {
+        return match port {
+            None => Ok(None),
+            Some(_) => {
+                Err(reading.refuse_at(&format!("{at}.https_port"), "it only has a meaning beside `redirect: https`"))
+            }
+        };
+    }
+    let at = format!("{at}.redirect");
+    if listener.tls == Ok(true) {
+        return Err(reading.refuse_at(&at, "a listener with `tls: true` would redirect to itself; take one of the two out"));
+    }
+    let Some(host) = host.clone()? else {
+        let problem = "`host` is missing: a redirect to whatever host the client names would be an open redirect";
+        return Err(reading.refuse_at(&at, problem));
+    };
+    let port = match port {
+        Some(port) => u16::try_from(port.0).expect("the key is bounded by the largest port"),
+        None => 443,
+    };
+    Ok(Some(HttpsRedirect { host, port }))
+}
+
+fn lower_tls(tls: raw::Tls, reading: &mut Reading<'_>) -> Result<TlsPlan, Told> {
+    let protocols = tls.protocols.and_then(|protocols| match protocols.as_slice() {
+        [] => Err(reading.refuse_at("tls.protocols", "without a version nobody can connect; write `[TLSv1.2, TLSv1.3]`")),
+        _ => Ok(protocols),
+    });
+    let lower = |(index, certificate): (usize, raw::Certificate)| {
+        let files = certificate.files?;
+        let at = format!("tls.certificates[{index}]");
+        Ok(CertificatePlan { certificate: files.certificate?.0, key: files.key?.0, chain: files.chain?.map(|path| path.0), at })
+    };
+    let certificates: Result<Vec<_>, Told> = tls.certificates?.into_iter().enumerate().map(lower).collect();
+    let protocols = protocols?;
+    Ok(TlsPlan {
+        tls12: protocols.contains(&TlsVersion::Tls12),
+        tls13: protocols.contains(&TlsVersion::Tls13),
+        certificates: certificates?,
+        storage: tls.storage?.0,
+    })
+}
+
+fn lower_upstreams(
+    upstreams: BTreeMap<String, raw::Upstream>,
+    reading: &mut Reading<'_>,
+) -> Result<BTreeMap<String, UpstreamPlan>, Told> {
+    let lower = |(name, upstream): (String, raw::Upstream)| {
+        let plan = lower_upstream(&name, upstream, reading)?;
+        Ok((name, plan))
+    };
+    upstreams.into_iter().map(lower).collect::<Vec<_>>().into_iter().collect()
+}
+
+fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>) -> Result<UpstreamPlan, Told> {
+    let at = format!("upstreams.{name}.endpoints");
+    if let Ok(endpoints) = &upstream.endpoints {
+        if endpoints.is_empty() {
+            reading.refuse_at(&at, "at least one endpoint is needed, such as `127.0.0.1:8000`");
+        }
+        let mut seen = Seen::default();
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            let at = format!("{at}[{index}]");
+            if let Some(first) = seen.note(endpoint, &at) {
+                reading.refuse_at(&at, format!("this is the same endpoint as `{first}`"));
+            }
+        }
+    }
+    let queue = upstream.queue?;
+    Ok(UpstreamPlan {
+        name: name.to_owned(),
+        protocol: upstream.protocol?,
+        endpoints: upstream.endpoints?,
+        concurrency: upstream.concurrency?.and_then(|places| NonZeroUsize::new(places.0.get())),
+        queue: QueuePlan { limit: queue.limit?.get(), timeout: queue.timeout?.0 },
+        health_path: upstream.health?.path?.map(|path| path.0),
+        hold: upstream.hold?.0,
+        connect_timeout: upstream.connect_timeout?.0,
+    })
+}
+
+fn lower_routes(
+    routes: Vec<raw::Route>,
+    upstreams: &Result<BTreeMap<String, UpstreamPlan>, Told>,
+    reading: &mut Reading<'_>,
+) -> Result<Vec<RoutePlan>, Told> {
+    if routes.is_empty() {
+        return Err(reading.refuse_at("routes", "at least one route is needed, such as `- { prefix: /, upstream: app }`"));
+    }
+    let mut seen = Seen::default();
+    let lower = |(index, route): (usize, raw::Route)| {
+        let at = format!("routes[{index}]");
+        if let (Ok(host), Ok(prefix)) = (&route.host, &route.prefix)
+            && let Some(first) = seen.note((host.clone(), prefix.clone()), &at)
+        {
+            let problem = match host {
+                Some(host) => format!("`{first}` has this prefix for the host {host} already"),
+                None => format!("`{first}` has this prefix already"),
+            };
+            reading.refuse_at(&format!("{at}.prefix"), problem);
+        }
+        if let (Ok(name), Ok(upstreams)) = (&route.upstream, upstreams)
+            && !upstreams.contains_key(name)
+        {
+            let near = suggestion(name, upstreams.keys().map(String::as_str));
+            reading.refuse_at(&format!("{at}.upstream"), format!("no upstream is named `{name}`{near}"));
+        }
+        if let Ok(Some(limit)) = route.body_limit
+            && limit.0 == 0
+        {
+            reading.refuse_at(&format!("{at}.body_limit"), "no request could have a body; write `null` for no limit");
+        }
+        lower_route(route)
+    };
+    routes.into_iter().enumerate().map(lower).collect::<Vec<_>>().into_iter().collect()
+}
+
+fn lower_route(route: raw::Route) -> Result<RoutePlan, Told> {
+    let buffer = route.buffer?;
+    Ok(RoutePlan {
+        host: route.host?,
+        prefix: route.prefix?,
+        strip_prefix: route.strip_prefix?,
+        slash: route.slash?,
+        upstream: route.upstream?,
+        timeout: route.timeout?.0,
+        body_limit: route.body_limit?.map(|limit| limit.0),
+        buffer_request: buffer.request?,
+        buffer_response: buffer.response?,
+        files: route.files?.into_iter().map(|folder| folder.0).collect(),
+        accel_prefix: route.accel_prefix?.0,
+        compress: route.compress?,
+        tunnel_idle: route.tunnel_idle?.0,
+    })
+}
+
+fn lower_spool(spool: &raw::Spool, reading: &mut Reading<'_>) -> Result<SpoolPlan, Told> {
+    let memory = bytes("spool.memory", spool.memory?.0, reading);
+    Ok(SpoolPlan { path: spool.path.clone()?.0, limit: spool.limit?.0, memory: memory? })
+}
+
+fn lower_limits(limits: &raw::Limits, reading: &mut Reading<'_>) -> Result<LimitsPlan, Told> {
+    let header_bytes = limits.header_bytes.and_then(|size| match size.0 {
+        // What is read from a socket at once; no HTTP library goes below.
+        0..8192 => Err(reading.refuse_at("limits.header_bytes", "browsers need more; write `8KiB` or more")),
+        size => bytes("limits.header_bytes", size, reading),
+    });
+    let uri_bytes = limits.uri_bytes.and_then(|size| match size.0 {
+        0..256 => Err(reading.refuse_at("limits.uri_bytes", "browsers need more; write `256B` or more")),
+        size => bytes("limits.uri_bytes", size, reading),
+    });
+    Ok(LimitsPlan {
+        connections: limits.connections?.get(),
+        header_bytes: header_bytes?,
+        header_count: limits.header_count?.get(),
+        uri_bytes: uri_bytes?,
+        streams: limits.streams?.0,
+        handshake_timeout: limits.handshake_timeout?.0,
+        head_timeout: limits.head_timeout?.0,
+        keep_alive: limits.keep_alive?.0,
+        progress_timeout: limits.progress_timeout?.0,
+    })
+}
+
+/// A size that is kept in memory.
+fn bytes(at: &str, size: u64, reading: &mut Reading<'_>) -> Result<usize, Told> {
+    match usize::try_from(size) {
+        Ok(size) if size <= LARGEST_IN_MEMORY => Ok(size),
+        _ => Err(reading.refuse_at(at, "this much is not kept in memory for one request; write `64MiB` or less")),
+    }
+}
+
+const LARGEST_IN_MEMORY: usize = 64 << 20;
+
+/// What has been seen, and at which key first.
+struct Seen<T>(HashMap<T, String>);
+
+impl<T> Default for Seen<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T: Eq + Hash> Seen<T> {
+    /// Answers where `value` was seen before.
+    fn note(&mut self, value: T, at: &str) -> Option<&str> {
+        use std::collections::hash_map::Entry;
+        match self.0.entry(value) {
+            Entry::Occupied(first) => Some(first.into_mut()),
+            Entry::Vacant(place) => {
+                place.insert(at.to_owned());
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The configuration as it is written: each key, what it holds, its default, and what it means.
+//!
+//! `config/schema.json` is made from this file, and `config/vestibule.yml` is held to it by a test.
+//! Rules between keys, and what they mean together, are in [`super::lower`].
+
+use std::collections::BTreeMap;
+
+use super::{
+    address::Trusted,
+    keys::keys,
+    plan::{AdminAddress, EndpointAddress, HostName, ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Slash},
+    units::{Count, Size, Timeout, Wait},
+    words::{
+        AccelPrefix, Concurrency, FilePath, Https, MailAddress, PagePath, ProxyRequired, ServedFolder, TlsVersion,
+        Workers,
+    },
+};
+
+keys! {
+    /// The configuration of Vestibule. Values may hold `${NAME}` and `${NAME:-default}` from the
+    /// environment; `$${` stands for `${` itself. Relative paths are beside this file.
+    struct File {
+        /// The addresses that are listened on.
+        listeners: Vec<Listener> = required,
+        /// The canonical host name, without scheme and port. On TLS listeners, requests for hosts that are not
+        /// known are redirected to it. `null`: any host is served.
+        host: Option<HostName> = "null",
+        /// Other names of the site, served as they are.
+        aliases: Vec<HostName> = "[]",
+        /// Certificates and protocol versions.
+        tls: Tls = "{}",
+        /// Whose `X-Forwarded-*` and PROXY headers are believed: networks, addresses, `loopback`, `private`
+        /// (10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, fc00::/7) and `unix` (peers on unix sockets). Nobody by default.
+        trusted_proxies: Vec<Trusted> = "[]",
+        /// The applications, by names of your choice.
+        upstreams: BTreeMap<String, Upstream> = "{}",
+        /// Which requests go where: those of a `host` first, then by the longest prefix.
+        routes: Vec<Route> = required,
+        /// One line a request. `null`: none.
+        access_log: Option<AccessLog> = "{}",
+        /// Where `vestibule` commands reach the running one: `unix:/path`. `null`: nowhere.
+        admin: Option<AdminAddress> = "null",
+        /// Traffic threads. `auto`: one a processor.
+        workers: Workers = "auto",
+        /// The mail address shown on error pages. `null`: none.
+        administrator: Option<MailAddress> = "null",
+        /// How long a stop waits for requests in flight.
+        drain: Wait = "18s",
+        /// Disk for bodies that do not fit in memory.
+        spool: Spool = "{}",
+        /// Bounds on what a client may ask for.
+        limits: Limits = "{}",
+    }
+    not_yet ["user", "backends"]
+}
+
+keys! {
+    /// One address that is listened on.
+    struct Listener {
+        /// `host:port`, where the host is an address (`[::]:443`, `127.0.0.1:80`), or `unix:/path`.
+        address: ListenAddress = required,
+        /// Whether TLS is spoken here: h2 and http/1.1.
+        tls: bool = "false",
+        /// `https`: answer everything with a redirect to `https://` and `host`.
+        redirect: Option<Https> = "null",
+        /// The port that browsers use for https, where it is not 443; only with `redirect`.
+        https_port: Option<Count<1, 65_535>> = "null",
+        /// `required`: each connection begins with a PROXY protocol header (v1 or v2).
+        proxy_protocol: Option<ProxyRequired> = "null",
+    }
+}
+
+keys! {
+    /// Certificates and protocol versions.
+    struct Tls {
+        /// The versions that are spoken: `TLSv1.2`, `TLSv1.3`.
+        protocols: Vec<TlsVersion> = "[TLSv1.2, TLSv1.3]",
+        /// Certificates of your own. Without one that fits, a self-signed one is made.
+        certificates: Vec<Certificate> = "[]",
+        /// The folder where self-signed certificates are kept.
+        storage: FilePath = "/var/lib/vestibule",
+    }
+}
+
+keys! {
+    /// A certificate.
+    struct Certificate {
+        /// The files of a certificate of your own.
+        files: CertificateFiles = required,
+    }
+    not_yet ["hosts", "acme"]
+}
+
+keys! {
+    /// The files of a certificate, all in PEM.
+    struct CertificateFiles {
+        /// The certificate, alone or followed by its chain.
+        certificate: FilePath = required,
+        /// The private key, not encrypted.
+        key: FilePath = required,
+        /// The chain, where it is not in `certificate`.
+        chain: Option<FilePath> = "null",
+    }
+}
+
+keys! {
+    /// An application: one or more endpoints that answer alike.
+    struct Upstream {
+        /// What is spoken with it: `http` or `uwsgi`.
+        protocol: Protocol = "http",
+        /// Where it listens: `host:port`, `[::1]:port` or `unix:/path`.
+        endpoints: Vec<EndpointAddress> = required,
+        /// Requests inside at once; the rest wait, first in first out. `null`: no bound.
+        concurrency: Option<Concurrency> = "null",
+        /// The waiting room in front of it.
+        queue: Queue = "{}",
+        /// Its own health page.
+        health: Health = "{}",
+        /// How long a request waits for a backend that cannot be connected to; then 503 and the starting page.
+        hold: Wait = "30s",
+        /// The longest wait for one connection.
+        connect_timeout: Timeout = "3s",
+    }
+    not_yet ["supervisor"]
+}
+
+keys! {
+    /// The waiting room in front of an upstream.
+    struct Queue {
+        /// Requests waiting at once; one more is answered 503.
+        limit: Count<0, 1_000_000> = "512",
+        /// The longest wait; then 503.
+        timeout: Wait = "30s",
+    }
+}
+
+keys! {
+    /// The health page of an upstream.
+    struct Health {
+        /// The path as the browser sees it, prefix included; answered for every host, never redirected. `null`: none.
+        path: Option<PagePath> = "null",
+    }
+    not_yet ["interval"]
+}
+
+keys! {
+    /// Where the requests under one prefix go.
+    struct Route {
+        /// Only for this host. `null`: any.
+        host: Option<HostName> = "null",
+        /// A path of whole segments: `/da` and `/da/` both match `/da` and all below it, never `/dashboard`.
+        prefix: PathPrefix = required,
+        /// Whether the prefix is taken off before the request is sent on.
+        strip_prefix: bool = "false",
+        /// What becomes of `/da` where the prefix is `/da/`: `forward` as it came, or `redirect` to `/da/`.
+        slash: Slash = "forward",
+        /// The name of the upstream.
+        upstream: String = required,
+        /// The longest wait for the response head, from when the request has been sent; then 504.
+        timeout: Timeout = "60s",
+        /// The largest request body; more is answered 413. `null`: only the spool bounds it.
+        body_limit: Option<Size> = "16MiB",
+        /// What is collected before it is passed on.
+        buffer: Buffer = "{}",
+        /// The folders that the application's `X-Sendfile` and `X-Accel-Redirect` may name. Empty: none.
+        files: Vec<ServedFolder> = "[]",
+        /// What is taken off an `X-Accel-Redirect` path, with both slashes.
+        accel_prefix: AccelPrefix = "/xaccel/",
+        /// Whether text is compressed for clients that take it.
+        compress: bool = "true",
+        /// A websocket closes after this long without a byte.
+        tunnel_idle: Timeout = "24h",
+    }
+    not_yet ["stick"]
+}
+
+keys! {
+    /// What is collected before it is passed on; `false`: passed on as it comes.
+    struct Buffer {
+        /// The request body, before a place in the application is taken.
+        request: bool = "true",
+        /// The response body, so that a slow client does not hold a place in the application.
+        response: bool = "true",
+    }
+}
+
+keys! {
+    /// One line a request.
+    struct AccessLog {
+        /// A file; `-` is standard output.
+        path: LogSink = "'-'",
+        /// `combined`, `json`, or a template with `{fields}` in it.
+        format: LogFormat = "combined",
+    }
+}
+
+keys! {
+    /// Disk for bodies that do not fit in memory.
+    struct Spool {
+        /// A folder; the files in it have no names.
+        path: FilePath = "/var/tmp",
+        /// Room on disk, over all requests.
+        limit: Size = "1GiB",
+        /// How much of one body is kept in memory before it goes to disk.
+        memory: Size = "256KiB",
+    }
+}
+
+keys! {
+    /// Bounds on what a client may ask for.
+    struct Limits {
+        /// Connections at once, over all listeners.
+        connections: Count<1, 10_000_000> = "10000",
+        /// Request line and headers together; more is answered 431. At least 8KiB.
+        header_bytes: Size = "32KiB",
+        /// Header fields of one request.
+        header_count: Count<1, 10_000> = "100",
+        /// The request target (path and query); more is answered 414.
+        uri_bytes: Size = "16KiB",
+        /// Requests at once on one h2 connection.
+        streams: Count<1, 100_000> = "100",
+        /// From accept to the end of the TLS handshake.
+        handshake_timeout: Timeout = "10s",
+        /// From the first byte of a request head to its last.
+        head_timeout: Timeout = "15s",
+        /// How long a connection may stay open without a request.
+        keep_alive: Timeout = "10s",
+        /// A body, in either direction, that does not move for this long is given up.
+        progress_timeout: Timeout = "60s",
+    }
+}

@@ -1,0 +1,631 @@
+//! Whole files: what they mean, what is wrong with them, and that file, schema and code say the same.
+
+use std::{collections::BTreeMap, fs, num::NonZeroUsize, path::Path, time::Duration};
+
+use proptest::prelude::*;
+use serde_json::Value as Json;
+
+use super::{
+    keys::to_json,
+    plan::*,
+    tree::{self, Node, Value},
+    *,
+};
+
+/// The least that can run, followed by what a test is about.
+fn minimal(more: &str) -> String {
+    format!(
+        "listeners: [{{ address: '127.0.0.1:80' }}]\n\
+         upstreams: {{ app: {{ endpoints: ['127.0.0.1:8000'] }} }}\n\
+         routes: [{{ prefix: /, upstream: app }}]\n{more}"
+    )
+}
+
+fn unset(_: &str) -> Option<String> {
+    None
+}
+
+fn plan(text: &str) -> Plan {
+    parse("/etc/v.yml", text, &unset).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+fn faults(text: &str) -> Vec<String> {
+    match parse("/etc/v.yml", text, &unset) {
+        Ok(_) => Vec::new(),
+        Err(error) => error.to_string().lines().map(|line| line.replace("/etc/v.yml:", "")).collect(),
+    }
+}
+
+#[test]
+fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
+    let route = RoutePlan {
+        host: None,
+        prefix: PathPrefix::parse("/").unwrap(),
+        strip_prefix: false,
+        slash: Slash::Forward,
+        upstream: "app".to_owned(),
+        timeout: Duration::from_secs(60),
+        body_limit: Some(16 << 20),
+        buffer_request: true,
+        buffer_response: true,
+        files: Vec::new(),
+        accel_prefix: "/xaccel/".to_owned(),
+        compress: true,
+        tunnel_idle: Duration::from_secs(24 * 3600),
+    };
+    let upstream = UpstreamPlan {
+        name: "app".to_owned(),
+        protocol: Protocol::Http,
+        endpoints: vec![EndpointAddress::Tcp { host: "127.0.0.1".to_owned(), port: 8000 }],
+        concurrency: None,
+        queue: QueuePlan { limit: 512, timeout: Duration::from_secs(30) },
+        health_path: None,
+        hold: Duration::from_secs(30),
+        connect_timeout: Duration::from_secs(3),
+    };
+    let expected = Plan {
+        listeners: vec![ListenerPlan {
+            address: ListenAddress::Tcp("127.0.0.1:80".parse().unwrap()),
+            tls: false,
+            redirect: None,
+            proxy_protocol: false,
+        }],
+        host: None,
+        aliases: Vec::new(),
+        tls: TlsPlan {
+            tls12: true,
+            tls13: true,
+            certificates: Vec::new(),
+            storage: "/var/lib/vestibule".into(),
+        },
+        trusted_proxies: TrustedProxies::default(),
+        upstreams: BTreeMap::from([("app".to_owned(), upstream)]),
+        routes: vec![route],
+        access_log: Some(AccessLogPlan { sink: LogSink::Stdout, format: LogFormat::Combined }),
+        admin: None,
+        workers: std::thread::available_parallelism().unwrap(),
+        administrator: None,
+        drain: Duration::from_secs(18),
+        spool: SpoolPlan { path: "/var/tmp".into(), limit: 1 << 30, memory: 256 << 10 },
+        limits: LimitsPlan {
+            connections: 10_000,
+            header_bytes: 32 << 10,
+            header_count: 100,
+            uri_bytes: 16 << 10,
+            streams: 100,
+            handshake_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(15),
+            keep_alive: Duration::from_secs(10),
+            progress_timeout: Duration::from_secs(60),
+        },
+    };
+
+    assert_eq!(plan(&minimal("")), expected);
+}
+
+#[test]
+fn what_is_written_is_what_runs() {
+    let plan = plan(
+        "listeners:
+- { address: '[::]:80', redirect: https, https_port: 8443 }
+- { address: '[::]:8443', tls: true, proxy_protocol: required }
+- { address: 'unix:v.sock' }
+host: Justice.Example.com
+aliases: [www.example.com]
+tls:
+  protocols: [TLSv1.3]
+  certificates: [{ files: { certificate: c.pem, key: /k.pem, chain: a.pem } }]
+trusted_proxies: [loopback, 10.0.0.0/8, unix]
+upstreams:
+  app:
+    protocol: uwsgi
+    endpoints: ['unix:/run/app.sock']
+    concurrency: 6
+    queue: { limit: 0, timeout: 0 }
+    health: { path: /health_check }
+    hold: 0s
+routes:
+- { host: other.example.com, prefix: /da/, upstream: app, strip_prefix: true, slash: redirect, body_limit: null,
+    buffer: { request: false }, files: [/usr/, /tmp], compress: false, tunnel_idle: 1h }
+access_log: { path: access.log, format: '{status} {path}' }
+admin: unix:/run/admin.sock
+workers: 3
+administrator: admin@example.com
+",
+    );
+
+    let host = HostName::parse("justice.example.com").unwrap();
+    assert_eq!(plan.listeners[0].redirect, Some(HttpsRedirect { host: host.clone(), port: 8443 }));
+    assert!(plan.listeners[1].tls && plan.listeners[1].proxy_protocol);
+    assert_eq!(plan.listeners[2].address, ListenAddress::Unix("/etc/v.sock".into()));
+    assert_eq!((plan.host, plan.aliases), (Some(host), vec![HostName::parse("www.example.com").unwrap()]));
+    let certificate = CertificatePlan {
+        certificate: "/etc/c.pem".into(),
+        key: "/k.pem".into(),
+        chain: Some("/etc/a.pem".into()),
+        at: "tls.certificates[0]".to_owned(),
+    };
+    assert_eq!((plan.tls.tls12, plan.tls.tls13, plan.tls.certificates), (false, true, vec![certificate]));
+    assert!(plan.trusted_proxies.unix && plan.trusted_proxies.contains("::1".parse().unwrap()));
+    let app = &plan.upstreams["app"];
+    assert_eq!((app.protocol, app.concurrency), (Protocol::Uwsgi, NonZeroUsize::new(6)));
+    assert_eq!(app.queue, QueuePlan { limit: 0, timeout: Duration::ZERO });
+    assert_eq!((app.health_path.as_deref(), app.hold), (Some("/health_check"), Duration::ZERO));
+    let route = &plan.routes[0];
+    assert_eq!((route.prefix.as_str(), route.strip_prefix, route.slash), ("/da", true, Slash::Redirect));
+    assert_eq!((route.body_limit, route.buffer_request, route.buffer_response), (None, false, true));
+    assert_eq!(route.files, [Path::new("/usr"), Path::new("/tmp")]);
+    let log = AccessLogPlan {
+        sink: LogSink::File("/etc/access.log".into()),
+        format: LogFormat::Template("{status} {path}".to_owned()),
+    };
+    assert_eq!(plan.access_log, Some(log));
+    assert_eq!(plan.admin, Some(AdminAddress::Unix("/run/admin.sock".into())));
+    assert_eq!((plan.workers.get(), plan.administrator.as_deref()), (3, Some("admin@example.com")));
+}
+
+#[test]
+fn every_fault_of_a_file_is_told_at_once_in_its_order() {
+    let text = "listeners:
+  - address: '*:80'
+    redirect: https
+    tsl: true
+hots: example.com
+upstreams:
+  web:
+    endpoints: []
+    concurrency: many
+routes:
+  - prefix: app
+    upstream: wev
+    timeout: 30
+  - prefx: /
+    upstream: web
+drain: soon
+drain: 1s
+";
+    assert_eq!(
+        faults(text),
+        [
+            "2:14: listeners[0].address: write `[::]:80` for port 80 on every address",
+            "3:15: listeners[0].redirect: `host` is missing: a redirect to whatever host the client names would be an \
+             open redirect",
+            "4:5: listeners[0].tsl: unknown key `tsl`; did you mean `tls`?",
+            "5:1: hots: unknown key `hots`; did you mean `host`?",
+            "8:16: upstreams.web.endpoints: at least one endpoint is needed, such as `127.0.0.1:8000`",
+            "9:18: upstreams.web.concurrency: expected a whole number, or `null` for no bound, found `many`",
+            "11:13: routes[0].prefix: `app` is not a path prefix; write `/app`",
+            "13:14: routes[0].timeout: `30` has no unit; write `30s`, `5m` or `500ms`",
+            "14:5: routes[1].prefx: unknown key `prefx`; did you mean `prefix`?",
+            "14:5: routes[1]: the key `prefix` is missing",
+            "16:8: drain: expected a time such as `30s`, found `soon`",
+            "17:1: drain: the key `drain` stands here twice; the first is in line 16",
+        ]
+    );
+}
+
+#[test]
+fn each_refusal_says_what_is_wrong_and_what_to_write() {
+    for (more, fault) in [
+        // Types.
+        ("workers: many", "4:10: workers: expected `auto` or a whole number, found `many`"),
+        ("workers: 0", "4:10: workers: expected a whole number from 1 to 1024, found `0`"),
+        ("aliases: www.example.com", "4:10: aliases: expected a list, found `www.example.com`"),
+        ("tls: true", "4:6: tls: expected a mapping of keys, found `true`"),
+        ("limits: [1]", "4:9: limits: expected a mapping of keys, found a list"),
+        ("drain: {}", "4:8: drain: expected a time such as `30s`, found a mapping"),
+        ("drain:", "4:7: drain: expected a time such as `30s`, found nothing"),
+        ("tls: { storage: ~ }", "4:17: tls.storage: expected a path such as `/etc/vestibule/site.pem`, found nothing"),
+        // Values.
+        ("host: https://example.com/", "4:7: host: write the host name alone, without a scheme: `example.com`"),
+        ("host: example.com:443", "4:7: host: write the host name alone, without a port: `example.com`"),
+        ("tls: { protocols: [] }", "4:19: tls.protocols: without a version nobody can connect; write `[TLSv1.2, TLSv1.3]`"),
+        (
+            "tls: { protocols: [TLSv1.1] }",
+            "4:20: tls.protocols[0]: `TLSv1.1` is not safe and not spoken here; there are `TLSv1.2` or `TLSv1.3`",
+        ),
+        (
+            "tls: { protocols: [tlsv1.2] }",
+            "4:20: tls.protocols[0]: expected `TLSv1.2` or `TLSv1.3`, found `tlsv1.2`; did you mean `TLSv1.2`?",
+        ),
+        (
+            "trusted_proxies: [10.0.0.1/8]",
+            "4:19: trusted_proxies[0]: `10.0.0.1/8` is an address within a network; write the network, `10.0.0.0/8`",
+        ),
+        ("spool: { memory: 1GiB }", "4:18: spool.memory: this much is not kept in memory for one request; write `64MiB` or less"),
+        ("spool: { limit: 1000 }", "4:17: spool.limit: `1000` has no unit; write `16MiB`, `64KiB` or `512B`"),
+        ("limits: { header_bytes: 4KiB }", "4:25: limits.header_bytes: browsers need more; write `8KiB` or more"),
+        ("limits: { uri_bytes: 0 }", "4:22: limits.uri_bytes: browsers need more; write `256B` or more"),
+        ("limits: { connections: 0 }", "4:24: limits.connections: expected a whole number from 1 to 10000000, found `0`"),
+        (
+            "limits: { head_timeout: 0s }",
+            "4:25: limits.head_timeout: no time at all is not allowed here; write a time such as `30s`",
+        ),
+        (
+            "administrator: me",
+            "4:16: administrator: expected a mail address such as `admin@example.com`, found `me`",
+        ),
+        (
+            "access_log: { format: combind }",
+            "4:23: access_log.format: expected `combined`, `json` or a template with `{fields}` in it, found `combind`; \
+             did you mean `combined`?",
+        ),
+        ("drain: ${ABSENT}", "4:8: drain: the environment variable `ABSENT` is not set; set it, or give a default: `${ABSENT:-value}`"),
+        // Later.
+        ("user: www-data", "4:1: user: `user` is not supported yet"),
+        ("backends: {}", "4:1: backends: `backends` is not supported yet"),
+        ("tls: { certificates: [{ hosts: [a.example], acme: {} }] }", "4:25: tls.certificates[0].hosts: `hosts` is not supported yet"),
+        ("tls: { storage: 's3://bucket/a' }", "4:17: tls.storage: `s3://` is not supported yet; write the path of a folder"),
+        ("tls: { storage: 'azure://c/a' }", "4:17: tls.storage: `azure://` is not supported yet; write the path of a folder"),
+        (
+            "admin: 127.0.0.1:9000",
+            "4:8: admin: an admin address on TCP is not supported yet; write `unix:/run/vestibule/admin.sock`",
+        ),
+        // YAML.
+        ("drain: !!str 1s", "4:14: tags (`!name`) have no meaning here; take it out"),
+        ("---\na: 1", "4:1: a second document (`---`) has no meaning here; write one file each"),
+        ("[a]: 1", "4:1: a key is text, not a list or a mapping"),
+        ("<<: {}", "4:1: merge keys (`<<`) are not supported; write the keys out"),
+    ] {
+        assert_eq!(faults(&minimal(more)).first().map(String::as_str), Some(fault), "{more}");
+    }
+}
+
+#[test]
+fn listeners_upstreams_and_routes_are_held_to_each_other() {
+    let upstreams = "upstreams: { app: { endpoints: ['a:1'] } }\n";
+    let routes = "routes: [{ prefix: /, upstream: app }]\n";
+    let listener = |listener: &str| format!("{routes}{upstreams}listeners: [{listener}]");
+    let upstream = |keys: &str| format!("listeners: [{{ address: '[::]:80' }}]\n{routes}upstreams: {{ app: {{ {keys} }} }}");
+    let route = |list: &str| format!("listeners: [{{ address: '[::]:80' }}]\n{upstreams}routes: [{list}]");
+    for (text, fault) in [
+        (String::new(), "1:1: the key `listeners` is missing"),
+        (listener(""), "3:12: listeners: at least one listener is needed, such as `- address: \"[::]:80\"`"),
+        (
+            listener("{ address: '[::]:80' }, { address: '[::]:80' }"),
+            "3:46: listeners[1].address: `listeners[0]` listens on this address already",
+        ),
+        (
+            listener("{ address: '[::]:80', tls: true, redirect: https }"),
+            "3:56: listeners[0].redirect: a listener with `tls: true` would redirect to itself; take one of the two out",
+        ),
+        (
+            listener("{ address: '[::]:80', https_port: 8443 }"),
+            "3:47: listeners[0].https_port: it only has a meaning beside `redirect: https`",
+        ),
+        (listener("{ address: '[::]:80', redirect: http }"), "3:45: listeners[0].redirect: expected `https`, found `http`; did you mean `https`?"),
+        (
+            listener("{ address: '[::]:80', proxy_protocol: required }"),
+            "3:51: listeners[0].proxy_protocol: nobody is trusted to send the PROXY header here; add the network of your \
+             load balancer to `trusted_proxies`",
+        ),
+        (
+            listener("{ address: 'unix:/a', proxy_protocol: required }]\ntrusted_proxies: [loopback"),
+            "3:51: listeners[0].proxy_protocol: nobody is trusted to send the PROXY header here; add `unix` to \
+             `trusted_proxies`",
+        ),
+        (listener("{ address: fd:web }"), "3:24: listeners[0].address: `fd:` (socket activation) is not supported yet"),
+        (upstream(""), "3:19: upstreams.app: the key `endpoints` is missing"),
+        (
+            upstream("endpoints: ['a:1', 'A:1']"),
+            "3:40: upstreams.app.endpoints[1]: this is the same endpoint as `upstreams.app.endpoints[0]`",
+        ),
+        (
+            upstream("endpoints: ['a:1'], protocol: uwgsi"),
+            "3:51: upstreams.app.protocol: expected `http` or `uwsgi`, found `uwgsi`; did you mean `uwsgi`?",
+        ),
+        (
+            upstream("endpoints: ['a:1'], concurrency: auto"),
+            "3:54: upstreams.app.concurrency: `auto` is not supported yet; write the number of the application's threads",
+        ),
+        (
+            upstream("endpoints: ['a:1'], concurrency: 0"),
+            "3:54: upstreams.app.concurrency: no request could ever get in; write the number of the application's \
+             threads, or `null`",
+        ),
+        (upstream("endpoints: ['a:1'], supervisor: uwsgi"), "3:41: upstreams.app.supervisor: `supervisor` is not supported yet"),
+        (
+            upstream("endpoints: ['a:1'], health: { path: /h, interval: 5s }"),
+            "3:61: upstreams.app.health.interval: `interval` is not supported yet",
+        ),
+        (
+            upstream("endpoints: ['a:1'], health: { path: health }"),
+            "3:57: upstreams.app.health.path: expected the path of a page, such as `/health_check`, without a query, found \
+             `health`",
+        ),
+        (
+            format!("listeners: [{{ address: '[::]:80' }}]\n{routes}upstreams: {{ 'a b': {{ endpoints: ['a:1'] }} }}"),
+            "3:14: upstreams.a b: `a b` is not a name: letters, digits, `-` and `_`, up to 64",
+        ),
+        (route(""), "3:9: routes: at least one route is needed, such as `- { prefix: /, upstream: app }`"),
+        (route("{ prefix: /, upstream: ap }"), "3:33: routes[0].upstream: no upstream is named `ap`; did you mean `app`?"),
+        (route("{ prefix: /, upstream: other }"), "3:33: routes[0].upstream: no upstream is named `other`"),
+        (
+            route("{ prefix: /da, upstream: app }, { prefix: /da/, upstream: app }"),
+            "3:52: routes[1].prefix: `routes[0]` has this prefix already",
+        ),
+        (
+            route("{ host: a.b, prefix: /, upstream: app }, { host: A.b., prefix: /, upstream: app }"),
+            "3:73: routes[1].prefix: `routes[0]` has this prefix for the host a.b already",
+        ),
+        (
+            route("{ prefix: '^/da', upstream: app }"),
+            "3:20: routes[0].prefix: `^/da` is not a path prefix: patterns are not supported; write whole segments such \
+             as `/da/`",
+        ),
+        (route("{ prefix: /, upstream: app, files: [usr] }"), "3:46: routes[0].files[0]: expected an absolute folder such as `/usr`, found `usr`"),
+        (
+            route("{ prefix: /, upstream: app, files: [//.//] }"),
+            "3:46: routes[0].files[0]: `/` would let the application send any file of this machine; name the folders",
+        ),
+        (
+            route("{ prefix: /, upstream: app, files: [/usr/../etc] }"),
+            "3:46: routes[0].files[0]: `/usr/../etc` leads upwards; write the folder it means",
+        ),
+        (
+            route("{ prefix: /, upstream: app, accel_prefix: /x }"),
+            "3:52: routes[0].accel_prefix: expected a path with a slash at both ends, such as `/xaccel/`, found `/x`",
+        ),
+        (
+            route("{ prefix: /, upstream: app, body_limit: 0 }"),
+            "3:50: routes[0].body_limit: no request could have a body; write `null` for no limit",
+        ),
+        (
+            route("{ prefix: /, upstream: app, compress: on }"),
+            "3:48: routes[0].compress: expected `true` or `false`, found `on`",
+        ),
+        (route("{ prefix: /, upstream: app, stick: sid }"), "3:38: routes[0].stick: `stick` is not supported yet"),
+    ] {
+        let told = faults(&text);
+        assert!(told.iter().any(|line| line == fault), "expected {fault}\nfound {told:#?}\nin {text}");
+    }
+}
+
+#[test]
+fn a_later_key_is_the_only_fault_of_its_certificate() {
+    let told = faults(&minimal("tls: { certificates: [{ hosts: [a.example], acme: { email: a@b } }] }"));
+
+    assert_eq!(
+        told,
+        [
+            "4:25: tls.certificates[0].hosts: `hosts` is not supported yet",
+            "4:45: tls.certificates[0].acme: `acme` is not supported yet",
+        ]
+    );
+}
+
+#[test]
+fn a_key_that_could_not_be_read_makes_no_second_fault() {
+    for (text, count) in [
+        (minimal("host: 'a b'").replace("'127.0.0.1:80'", "'127.0.0.1:80', redirect: https"), 1),
+        (minimal("trusted_proxies: [x]").replace("'127.0.0.1:80'", "'127.0.0.1:80', proxy_protocol: required"), 1),
+        (minimal("").replace("{ app: { endpoints: ['127.0.0.1:8000'] } }", "none"), 1),
+        (minimal("host: ${A}\naliases: [${B}]\ndrain: ${C}").replace("'127.0.0.1:80'", "'127.0.0.1:80', redirect: https"), 3),
+    ] {
+        assert_eq!(faults(&text).len(), count, "{:#?}", faults(&text));
+    }
+}
+
+#[test]
+fn two_listeners_may_each_take_any_free_port() {
+    let text = minimal("").replace("[{ address: '127.0.0.1:80' }]", "[{ address: '[::]:0' }, { address: '[::]:0' }]");
+
+    assert_eq!(faults(&text), [""; 0]);
+}
+
+#[test]
+fn a_variable_is_a_value_and_never_syntax() {
+    let environment = |name: &str| match name {
+        "WORKERS" => Some("3".to_owned()),
+        "HOST" => Some("a.example\nadmin: unix:/x".to_owned()),
+        "LIMIT" => Some("null".to_owned()),
+        _ => None,
+    };
+    let numbers = minimal("workers: ${WORKERS}\nlimits: { streams: \"${STREAMS:-7}\" }")
+        .replace("upstream: app", "upstream: app, body_limit: \"${LIMIT}\"");
+
+    let numbers = parse("v.yml", &numbers.replace("\"${LIMIT}\"", "10MB"), &environment).unwrap();
+    let syntax = parse("v.yml", &minimal("host: ${HOST}"), &environment).unwrap_err().to_string();
+
+    assert_eq!((numbers.workers.get(), numbers.limits.streams), (3, 7));
+    assert_eq!(
+        syntax,
+        "v.yml:4:7: host: expected a host name such as `justice.example.com`, found `a.example\u{fffd}admin: unix:/x`"
+    );
+}
+
+#[test]
+fn an_alias_stands_for_what_it_names() {
+    let text = minimal("").replace(
+        "{ app: { endpoints: ['127.0.0.1:8000'] } }",
+        "{ app: { endpoints: &here ['127.0.0.1:8000'] }, other: { endpoints: *here } }",
+    );
+
+    let plan = plan(&text);
+
+    assert_eq!(plan.upstreams["app"].endpoints, plan.upstreams["other"].endpoints);
+}
+
+#[test]
+fn aliases_that_double_with_each_line_are_refused_before_memory_is_gone() {
+    let mut text = "a0: &a0 [x, x]\n".to_owned();
+    for level in 1..64 {
+        text.push_str(&format!("a{level}: &a{level} [*a{0}, *a{0}]\n", level - 1));
+    }
+
+    let told = faults(&text);
+
+    assert!(told[0].ends_with("the file unfolds to more than a configuration can hold"), "{told:?}");
+}
+
+#[test]
+fn what_is_not_yaml_is_refused_with_its_place() {
+    for text in ["listeners: [", "a: b: c", "\"", "a:\n\t- b", "*unknown"] {
+        let told = faults(text);
+
+        assert_eq!(told.len(), 1, "{text}: {told:?}");
+        assert!(told[0].starts_with(|c: char| c.is_ascii_digit()), "{text}: {told:?}");
+    }
+}
+
+#[test]
+fn a_syntax_error_is_told_in_the_words_of_the_parser() {
+    assert_eq!(faults("a: 1\n b: 2"), ["2:3: mapping values are not allowed in this context"]);
+}
+
+// The documentation: config/vestibule.yml against the declarations in raw.rs.
+
+/// `config/vestibule.yml` with the keys in it that are not in use.
+fn documentation() -> String {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/vestibule.yml")).unwrap();
+    let uncommented = |line: &str| {
+        let inner = line.trim_start();
+        match inner.strip_prefix('#') {
+            Some(key) if key.starts_with(|c: char| !c.is_whitespace()) => line.replacen('#', "", 1),
+            _ => line.to_owned(),
+        }
+    };
+    text.lines().map(|line| uncommented(line) + "\n").collect()
+}
+
+#[test]
+fn the_documentation_is_a_configuration_that_can_run() {
+    let documented = plan(&documentation());
+    let least = plan(&minimal("").replace("127.0.0.1:80'", "[::]:80'"));
+
+    // All but the certificate shown as an example is what runs without being written.
+    assert_eq!(Plan { tls: least.tls.clone(), ..documented }, least);
+}
+
+#[test]
+fn the_documentation_shows_every_key_with_its_default() {
+    let text = documentation();
+    let lines: Vec<_> = text.lines().collect();
+    let mut wrong = Vec::new();
+    compare("", &schema(), &tree::parse(&text).unwrap(), &lines, &mut wrong);
+
+    assert!(wrong.is_empty(), "config/vestibule.yml and src/config/raw.rs differ:\n{}", wrong.join("\n"));
+}
+
+fn compare(at: &str, schema: &Json, node: &Node, lines: &[&str], wrong: &mut Vec<String>) {
+    let schema = if schema["anyOf"].is_array() { &schema["anyOf"][0] } else { schema };
+    match &node.value {
+        Value::Sequence(items) => {
+            for item in items {
+                compare(&format!("{at}[]"), &schema["items"], item, lines, wrong);
+            }
+        }
+        Value::Mapping(entries) if schema["additionalProperties"].is_object() => {
+            for (_, value) in entries {
+                compare(&format!("{at}.NAME"), &schema["additionalProperties"], value, lines, wrong);
+            }
+        }
+        Value::Mapping(entries) => {
+            for (name, property) in schema["properties"].as_object().unwrap() {
+                let Some((key, value)) = entries.iter().find(|(key, _)| key.name == *name) else {
+                    wrong.push(format!("{at}.{name} is not documented"));
+                    continue;
+                };
+                let shown = lines[key.position.line - 1];
+                let nested = matches!(value.value, Value::Mapping(_)) && property["properties"].is_object()
+                    || property["anyOf"][0]["properties"].is_object();
+                if let Some(default) = property.get("default")
+                    && !nested
+                    && to_json(value) != *default
+                    && !shown.contains(&format!("# default: {default}"))
+                {
+                    wrong.push(format!("{at}.{name} is shown as {} and is {default}", to_json(value)));
+                }
+                compare(&format!("{at}.{name}"), property, value, lines, wrong);
+            }
+        }
+        _ => {}
+    }
+}
+
+// Properties.
+
+/// Text made of the pieces that configurations are made of.
+fn likely() -> impl Strategy<Value = String> {
+    let pieces = prop::sample::select(vec![
+        "listeners", "upstreams", "routes", "tls", "limits", "host", "files", "prefix", ": ", ":", "\n", "\n  ", "- ",
+        "[", "]", "{", "}", ", ", "'", "\"", "&a ", "*a", "!!str ", "# ", "null", "true", "/", "[::]:80", "app", "16MiB",
+        "${", "}", ":-", "$", "|\n", ">", "? ", "---\n", "é", "\u{0}", "\t", "%", "<<",
+    ]);
+    prop::collection::vec(pieces, 0..60).prop_map(|pieces| pieces.concat())
+}
+
+#[derive(Clone, Debug)]
+struct Generated {
+    ports: Vec<u16>,
+    prefixes: Vec<String>,
+    body_limit: Option<u64>,
+    timeout: Duration,
+    concurrency: Option<usize>,
+    drain: Duration,
+}
+
+fn generated() -> impl Strategy<Value = Generated> {
+    let milliseconds = || (1u64..10_000_000).prop_map(Duration::from_millis);
+    (
+        prop::collection::btree_set(1u16.., 1..4),
+        prop::collection::btree_set("(/[a-z0-9_.~-]{1,8}x){1,3}", 1..5),
+        prop::option::of(1u64..1 << 50),
+        milliseconds(),
+        prop::option::of(1usize..1000),
+        milliseconds(),
+    )
+        .prop_map(|(ports, prefixes, body_limit, timeout, concurrency, drain)| Generated {
+            ports: ports.into_iter().collect(),
+            prefixes: prefixes.into_iter().collect(),
+            body_limit,
+            timeout,
+            concurrency,
+            drain,
+        })
+}
+
+fn written(generated: &Generated) -> String {
+    let or_null = |text: Option<String>| text.unwrap_or_else(|| "null".to_owned());
+    let mut text = format!("drain: {}\nlisteners:\n", units::show_time(generated.drain));
+    for port in &generated.ports {
+        text.push_str(&format!("  - address: \"[::]:{port}\"\n"));
+    }
+    let concurrency = or_null(generated.concurrency.map(|places| places.to_string()));
+    text.push_str(&format!("upstreams:\n  app:\n    endpoints: [\"a:1\"]\n    concurrency: {concurrency}\nroutes:\n"));
+    for prefix in &generated.prefixes {
+        let limit = or_null(generated.body_limit.map(units::show_size));
+        let timeout = units::show_time(generated.timeout);
+        text.push_str(&format!("  - prefix: '{prefix}/'\n    upstream: app\n    body_limit: {limit}\n    timeout: {timeout}\n"));
+    }
+    text
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_parser_panic(text in any::<String>()) {
+        let _faults = faults(&text);
+    }
+
+    #[test]
+    fn no_text_that_looks_like_a_configuration_makes_the_parser_panic(text in likely()) {
+        let _alone = faults(&text);
+        let _added = faults(&minimal(&text));
+    }
+
+    #[test]
+    fn a_generated_configuration_means_what_it_was_made_of(generated in generated()) {
+        let plan = parse("v.yml", &written(&generated), &unset);
+        prop_assert!(plan.is_ok(), "{}\n{}", plan.unwrap_err(), written(&generated));
+        let plan = plan.unwrap();
+
+        prop_assert_eq!(plan.listeners.len(), generated.ports.len());
+        let prefixes: Vec<_> = plan.routes.iter().map(|route| route.prefix.as_str().to_owned()).collect();
+        prop_assert_eq!(prefixes, generated.prefixes);
+        prop_assert!(plan.routes.iter().all(|route| route.body_limit == generated.body_limit));
+        prop_assert!(plan.routes.iter().all(|route| route.timeout == generated.timeout));
+        prop_assert_eq!(plan.upstreams["app"].concurrency.map(NonZeroUsize::get), generated.concurrency);
+        prop_assert_eq!(plan.drain, generated.drain);
+        prop_assert!(explain(&plan).ends_with('\n'));
+    }
+}

@@ -1,0 +1,273 @@
+//! Keys that hold one of a few words, and those that hold text of a certain form.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::{Value as Json, json};
+
+use super::{
+    plan::{LogFormat, LogSink, PathPrefix, Protocol, Slash},
+    read::{Scalar, or_variable, suggestion, unexpected},
+    units::Count,
+};
+
+/// The meaning of the one word out of `words` that is `text`.
+fn one_of<T: Scalar + Clone>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    match words.iter().find(|(word, _)| *word == text) {
+        Some((_, meaning)) => Ok(meaning.clone()),
+        None => Err(format!("{}{}", unexpected::<T>(text), suggestion(text, words.iter().map(|(word, _)| *word)))),
+    }
+}
+
+impl Scalar for Protocol {
+    const EXPECTED: &'static str = "`http` or `uwsgi`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("http", Self::Http), ("uwsgi", Self::Uwsgi)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["http", "uwsgi"] })
+    }
+}
+
+impl Scalar for Slash {
+    const EXPECTED: &'static str = "`forward` or `redirect`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("forward", Self::Forward), ("redirect", Self::Redirect)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["forward", "redirect"] })
+    }
+}
+
+/// The one target that a listener redirects to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Https;
+
+impl Scalar for Https {
+    const EXPECTED: &'static str = "`https`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("https", Self)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["https"] })
+    }
+}
+
+/// The one thing to say of the PROXY protocol: a listener never guesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProxyRequired;
+
+impl Scalar for ProxyRequired {
+    const EXPECTED: &'static str = "`required` (or no such key: it is never guessed)";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("required", Self)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["required"] })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TlsVersion {
+    Tls12,
+    Tls13,
+}
+
+impl Scalar for TlsVersion {
+    const EXPECTED: &'static str = "`TLSv1.2` or `TLSv1.3`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        match text {
+            "SSLv3" | "TLSv1" | "TLSv1.0" | "TLSv1.1" => {
+                Err(format!("`{text}` is not safe and not spoken here; there are {}", Self::EXPECTED))
+            }
+            _ => one_of(text, &[("TLSv1.2", Self::Tls12), ("TLSv1.3", Self::Tls13)]),
+        }
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["TLSv1.2", "TLSv1.3"] })
+    }
+}
+
+/// Traffic threads: one a processor, or so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Workers {
+    Auto,
+    Threads(Count<1, 1024>),
+}
+
+impl Scalar for Workers {
+    const EXPECTED: &'static str = "`auto` or a whole number";
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ if text.starts_with(|c: char| c.is_ascii_digit()) => Count::parse(text, base).map(Self::Threads),
+            _ => Err(unexpected::<Self>(text)),
+        }
+    }
+
+    fn schema() -> Json {
+        json!({ "anyOf": [{ "enum": ["auto"] }, Count::<1, 1024>::schema()] })
+    }
+}
+
+/// Requests inside an upstream at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Concurrency(pub(super) Count<1, 1_000_000>);
+
+impl Scalar for Concurrency {
+    const EXPECTED: &'static str = "a whole number, or `null` for no bound";
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        match text {
+            "auto" => Err("`auto` is not supported yet; write the number of the application's threads".to_owned()),
+            "0" => Err("no request could ever get in; write the number of the application's threads, or `null`".to_owned()),
+            _ if text.starts_with(|c: char| c.is_ascii_digit()) => Count::parse(text, base).map(Self),
+            _ => Err(unexpected::<Self>(text)),
+        }
+    }
+
+    fn schema() -> Json {
+        or_variable(&json!({ "type": "integer", "minimum": 1 }))
+    }
+}
+
+impl Scalar for PathPrefix {
+    const EXPECTED: &'static str = "a path prefix such as `/da/`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        match Self::parse(text) {
+            Some(prefix) => Ok(prefix),
+            None if text.contains(['*', '^', '$', '(']) => {
+                Err(format!("`{text}` is not a path prefix: patterns are not supported; write whole segments such as `/da/`"))
+            }
+            None if !text.starts_with('/') && Self::parse(&format!("/{text}")).is_some() => {
+                Err(format!("`{text}` is not a path prefix; write `/{text}`"))
+            }
+            None => Err(format!("`{text}` is not a path prefix; write whole segments such as `/da/`")),
+        }
+    }
+}
+
+/// The prefix of `X-Accel-Redirect` paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct AccelPrefix(pub(super) String);
+
+impl Scalar for AccelPrefix {
+    const EXPECTED: &'static str = "a path with a slash at both ends, such as `/xaccel/`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        match PathPrefix::parse(text) {
+            Some(prefix) if text.ends_with('/') && !prefix.as_str().is_empty() => Ok(Self(text.to_owned())),
+            _ => Err(unexpected::<Self>(text)),
+        }
+    }
+}
+
+/// The path of one page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PagePath(pub(super) String);
+
+impl Scalar for PagePath {
+    const EXPECTED: &'static str = "the path of a page, such as `/health_check`, without a query";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'));
+        if text.starts_with('/') && plain { Ok(Self(text.to_owned())) } else { Err(unexpected::<Self>(text)) }
+    }
+}
+
+/// A file or folder; a relative one is beside the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FilePath(pub(super) PathBuf);
+
+impl Scalar for FilePath {
+    const EXPECTED: &'static str = "a path such as `/etc/vestibule/site.pem`";
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        if text.starts_with("s3://") || text.starts_with("azure://") {
+            return Err(format!("`{}` is not supported yet; write the path of a folder", &text[..=text.find(':').unwrap_or(0) + 2]));
+        }
+        if text.is_empty() || text.contains('\0') || text.contains("://") {
+            return Err(unexpected::<Self>(text));
+        }
+        Ok(Self(base.join(text)))
+    }
+}
+
+/// A folder that files may be served from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServedFolder(pub(super) PathBuf);
+
+impl Scalar for ServedFolder {
+    const EXPECTED: &'static str = "an absolute folder such as `/usr`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let path = Path::new(text);
+        if !path.is_absolute() || text.contains('\0') {
+            return Err(unexpected::<Self>(text));
+        }
+        if path.components().any(|part| part == Component::ParentDir) {
+            return Err(format!("`{text}` leads upwards; write the folder it means"));
+        }
+        // Comparing components leaves out `.` and doubled slashes.
+        let path: PathBuf = path.components().collect();
+        if path == Path::new("/") {
+            return Err("`/` would let the application send any file of this machine; name the folders".to_owned());
+        }
+        Ok(Self(path))
+    }
+}
+
+/// The mail address of a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MailAddress(pub(super) String);
+
+impl Scalar for MailAddress {
+    const EXPECTED: &'static str = "a mail address such as `admin@example.com`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let plain = |part: &str| {
+            !part.is_empty() && part.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '<' | '>' | '"'))
+        };
+        match text.split_once('@') {
+            Some((local, domain)) if plain(local) && plain(domain) && !domain.contains('@') => Ok(Self(text.to_owned())),
+            _ => Err(unexpected::<Self>(text)),
+        }
+    }
+}
+
+impl Scalar for LogSink {
+    const EXPECTED: &'static str = "the path of a file, or `-` for standard output";
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        match text {
+            "-" => Ok(Self::Stdout),
+            "" => Err(unexpected::<Self>(text)),
+            _ => FilePath::parse(text, base).map(|path| Self::File(path.0)),
+        }
+    }
+}
+
+impl Scalar for LogFormat {
+    const EXPECTED: &'static str = "`combined`, `json` or a template with `{fields}` in it";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        match text {
+            "combined" => Ok(Self::Combined),
+            "json" => Ok(Self::Json),
+            _ if text.contains(['\n', '\r']) => Err("a template is one line".to_owned()),
+            _ if text.contains('{') => Ok(Self::Template(text.to_owned())),
+            _ => Err(format!("{}{}", unexpected::<Self>(text), suggestion(text, ["combined", "json"]))),
+        }
+    }
+}
