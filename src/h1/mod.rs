@@ -16,3 +16,6 @@ mod head;
 
 pub use body::{BodyDecoder, BodyError, BodyLength, Decoded};
 pub use head::{HeadError, HeadLimits, RequestHead, ResponseHead, decode_request, decode_response};
+
+#[cfg(test)]
+mod tests;

@@ -65,6 +65,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
 
 async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, active: Active) -> Response<Logged> {
     let (parts, body) = request.into_parts();
+    let is_head = parts.method == http::Method::HEAD;
     let body = if body.is_end_stream() { Body::Empty } else { Body::stream(RequestBody(body)) };
     let Answer { response, log, .. } = service::serve(Request::from_parts(parts, body), connection).await;
     let (mut parts, body) = response.into_parts();
@@ -74,7 +75,7 @@ async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, active:
             *value = copy;
         }
     }
-    Response::from_parts(parts, Logged { body, log, _active: active })
+    Response::from_parts(parts, Logged { body, log, is_head, _active: active })
 }
 
 /// A request body as hyper reads it.
@@ -108,6 +109,7 @@ impl http_body::Body for RequestBody {
 struct Logged {
     body: Body,
     log: LogGuard,
+    is_head: bool,
     _active: Active,
 }
 
@@ -151,8 +153,8 @@ impl http_body::Body for Logged {
 
 impl Drop for Logged {
     fn drop(&mut self) {
-        // Not asked for at all: a HEAD, or an answer without a body.
-        if self.body.is_end_stream() || !self.log.began_to_send() {
+        // Not asked for at all: an answer without a body, or to a HEAD.
+        if self.body.is_end_stream() || self.is_head {
             self.log.complete();
         }
     }

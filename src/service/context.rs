@@ -13,7 +13,7 @@ use crate::{
     metrics::Metrics,
     runtime::{Current, Runtime},
     spool::Spool,
-    telemetry::access_log::LogWriter,
+    telemetry::access_log::{Format, LogWriter, Record},
     tls::{CertificateStore, TlsInfo},
     upstream::Pool,
 };
@@ -28,7 +28,7 @@ pub struct Worker {
     pub certificates: Arc<CertificateStore>,
     pub metrics: Arc<Metrics>,
     /// `None` when there is no access log.
-    pub log: RefCell<Option<LogWriter>>,
+    log: Option<(LogWriter, Arc<Format>)>,
     pub drain: Drain,
     pub tasks: Tasks,
 }
@@ -43,13 +43,20 @@ impl Worker {
         spool: Arc<Spool>,
         certificates: Arc<CertificateStore>,
         metrics: Arc<Metrics>,
-        log: Option<LogWriter>,
+        log: Option<(LogWriter, Arc<Format>)>,
         drain: Drain,
         tasks: Tasks,
     ) -> Rc<Self> {
         let pinned = RefCell::new(Rc::new(Arc::clone(&current.load())));
         let pool = Rc::new(Pool::default());
-        Rc::new(Self { current, pinned, pool, spool, certificates, metrics, log: RefCell::new(log), drain, tasks })
+        Rc::new(Self { current, pinned, pool, spool, certificates, metrics, log, drain, tasks })
+    }
+
+    /// Writes the line of a request.
+    pub(super) fn log(&self, record: &Record) {
+        if let Some((log, format)) = &self.log {
+            log.log(format, record);
+        }
     }
 
     /// The generation in force.

@@ -125,6 +125,10 @@ impl LogGuard {
         self.record.bytes_sent = bytes;
     }
 
+    pub fn add_sent(&mut self, bytes: u64) {
+        self.record.bytes_sent += bytes;
+    }
+
     /// The response has gone out whole.
     pub fn complete(&mut self) {
         self.done = true;
@@ -193,9 +197,7 @@ impl Drop for LogGuard {
             Some(metrics) => metrics.finished(record.status, total, record.bytes_received, record.bytes_sent),
             None => worker.metrics.unrouted.finished(record.status, total, record.bytes_received, record.bytes_sent),
         }
-        if let Some(log) = &mut *worker.log.borrow_mut() {
-            log.write(record);
-        }
+        worker.log(record);
     }
 }
 
