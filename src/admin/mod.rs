@@ -1,1 +1,97 @@
-//! To come.
+//! The admin endpoint: how the gateway is, for people, probes and Prometheus.
+//!
+//! `GET /live`, `/ready`, `/status` and `/metrics` over a unix socket. Binding it (mode 0600) and knowing the answers
+//! ([`AdminState`]) is left to others. Whoever can connect may ask: the permissions of the socket are the access
+//! control. No web page can reach a unix socket, so `Host` is not looked at.
+//!
+//! A connection carries one exchange, and there are [`CONNECTIONS`] at most; one more waits in the backlog. Each is
+//! over after [`CONNECTION_TIMEOUT`] at the latest, whatever its peer does.
+
+pub mod client;
+mod service;
+mod status;
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tracing::debug;
+
+pub use status::{CertificateStatus, EndpointStatus, ListenerStatus, Status, UpstreamStatus, render_status, timestamp};
+
+/// What the admin endpoint is asked about. Called on the control runtime; an answer must not block.
+pub trait AdminState: Send + Sync + 'static {
+    /// Whether requests should be sent here; if not, why: draining, not yet started.
+    fn ready(&self) -> Result<(), String>;
+
+    fn status(&self) -> Status;
+
+    /// The exposition of [`crate::metrics::Metrics::encode`].
+    fn metrics(&self) -> String;
+}
+
+/// Answers on `listener` until `shutdown`, then gives open exchanges [`SHUTDOWN_TIMEOUT`] to end.
+///
+/// Dropping the future closes every connection at once.
+pub async fn serve(listener: UnixListener, state: Arc<dyn AdminState>, shutdown: impl Future) {
+    let service = TowerToHyperService::new(service::service(state));
+    let mut connections = JoinSet::new();
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            _ = &mut shutdown => break,
+            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(connection(stream, service.clone()))),
+                Err(error) => {
+                    debug!(error = &error as &dyn Error, "cannot accept an admin connection");
+                    // Out of descriptors, most likely: accepting again at once would spin.
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    drop(listener);
+    let rest = async { while connections.join_next().await.is_some() {} };
+    if timeout(SHUTDOWN_TIMEOUT, rest).await.is_err() {
+        debug!("admin connections were cut off by the stop");
+    }
+}
+
+async fn connection(stream: UnixStream, service: TowerToHyperService<service::Service>) {
+    let exchange = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADER_LIMIT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match timeout(CONNECTION_TIMEOUT, exchange).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(error = &error as &dyn Error, "an admin connection failed"),
+        Err(_) => debug!("an admin connection took too long"),
+    }
+}
+
+/// Connections at once.
+pub const CONNECTIONS: usize = 64;
+
+/// From accept to the last byte of the answer.
+pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a stop leaves to exchanges under way.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const HEADER_LIMIT: usize = 16 * 1024;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! Asks a running gateway, for `vestibule status` and its like.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header::HOST};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::{net::UnixStream, time::timeout};
+
+/// What the admin endpoint answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub body: Bytes,
+}
+
+/// Gets `target`, such as `/status`, over the unix socket at `socket`.
+///
+/// Waits 10 s in all and takes 16 MiB at most. Any status is an answer, not an error.
+pub async fn get(socket: &Path, target: &str) -> Result<Answer, ClientError> {
+    let asked = async {
+        let stream = UnixStream::connect(socket)
+            .await
+            .map_err(|source| ClientError::Connect { socket: socket.to_owned(), source })?;
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| ClientError::Exchange {
+            socket: socket.to_owned(),
+            target: target.to_owned(),
+            source,
+        };
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(e.into()))?;
+        let request =
+            Request::get(target).header(HOST, "vestibule").body(Empty::<Bytes>::new()).map_err(|e| failed(e.into()))?;
+        let exchange = async move {
+            let (head, body) = sender.send_request(request).await?.into_parts();
+            let body = Limited::new(body, BODY_LIMIT).collect().await?.to_bytes();
+            Ok(Answer { status: head.status, body })
+        };
+        // The connection does the reading and writing; it ends when the sender is dropped.
+        let (answer, _) = futures_util::future::join(exchange, connection).await;
+        answer.map_err(failed)
+    };
+    timeout(TIMEOUT, asked).await.unwrap_or_else(|_| Err(ClientError::TimedOut { socket: socket.to_owned() }))
+}
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    #[error("cannot connect to {}; is vestibule running?", socket.display())]
+    Connect { socket: PathBuf, source: io::Error },
+    #[error("{} did not answer GET {target}", socket.display())]
+    Exchange { socket: PathBuf, target: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{} did not answer within {TIMEOUT:?}", socket.display())]
+    TimedOut { socket: PathBuf },
+}
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+const BODY_LIMIT: usize = 16 * 1024 * 1024;

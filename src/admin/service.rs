@@ -1,0 +1,83 @@
+//! One request to the admin endpoint, and its answer.
+
+use std::{any::Any, convert::Infallible, future::Ready, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE},
+};
+use http_body::Body as _;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use serde::Serialize;
+use serde_json::json;
+use tower::{ServiceBuilder, util::BoxCloneSyncService};
+use tower_http::{BoxError, body::UnsyncBoxBody, catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
+use tracing::error;
+
+use super::AdminState;
+use crate::metrics;
+
+pub(super) type Service = BoxCloneSyncService<Request<Incoming>, Response<UnsyncBoxBody<Bytes, BoxError>>, Infallible>;
+
+/// Answers from `state`: within a time limit, and also where `state` panics.
+pub(super) fn service(state: Arc<dyn AdminState>) -> Service {
+    let answers = ServiceBuilder::new()
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, TIMEOUT))
+        .service_fn(move |request: Request<Incoming>| -> Ready<Result<_, Infallible>> {
+            std::future::ready(Ok(answer(&request, state.as_ref())))
+        });
+    BoxCloneSyncService::new(answers)
+}
+
+fn answer(request: &Request<Incoming>, state: &dyn AdminState) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    if !matches!(path, "/live" | "/ready" | "/status" | "/metrics") {
+        return problem(StatusCode::NOT_FOUND, "there is /live, /ready, /status and /metrics");
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut refused = problem(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
+        refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return refused;
+    }
+    // The body limit: no question here has one, so nothing is ever read.
+    if !request.body().is_end_stream() {
+        return problem(StatusCode::PAYLOAD_TOO_LARGE, "a request here has no body");
+    }
+    match path {
+        "/live" => json(StatusCode::OK, &json!({ "live": true })),
+        "/ready" => match state.ready() {
+            Ok(()) => json(StatusCode::OK, &json!({ "ready": true })),
+            Err(reason) => json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "reason": reason })),
+        },
+        "/status" => json(StatusCode::OK, &state.status()),
+        _ => response(StatusCode::OK, metrics::CONTENT_TYPE, state.metrics().into()),
+    }
+}
+
+fn panicked(_: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
+    // The panic hook has told what and where.
+    error!("an admin request panicked");
+    problem(StatusCode::INTERNAL_SERVER_ERROR, "vestibule failed to answer; its log says why")
+}
+
+fn problem(status: StatusCode, error: &str) -> Response<Full<Bytes>> {
+    json(status, &json!({ "error": error }))
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response<Full<Bytes>> {
+    let body = serde_json::to_vec(body).expect("what is said here has text keys and no failing parts");
+    response(status, "application/json", body.into())
+}
+
+fn response(status: StatusCode, media_type: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+const TIMEOUT: Duration = Duration::from_secs(5);

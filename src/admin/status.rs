@@ -1,0 +1,235 @@
+//! What `/status` says, and what of it `vestibule status` shows.
+
+use std::{
+    fmt::{self, Display, Write},
+    time::SystemTime,
+};
+
+use jiff::{Timestamp, TimestampRound, Unit};
+use serde::{Deserialize, Serialize};
+
+/// The gateway at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    /// When the process started; see [`timestamp`].
+    pub started: String,
+    pub uptime_seconds: u64,
+    /// Number of the configuration in force.
+    pub generation: u64,
+    pub listeners: Vec<ListenerStatus>,
+    pub upstreams: Vec<UpstreamStatus>,
+    pub certificates: Vec<CertificateStatus>,
+    /// Open connections, over all listeners.
+    pub connections: u64,
+    /// Open websockets and other upgraded connections.
+    pub tunnels: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    pub address: String,
+    pub tls: bool,
+    pub connections: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    pub name: String,
+    /// `uwsgi` or `http`.
+    pub protocol: String,
+    pub endpoints: Vec<EndpointStatus>,
+    /// Requests inside.
+    pub in_flight: u64,
+    /// Requests that may be inside at once. `None`: no bound.
+    pub concurrency: Option<u64>,
+    /// Requests that wait for a place.
+    pub queue_depth: u64,
+    pub queue_limit: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    pub address: String,
+    /// In words, such as `up` or `down`.
+    pub state: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    pub names: Vec<String>,
+    /// Where it comes from: the path of a file, or `self-signed`.
+    pub source: String,
+    /// See [`timestamp`].
+    pub not_after: String,
+    /// Whole days until then; negative once it has expired.
+    pub days_left: i64,
+}
+
+/// `wall` in UTC to the second, as RFC 3339 writes it: `2026-11-22T21:29:31Z`.
+#[must_use]
+pub fn timestamp(wall: SystemTime) -> String {
+    let to_the_second = TimestampRound::new().smallest(Unit::Second).mode(jiff::RoundMode::Trunc);
+    Timestamp::try_from(wall).and_then(|moment| moment.round(to_the_second)).unwrap_or_default().to_string()
+}
+
+/// `status` as text for a terminal.
+#[must_use]
+pub fn render_status(status: &Status) -> String {
+    let mut text = String::new();
+    render(status, &mut text).expect("a string takes every write");
+    text
+}
+
+fn render(status: &Status, text: &mut String) -> fmt::Result {
+    writeln!(
+        text,
+        "vestibule {}, up {} since {}, configuration {}",
+        status.version,
+        duration(status.uptime_seconds),
+        status.started,
+        status.generation
+    )?;
+    writeln!(text, "{}, {}", count(status.connections, "connection"), count(status.tunnels, "tunnel"))?;
+
+    writeln!(text, "\nlisteners")?;
+    let listeners = status.listeners.iter().map(|listener| {
+        let protocol = if listener.tls { "tls" } else { "plain" };
+        [listener.address.clone(), protocol.to_owned(), count(listener.connections, "connection")]
+    });
+    table(listeners.collect(), text)?;
+
+    writeln!(text, "\nupstreams")?;
+    for upstream in &status.upstreams {
+        let places = upstream.concurrency.map_or_else(String::new, |places| format!(" of {places}"));
+        writeln!(
+            text,
+            "  {} ({}): {}{places} in flight, {} of {} waiting",
+            upstream.name, upstream.protocol, upstream.in_flight, upstream.queue_depth, upstream.queue_limit
+        )?;
+        let endpoints = upstream.endpoints.iter();
+        table(endpoints.map(|endpoint| [format!("  {}", endpoint.address), endpoint.state.clone()]).collect(), text)?;
+    }
+
+    writeln!(text, "\ncertificates")?;
+    let certificates = status.certificates.iter().map(|certificate| {
+        let left = match certificate.days_left {
+            expired @ ..0 => format!("EXPIRED {} ago", count(expired.unsigned_abs(), "day")),
+            left => format!("{} left", count(left.unsigned_abs(), "day")),
+        };
+        [certificate.names.join(", "), left, certificate.not_after.clone(), certificate.source.clone()]
+    });
+    table(certificates.collect(), text)
+}
+
+/// Writes `rows` with aligned columns, or that there are none.
+fn table<const N: usize>(rows: Vec<[String; N]>, text: &mut String) -> fmt::Result {
+    if rows.is_empty() {
+        return writeln!(text, "  none");
+    }
+    let widths: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            write!(line, "  {cell:width$}")?;
+        }
+        writeln!(text, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn count(number: u64, noun: impl Display) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// The two largest units of `seconds`.
+fn duration(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{minutes}m {}s", seconds % 60),
+        3600..86_400 => format!("{hours}h {}m", minutes % 60),
+        _ => format!("{days}d {}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn a_status_reads_well_in_a_terminal() {
+        let status = Status {
+            version: "0.1.0".to_owned(),
+            started: timestamp(UNIX_EPOCH + Duration::from_millis(1_795_382_971_999)),
+            uptime_seconds: 93_784,
+            generation: 4,
+            listeners: vec![
+                ListenerStatus { address: "[::]:80".to_owned(), tls: false, connections: 1 },
+                ListenerStatus { address: "[::]:443".to_owned(), tls: true, connections: 23 },
+            ],
+            upstreams: vec![
+                UpstreamStatus {
+                    name: "app".to_owned(),
+                    protocol: "uwsgi".to_owned(),
+                    endpoints: vec![
+                        EndpointStatus { address: "unix:/run/app.sock".to_owned(), state: "up".to_owned() },
+                        EndpointStatus { address: "10.0.0.7:5000".to_owned(), state: "down".to_owned() },
+                    ],
+                    in_flight: 6,
+                    concurrency: Some(6),
+                    queue_depth: 2,
+                    queue_limit: 512,
+                },
+                UpstreamStatus { name: "ws".to_owned(), protocol: "http".to_owned(), ..UpstreamStatus::default() },
+            ],
+            certificates: vec![
+                CertificateStatus {
+                    names: vec!["justice.example.com".to_owned(), "www.example.com".to_owned()],
+                    source: "/etc/ssl/site.pem".to_owned(),
+                    not_after: "2027-01-01T00:00:00Z".to_owned(),
+                    days_left: 39,
+                },
+                CertificateStatus {
+                    names: vec!["localhost".to_owned()],
+                    source: "self-signed".to_owned(),
+                    not_after: "2026-11-21T00:00:00Z".to_owned(),
+                    days_left: -1,
+                },
+            ],
+            connections: 24,
+            tunnels: 1,
+        };
+
+        let expected = "\
+vestibule 0.1.0, up 1d 2h since 2026-11-22T21:29:31Z, configuration 4
+24 connections, 1 tunnel
+
+listeners
+  [::]:80   plain  1 connection
+  [::]:443  tls    23 connections
+
+upstreams
+  app (uwsgi): 6 of 6 in flight, 2 of 512 waiting
+    unix:/run/app.sock  up
+    10.0.0.7:5000       down
+  ws (http): 0 in flight, 0 of 0 waiting
+  none
+
+certificates
+  justice.example.com, www.example.com  39 days left       2027-01-01T00:00:00Z  /etc/ssl/site.pem
+  localhost                             EXPIRED 1 day ago  2026-11-21T00:00:00Z  self-signed
+";
+        assert_eq!(render_status(&status), expected);
+    }
+
+    #[test]
+    fn an_uptime_is_said_in_two_units() {
+        for (seconds, said) in [(0, "0s"), (59, "59s"), (60, "1m 0s"), (3661, "1h 1m"), (172_800, "2d 0h")] {
+            assert_eq!(duration(seconds), said);
+        }
+    }
+}

@@ -1,0 +1,498 @@
+//! Numbers about the gateway, for Prometheus.
+//!
+//! A [`Metrics`] belongs to one gateway; nothing here is process-wide. Whoever counts asks once for the handles of its
+//! route, upstream or listener ([`Metrics::route`] takes a lock) and keeps them: counting is then a relaxed addition.
+//!
+//! Every label comes from the plan or from a fixed list, never from a client. The series of a route or upstream that a
+//! reload took away stay until the process ends.
+
+mod sharded;
+
+use std::{
+    sync::atomic::AtomicU64,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{family::Family, gauge, info::Info},
+    registry::{Registry, Unit},
+};
+
+pub use sharded::{Counter, Gauge, Held, Histogram};
+
+/// Every metric of one gateway.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RouteCode, Counter>,
+    request_seconds: Family<RouteLabel, Histogram>,
+    bytes_received: Family<RouteLabel, Counter>,
+    bytes_sent: Family<RouteLabel, Counter>,
+    upstream_requests: Family<UpstreamOutcome, Counter>,
+    upstream_in_flight: Family<UpstreamLabel, Gauge>,
+    upstream_queue_depth: Family<UpstreamLabel, Gauge>,
+    upstream_queue_seconds: Family<UpstreamLabel, Histogram>,
+    upstream_queue_refused: Family<UpstreamRefusal, Counter>,
+    connections: Family<ListenerLabel, Gauge>,
+    connections_total: Family<ListenerLabel, Counter>,
+    accept_errors: Family<ListenerLabel, Counter>,
+    tls_handshakes: Family<HandshakeLabel, Counter>,
+    /// Websockets and other upgraded connections.
+    pub tunnels: Gauge,
+    /// Bytes of bodies on disk.
+    pub spool_bytes: Gauge,
+    /// Lines the access log could not keep up with or could not write.
+    pub access_log_dropped: Counter,
+    generation: gauge::Gauge,
+    last_reload_success: gauge::Gauge,
+}
+
+impl Metrics {
+    /// All at zero, for a process that started at `started`.
+    #[must_use]
+    pub fn new(started: SystemTime) -> Self {
+        let mut registry = Registry::with_prefix("vestibule");
+
+        let requests = Family::default();
+        registry.register("requests", "Requests answered, by route and class of status", requests.clone());
+        let request_seconds = Family::default();
+        let help = "From the beginning of a request to the end of its response";
+        registry.register_with_unit("request", help, Unit::Seconds, request_seconds.clone());
+        let bytes_received = Family::default();
+        registry.register("bytes_received", "Bytes of request bodies", bytes_received.clone());
+        let bytes_sent = Family::default();
+        registry.register("bytes_sent", "Bytes of response bodies", bytes_sent.clone());
+
+        let upstream_requests = Family::default();
+        registry.register("upstream_requests", "Exchanges with an upstream, by outcome", upstream_requests.clone());
+        let upstream_in_flight = Family::default();
+        registry.register("upstream_in_flight", "Requests inside an upstream", upstream_in_flight.clone());
+        let upstream_queue_depth = Family::default();
+        registry.register("upstream_queue_depth", "Requests waiting for a place", upstream_queue_depth.clone());
+        let upstream_queue_seconds = Family::default();
+        let help = "Time requests waited for a place";
+        registry.register_with_unit("upstream_queue", help, Unit::Seconds, upstream_queue_seconds.clone());
+        let upstream_queue_refused = Family::default();
+        let help = "Requests that left the queue without a place";
+        registry.register("upstream_queue_refused", help, upstream_queue_refused.clone());
+
+        let connections = Family::default();
+        registry.register("connections", "Open connections", connections.clone());
+        let connections_total = Family::default();
+        registry.register("connections_accepted", "Connections accepted", connections_total.clone());
+        let accept_errors = Family::default();
+        registry.register("accept_errors", "Connections that could not be accepted", accept_errors.clone());
+        let tls_handshakes = Family::default();
+        registry.register("tls_handshakes", "TLS handshakes, by outcome", tls_handshakes.clone());
+        let tunnels = Gauge::default();
+        registry.register("tunnels", "Open websockets and other upgraded connections", tunnels.clone());
+
+        let spool_bytes = Gauge::default();
+        registry.register("spool_bytes", "Bytes of bodies on disk", spool_bytes.clone());
+        let access_log_dropped = Counter::default();
+        registry.register("access_log_dropped", "Access log lines that were not written", access_log_dropped.clone());
+
+        let generation = gauge::Gauge::<i64>::default();
+        registry.register("generation", "Number of the configuration in force", generation.clone());
+        let last_reload_success = gauge::Gauge::<i64>::default();
+        let help = "1 if the last reload took effect, 0 if it was refused";
+        registry.register("last_reload_success", help, last_reload_success.clone());
+        let since = started.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let process_start_time = gauge::Gauge::<f64, AtomicU64>::default();
+        process_start_time.set(since.as_secs_f64());
+        let help = "When the process started, in seconds since 1970";
+        registry.register_with_unit("process_start_time", help, Unit::Seconds, process_start_time);
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "What is running", build);
+
+        Self {
+            registry,
+            requests,
+            request_seconds,
+            bytes_received,
+            bytes_sent,
+            upstream_requests,
+            upstream_in_flight,
+            upstream_queue_depth,
+            upstream_queue_seconds,
+            upstream_queue_refused,
+            connections,
+            connections_total,
+            accept_errors,
+            tls_handshakes,
+            tunnels,
+            spool_bytes,
+            access_log_dropped,
+            generation,
+            last_reload_success,
+        }
+    }
+
+    /// The handles of the route named `route`; [`NO_ROUTE`] for requests that took none.
+    #[must_use]
+    pub fn route(&self, route: &str) -> RouteMetrics {
+        let label = RouteLabel { route: route.to_owned() };
+        RouteMetrics {
+            requests: CODES.map(|code| self.requests.get_or_create_owned(&RouteCode { route: route.to_owned(), code })),
+            seconds: self.request_seconds.get_or_create_owned(&label),
+            bytes_received: self.bytes_received.get_or_create_owned(&label),
+            bytes_sent: self.bytes_sent.get_or_create_owned(&label),
+        }
+    }
+
+    /// The handles of the upstream named `upstream`.
+    #[must_use]
+    pub fn upstream(&self, upstream: &str) -> UpstreamMetrics {
+        let label = UpstreamLabel { upstream: upstream.to_owned() };
+        UpstreamMetrics {
+            outcomes: Outcome::ALL.map(|outcome| {
+                let label = UpstreamOutcome { upstream: upstream.to_owned(), outcome: outcome.label() };
+                self.upstream_requests.get_or_create_owned(&label)
+            }),
+            in_flight: self.upstream_in_flight.get_or_create_owned(&label),
+            queue_depth: self.upstream_queue_depth.get_or_create_owned(&label),
+            queue_seconds: self.upstream_queue_seconds.get_or_create_owned(&label),
+            refusals: Refusal::ALL.map(|reason| {
+                let label = UpstreamRefusal { upstream: upstream.to_owned(), reason: reason.label() };
+                self.upstream_queue_refused.get_or_create_owned(&label)
+            }),
+        }
+    }
+
+    /// The handles of the listener bound to `listener`.
+    #[must_use]
+    pub fn listener(&self, listener: &str) -> ListenerMetrics {
+        let label = ListenerLabel { listener: listener.to_owned() };
+        ListenerMetrics {
+            connections: self.connections.get_or_create_owned(&label),
+            connections_total: self.connections_total.get_or_create_owned(&label),
+            accept_errors: self.accept_errors.get_or_create_owned(&label),
+            handshakes: Handshake::ALL
+                .map(|outcome| self.tls_handshakes.get_or_create_owned(&HandshakeLabel { outcome: outcome.label() })),
+        }
+    }
+
+    /// A configuration was put in force.
+    pub fn reloaded(&self, generation: u64) {
+        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.last_reload_success.set(1);
+    }
+
+    /// A configuration was refused.
+    pub fn reload_refused(&self) {
+        self.last_reload_success.set(0);
+    }
+
+    /// Everything, in the OpenMetrics text format; see [`CONTENT_TYPE`].
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry).expect("a string takes every write");
+        text
+    }
+}
+
+/// What is counted of one route.
+#[derive(Clone)]
+pub struct RouteMetrics {
+    requests: [Counter; 5],
+    seconds: Histogram,
+    bytes_received: Counter,
+    bytes_sent: Counter,
+}
+
+impl RouteMetrics {
+    /// A request is over. A `status` outside 100 to 599 counts in the nearest class.
+    pub fn finished(&self, status: u16, total: Duration, bytes_received: u64, bytes_sent: u64) {
+        self.requests[usize::from(status / 100).clamp(1, 5) - 1].inc();
+        self.seconds.observe(total);
+        self.bytes_received.add(bytes_received);
+        self.bytes_sent.add(bytes_sent);
+    }
+}
+
+/// What is counted of one upstream.
+#[derive(Clone)]
+pub struct UpstreamMetrics {
+    outcomes: [Counter; Outcome::ALL.len()],
+    pub in_flight: Gauge,
+    pub queue_depth: Gauge,
+    pub queue_seconds: Histogram,
+    refusals: [Counter; Refusal::ALL.len()],
+}
+
+impl UpstreamMetrics {
+    /// An exchange is over.
+    pub fn finished(&self, outcome: Outcome) {
+        self.outcomes[outcome as usize].inc();
+    }
+
+    /// A request left the queue without a place.
+    pub fn refused(&self, reason: Refusal) {
+        self.refusals[reason as usize].inc();
+    }
+}
+
+/// What is counted of one listener.
+#[derive(Clone)]
+pub struct ListenerMetrics {
+    connections: Gauge,
+    connections_total: Counter,
+    accept_errors: Counter,
+    handshakes: [Counter; Handshake::ALL.len()],
+}
+
+impl ListenerMetrics {
+    /// A connection was accepted; it is open until the guard is dropped.
+    #[must_use]
+    pub fn accepted(&self) -> Held {
+        self.connections_total.inc();
+        self.connections.hold()
+    }
+
+    /// `accept` failed.
+    pub fn accept_error(&self) {
+        self.accept_errors.inc();
+    }
+
+    /// A TLS handshake is over. Counted over all listeners.
+    pub fn handshake(&self, outcome: Handshake) {
+        self.handshakes[outcome as usize].inc();
+    }
+}
+
+/// How an exchange with an upstream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    Ok,
+    ErrorConnect,
+    ErrorTimeout,
+    ErrorProtocol,
+    /// The client went away first.
+    Canceled,
+}
+
+impl Outcome {
+    const ALL: [Self; 5] = [Self::Ok, Self::ErrorConnect, Self::ErrorTimeout, Self::ErrorProtocol, Self::Canceled];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ErrorConnect => "error_connect",
+            Self::ErrorTimeout => "error_timeout",
+            Self::ErrorProtocol => "error_protocol",
+            Self::Canceled => "canceled",
+        }
+    }
+}
+
+/// Why a request left the queue without a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    Full,
+    Timeout,
+    /// The client went away first.
+    Canceled,
+}
+
+impl Refusal {
+    const ALL: [Self; 3] = [Self::Full, Self::Timeout, Self::Canceled];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Timeout => "timeout",
+            Self::Canceled => "canceled",
+        }
+    }
+}
+
+/// How a TLS handshake ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Handshake {
+    Ok,
+    Error,
+    Timeout,
+}
+
+impl Handshake {
+    const ALL: [Self; 3] = [Self::Ok, Self::Error, Self::Timeout];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Error => "error",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabel {
+    route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteCode {
+    route: String,
+    code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamLabel {
+    upstream: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamOutcome {
+    upstream: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamRefusal {
+    upstream: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListenerLabel {
+    listener: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HandshakeLabel {
+    outcome: &'static str,
+}
+
+/// The route label of requests that took no route: refused before, or for a path nobody serves.
+pub const NO_ROUTE: &str = "none";
+
+/// The media type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const CODES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Reads the exposition as a scraper does: every sample by its name and labels. Panics on what is none.
+    fn parsed(text: &str) -> BTreeMap<String, f64> {
+        let mut samples = BTreeMap::new();
+        let mut typed = Vec::new();
+        let body = text.strip_suffix("# EOF\n").expect("the exposition ends with its mark");
+        for line in body.lines() {
+            if let Some(comment) = line.strip_prefix("# ") {
+                let (keyword, rest) = comment.split_once(' ').unwrap();
+                assert!(matches!(keyword, "HELP" | "TYPE" | "UNIT"), "{line}");
+                if keyword == "TYPE" {
+                    typed.push(rest.split_once(' ').unwrap().0.to_owned());
+                }
+                continue;
+            }
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let name = series.split('{').next().unwrap();
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{line}");
+            assert!(name.starts_with(typed.last().unwrap().as_str()), "{line} without its type");
+            let before = samples.insert(series.to_owned(), value.parse().unwrap());
+            assert_eq!(before, None, "{series} twice");
+        }
+        samples
+    }
+
+    #[test]
+    fn what_was_counted_is_in_the_exposition() {
+        let metrics = Metrics::new(UNIX_EPOCH + Duration::from_millis(1_795_382_971_250));
+        let (route, upstream) = (metrics.route("/da/"), metrics.upstream("app"));
+        let listener = metrics.listener("[::]:443");
+
+        route.finished(200, Duration::from_millis(3), 5, 70);
+        route.finished(499, Duration::from_secs(61), 0, 7);
+        metrics.route("/da/").finished(204, Duration::from_millis(500), 0, 0);
+        upstream.finished(Outcome::ErrorTimeout);
+        upstream.refused(Refusal::Full);
+        upstream.queue_seconds.observe(Duration::from_millis(2));
+        upstream.queue_depth.add(3);
+        let _inside = upstream.in_flight.hold();
+        let _open = listener.accepted();
+        drop(listener.accepted());
+        listener.accept_error();
+        listener.handshake(Handshake::Ok);
+        let _tunnel = metrics.tunnels.hold();
+        metrics.spool_bytes.add(4096);
+        metrics.access_log_dropped.add(9);
+        metrics.reloaded(4);
+
+        let samples = parsed(&metrics.encode());
+        for (series, value) in [
+            (r#"requests_total{route="/da/",code="2xx"}"#, 2.0),
+            (r#"requests_total{route="/da/",code="4xx"}"#, 1.0),
+            (r#"requests_total{route="/da/",code="5xx"}"#, 0.0),
+            (r#"request_seconds_count{route="/da/"}"#, 3.0),
+            (r#"request_seconds_sum{route="/da/"}"#, 61.503),
+            (r#"request_seconds_bucket{le="0.0025",route="/da/"}"#, 0.0),
+            (r#"request_seconds_bucket{le="0.005",route="/da/"}"#, 1.0),
+            (r#"request_seconds_bucket{le="60.0",route="/da/"}"#, 2.0),
+            (r#"request_seconds_bucket{le="+Inf",route="/da/"}"#, 3.0),
+            (r#"bytes_received_total{route="/da/"}"#, 5.0),
+            (r#"bytes_sent_total{route="/da/"}"#, 77.0),
+            (r#"upstream_requests_total{upstream="app",outcome="error_timeout"}"#, 1.0),
+            (r#"upstream_requests_total{upstream="app",outcome="ok"}"#, 0.0),
+            (r#"upstream_in_flight{upstream="app"}"#, 1.0),
+            (r#"upstream_queue_depth{upstream="app"}"#, 3.0),
+            (r#"upstream_queue_seconds_count{upstream="app"}"#, 1.0),
+            (r#"upstream_queue_refused_total{upstream="app",reason="full"}"#, 1.0),
+            (r#"connections{listener="[::]:443"}"#, 1.0),
+            (r#"connections_accepted_total{listener="[::]:443"}"#, 2.0),
+            (r#"accept_errors_total{listener="[::]:443"}"#, 1.0),
+            (r#"tls_handshakes_total{outcome="ok"}"#, 1.0),
+            ("tunnels", 1.0),
+            ("spool_bytes", 4096.0),
+            ("access_log_dropped_total", 9.0),
+            ("generation", 4.0),
+            ("last_reload_success", 1.0),
+            ("process_start_time_seconds", 1_795_382_971.25),
+            (concat!(r#"build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#), 1.0),
+        ] {
+            assert_eq!(samples.get(&format!("vestibule_{series}")), Some(&value), "{series} in {samples:#?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_reload_keeps_the_generation() {
+        let metrics = Metrics::new(SystemTime::now());
+        metrics.reloaded(7);
+
+        metrics.reload_refused();
+
+        let samples = parsed(&metrics.encode());
+        assert_eq!(samples["vestibule_generation"], 7.0);
+        assert_eq!(samples["vestibule_last_reload_success"], 0.0);
+    }
+
+    #[test]
+    fn a_status_no_class_has_is_counted_all_the_same() {
+        let metrics = Metrics::new(SystemTime::now());
+
+        for status in [0, 99, 100, 600, u16::MAX] {
+            metrics.route(NO_ROUTE).finished(status, Duration::ZERO, 0, 0);
+        }
+
+        let samples = parsed(&metrics.encode());
+        assert_eq!(samples[r#"vestibule_requests_total{route="none",code="1xx"}"#], 3.0);
+        assert_eq!(samples[r#"vestibule_requests_total{route="none",code="5xx"}"#], 2.0);
+    }
+
+    #[test]
+    fn a_name_with_quotes_does_not_break_the_exposition() {
+        let metrics = Metrics::new(SystemTime::now());
+
+        metrics.route("/\"}\n\\").finished(200, Duration::ZERO, 0, 1);
+
+        let samples = parsed(&metrics.encode());
+        assert_eq!(samples[r#"vestibule_bytes_sent_total{route="/\"}\n\\"}"#], 1.0);
+    }
+}
