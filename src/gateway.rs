@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    admin,
+    admin::{self, Observer},
     config::{self, ListenAddress, ListenerPlan, LogSink, Plan, Source},
     drain::{Drain, Tasks},
     keeper::{
@@ -33,7 +33,6 @@ use crate::{
     runtime::{Current, Runtime},
     service::Worker,
     spool::Spool,
-    status::Observer,
     telemetry::{
         access_log::{self, AccessLog, Format, FormatError, LogWriter},
         events,
@@ -112,7 +111,7 @@ impl Gateway {
                 Some(AccessLog::start(output, metrics.access_log_dropped.clone())?)
             }
         };
-        let spool = Spool::new(provisions.spool, plan.spool.limit, plan.spool.memory);
+        let spool = Spool::new(provisions.spool, plan.spool.limit, plan.spool.memory, metrics.spool_bytes.clone());
         let control = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")
@@ -121,6 +120,13 @@ impl Gateway {
         let (workers, drain) = (plan.workers.get(), Drain::default());
         let connections = Arc::new(Connections::default());
         let addresses: Vec<_> = provisions.listeners.iter().map(|listener| listener.address.clone()).collect();
+        let listening = provisions
+            .listeners
+            .iter()
+            .map(|listener| {
+                (listener.address.to_string(), listener.plan.tls, metrics.listener(&listener.address.to_string()))
+            })
+            .collect();
         let runtime = Runtime::build(plan, provisions.files, 1, &metrics);
         metrics.reloaded(runtime.generation);
         let current = Arc::new(Current::new(runtime));
@@ -161,11 +167,21 @@ impl Gateway {
         }
 
         if let Some(socket) = provisions.admin {
-            let observer = Observer::new(&current, &metrics, &certificates, &connections, &spool, &addresses, &drain, started);
+            let observer = Observer {
+                started,
+                current: Arc::clone(&current),
+                metrics: Arc::clone(&metrics),
+                certificates,
+                connections,
+                listeners: listening,
+                drain: drain.clone(),
+            };
             let stopped = drain.clone();
             control.spawn(async move {
                 match tokio::net::UnixListener::from_std(socket) {
-                    Ok(socket) => admin::serve(socket, Arc::new(observer), async move { stopped.started().await }).await,
+                    Ok(socket) => {
+                        admin::serve(socket, Arc::new(observer), async move { stopped.started().await }).await
+                    }
                     Err(error) => tracing::error!(error = &error as &dyn Error, "the admin socket cannot be used"),
                 }
             });

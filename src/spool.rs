@@ -19,6 +19,8 @@ use std::{
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 
+use crate::metrics::Gauge;
+
 /// The space for spooled bodies, shared by all cores.
 #[derive(Debug)]
 pub struct Spool {
@@ -26,6 +28,7 @@ pub struct Spool {
     limit: u64,
     memory: usize,
     used: AtomicU64,
+    gauge: Gauge,
 }
 
 /// Why a body could not be put on disk.
@@ -39,8 +42,8 @@ pub enum SpoolError {
 
 impl Spool {
     /// `limit` bounds the bytes on disk over all bodies, `memory` the bytes of one body before it goes there.
-    pub fn new(directory: OwnedFd, limit: u64, memory: usize) -> Arc<Self> {
-        Arc::new(Self { directory, limit, memory, used: AtomicU64::new(0) })
+    pub fn new(directory: OwnedFd, limit: u64, memory: usize, gauge: Gauge) -> Arc<Self> {
+        Arc::new(Self { directory, limit, memory, used: AtomicU64::new(0), gauge })
     }
 
     /// Bytes of one body that are kept in memory.
@@ -79,8 +82,14 @@ impl Spool {
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|sum| *sum <= self.limit)
             })
-            .map(|_| ())
-            .map_err(|_| SpoolError::Full(self.limit))
+            .map_err(|_| SpoolError::Full(self.limit))?;
+        self.gauge.add(bytes);
+        Ok(())
+    }
+
+    fn release(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.gauge.sub(bytes);
     }
 }
 
@@ -126,7 +135,7 @@ impl SpoolFile {
                 Ok(())
             }
             Err(error) => {
-                self.spool.used.fetch_sub(bytes, Ordering::Relaxed);
+                self.spool.release(bytes);
                 Err(error.into())
             }
         }
@@ -135,7 +144,7 @@ impl SpoolFile {
 
 impl Drop for SpoolFile {
     fn drop(&mut self) {
-        self.spool.used.fetch_sub(self.length, Ordering::Relaxed);
+        self.spool.release(self.length);
     }
 }
 
@@ -144,7 +153,7 @@ mod tests {
     use super::*;
 
     fn spool(limit: u64) -> Arc<Spool> {
-        Spool::new(File::open(std::env::temp_dir()).unwrap().into(), limit, 16)
+        Spool::new(File::open(std::env::temp_dir()).unwrap().into(), limit, 16, Gauge::default())
     }
 
     #[tokio::test]

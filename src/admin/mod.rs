@@ -8,6 +8,7 @@
 //! over after [`CONNECTION_TIMEOUT`] at the latest, whatever its peer does.
 
 pub mod client;
+mod observer;
 mod service;
 mod status;
 
@@ -25,6 +26,7 @@ use tokio::{
 };
 use tracing::debug;
 
+pub use observer::Observer;
 pub use status::{CertificateStatus, EndpointStatus, ListenerStatus, Status, UpstreamStatus, render_status, timestamp};
 
 /// What the admin endpoint is asked about. Called on the control runtime; an answer must not block.

@@ -18,6 +18,8 @@ use ipnet::IpNet;
 /// A whole configuration that can run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
+    /// The files it was read from; never served.
+    pub sources: Vec<PathBuf>,
     pub listeners: Vec<ListenerPlan>,
     /// The canonical host; requests for unknown hosts on TLS listeners are redirected to it.
     pub host: Option<HostName>,
@@ -56,6 +58,15 @@ pub struct ListenerPlan {
 pub enum ListenAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// The target of a listener's `redirect: https`.

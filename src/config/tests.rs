@@ -64,6 +64,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         connect_timeout: Duration::from_secs(3),
     };
     let expected = Plan {
+        sources: Vec::new(),
         listeners: vec![ListenerPlan {
             address: ListenAddress::Tcp("127.0.0.1:80".parse().unwrap()),
             tls: false,
@@ -72,12 +73,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         }],
         host: None,
         aliases: Vec::new(),
-        tls: TlsPlan {
-            tls12: true,
-            tls13: true,
-            certificates: Vec::new(),
-            storage: "/var/lib/vestibule".into(),
-        },
+        tls: TlsPlan { tls12: true, tls13: true, certificates: Vec::new(), storage: "/var/lib/vestibule".into() },
         trusted_proxies: TrustedProxies::default(),
         upstreams: BTreeMap::from([("app".to_owned(), upstream)]),
         routes: vec![route],
@@ -219,7 +215,10 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         // Values.
         ("host: https://example.com/", "4:7: host: write the host name alone, without a scheme: `example.com`"),
         ("host: example.com:443", "4:7: host: write the host name alone, without a port: `example.com`"),
-        ("tls: { protocols: [] }", "4:19: tls.protocols: without a version nobody can connect; write `[TLSv1.2, TLSv1.3]`"),
+        (
+            "tls: { protocols: [] }",
+            "4:19: tls.protocols: without a version nobody can connect; write `[TLSv1.2, TLSv1.3]`",
+        ),
         (
             "tls: { protocols: [TLSv1.1] }",
             "4:20: tls.protocols[0]: `TLSv1.1` is not safe and not spoken here; there are `TLSv1.2` or `TLSv1.3`",
@@ -232,31 +231,46 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
             "trusted_proxies: [10.0.0.1/8]",
             "4:19: trusted_proxies[0]: `10.0.0.1/8` is an address within a network; write the network, `10.0.0.0/8`",
         ),
-        ("spool: { memory: 1GiB }", "4:18: spool.memory: this much is not kept in memory for one request; write `64MiB` or less"),
+        (
+            "spool: { memory: 1GiB }",
+            "4:18: spool.memory: this much is not kept in memory for one request; write `64MiB` or less",
+        ),
         ("spool: { limit: 1000 }", "4:17: spool.limit: `1000` has no unit; write `16MiB`, `64KiB` or `512B`"),
         ("limits: { header_bytes: 4KiB }", "4:25: limits.header_bytes: browsers need more; write `8KiB` or more"),
         ("limits: { uri_bytes: 0 }", "4:22: limits.uri_bytes: browsers need more; write `256B` or more"),
-        ("limits: { connections: 0 }", "4:24: limits.connections: expected a whole number from 1 to 10000000, found `0`"),
+        (
+            "limits: { connections: 0 }",
+            "4:24: limits.connections: expected a whole number from 1 to 10000000, found `0`",
+        ),
         (
             "limits: { head_timeout: 0s }",
             "4:25: limits.head_timeout: no time at all is not allowed here; write a time such as `30s`",
         ),
-        (
-            "administrator: me",
-            "4:16: administrator: expected a mail address such as `admin@example.com`, found `me`",
-        ),
+        ("administrator: me", "4:16: administrator: expected a mail address such as `admin@example.com`, found `me`"),
         (
             "access_log: { format: combind }",
             "4:23: access_log.format: expected `combined`, `json` or a template with `{fields}` in it, found `combind`; \
              did you mean `combined`?",
         ),
-        ("drain: ${ABSENT}", "4:8: drain: the environment variable `ABSENT` is not set; set it, or give a default: `${ABSENT:-value}`"),
+        (
+            "drain: ${ABSENT}",
+            "4:8: drain: the environment variable `ABSENT` is not set; set it, or give a default: `${ABSENT:-value}`",
+        ),
         // Later.
         ("user: www-data", "4:1: user: `user` is not supported yet"),
         ("backends: {}", "4:1: backends: `backends` is not supported yet"),
-        ("tls: { certificates: [{ hosts: [a.example], acme: {} }] }", "4:25: tls.certificates[0].hosts: `hosts` is not supported yet"),
-        ("tls: { storage: 's3://bucket/a' }", "4:17: tls.storage: `s3://` is not supported yet; write the path of a folder"),
-        ("tls: { storage: 'azure://c/a' }", "4:17: tls.storage: `azure://` is not supported yet; write the path of a folder"),
+        (
+            "tls: { certificates: [{ hosts: [a.example], acme: {} }] }",
+            "4:25: tls.certificates[0].hosts: `hosts` is not supported yet",
+        ),
+        (
+            "tls: { storage: 's3://bucket/a' }",
+            "4:17: tls.storage: `s3://` is not supported yet; write the path of a folder",
+        ),
+        (
+            "tls: { storage: 'azure://c/a' }",
+            "4:17: tls.storage: `azure://` is not supported yet; write the path of a folder",
+        ),
         (
             "admin: 127.0.0.1:9000",
             "4:8: admin: an admin address on TCP is not supported yet; write `unix:/run/vestibule/admin.sock`",
@@ -276,7 +290,8 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
     let upstreams = "upstreams: { app: { endpoints: ['a:1'] } }\n";
     let routes = "routes: [{ prefix: /, upstream: app }]\n";
     let listener = |listener: &str| format!("{routes}{upstreams}listeners: [{listener}]");
-    let upstream = |keys: &str| format!("listeners: [{{ address: '[::]:80' }}]\n{routes}upstreams: {{ app: {{ {keys} }} }}");
+    let upstream =
+        |keys: &str| format!("listeners: [{{ address: '[::]:80' }}]\n{routes}upstreams: {{ app: {{ {keys} }} }}");
     let route = |list: &str| format!("listeners: [{{ address: '[::]:80' }}]\n{upstreams}routes: [{list}]");
     for (text, fault) in [
         (String::new(), "1:1: the key `listeners` is missing"),
@@ -293,7 +308,10 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             listener("{ address: '[::]:80', https_port: 8443 }"),
             "3:47: listeners[0].https_port: it only has a meaning beside `redirect: https`",
         ),
-        (listener("{ address: '[::]:80', redirect: http }"), "3:45: listeners[0].redirect: expected `https`, found `http`; did you mean `https`?"),
+        (
+            listener("{ address: '[::]:80', redirect: http }"),
+            "3:45: listeners[0].redirect: expected `https`, found `http`; did you mean `https`?",
+        ),
         (
             listener("{ address: '[::]:80', proxy_protocol: required }"),
             "3:51: listeners[0].proxy_protocol: nobody is trusted to send the PROXY header here; add the network of your \
@@ -323,7 +341,10 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:54: upstreams.app.concurrency: no request could ever get in; write the number of the application's \
              threads, or `null`",
         ),
-        (upstream("endpoints: ['a:1'], supervisor: uwsgi"), "3:41: upstreams.app.supervisor: `supervisor` is not supported yet"),
+        (
+            upstream("endpoints: ['a:1'], supervisor: uwsgi"),
+            "3:41: upstreams.app.supervisor: `supervisor` is not supported yet",
+        ),
         (
             upstream("endpoints: ['a:1'], health: { path: /h, interval: 5s }"),
             "3:61: upstreams.app.health.interval: `interval` is not supported yet",
@@ -338,7 +359,10 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:14: upstreams.a b: `a b` is not a name: letters, digits, `-` and `_`, up to 64",
         ),
         (route(""), "3:9: routes: at least one route is needed, such as `- { prefix: /, upstream: app }`"),
-        (route("{ prefix: /, upstream: ap }"), "3:33: routes[0].upstream: no upstream is named `ap`; did you mean `app`?"),
+        (
+            route("{ prefix: /, upstream: ap }"),
+            "3:33: routes[0].upstream: no upstream is named `ap`; did you mean `app`?",
+        ),
         (route("{ prefix: /, upstream: other }"), "3:33: routes[0].upstream: no upstream is named `other`"),
         (
             route("{ prefix: /da, upstream: app }, { prefix: /da/, upstream: app }"),
@@ -353,7 +377,10 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:20: routes[0].prefix: `^/da` is not a path prefix: patterns are not supported; write whole segments such \
              as `/da/`",
         ),
-        (route("{ prefix: /, upstream: app, files: [usr] }"), "3:46: routes[0].files[0]: expected an absolute folder such as `/usr`, found `usr`"),
+        (
+            route("{ prefix: /, upstream: app, files: [usr] }"),
+            "3:46: routes[0].files[0]: expected an absolute folder such as `/usr`, found `usr`",
+        ),
         (
             route("{ prefix: /, upstream: app, files: [//.//] }"),
             "3:46: routes[0].files[0]: `/` would let the application send any file of this machine; name the folders",
@@ -400,7 +427,11 @@ fn a_key_that_could_not_be_read_makes_no_second_fault() {
         (minimal("host: 'a b'").replace("'127.0.0.1:80'", "'127.0.0.1:80', redirect: https"), 1),
         (minimal("trusted_proxies: [x]").replace("'127.0.0.1:80'", "'127.0.0.1:80', proxy_protocol: required"), 1),
         (minimal("").replace("{ app: { endpoints: ['127.0.0.1:8000'] } }", "none"), 1),
-        (minimal("host: ${A}\naliases: [${B}]\ndrain: ${C}").replace("'127.0.0.1:80'", "'127.0.0.1:80', redirect: https"), 3),
+        (
+            minimal("host: ${A}\naliases: [${B}]\ndrain: ${C}")
+                .replace("'127.0.0.1:80'", "'127.0.0.1:80', redirect: https"),
+            3,
+        ),
     ] {
         assert_eq!(faults(&text).len(), count, "{:#?}", faults(&text));
     }
@@ -548,9 +579,49 @@ fn compare(at: &str, schema: &Json, node: &Node, lines: &[&str], wrong: &mut Vec
 /// Text made of the pieces that configurations are made of.
 fn likely() -> impl Strategy<Value = String> {
     let pieces = prop::sample::select(vec![
-        "listeners", "upstreams", "routes", "tls", "limits", "host", "files", "prefix", ": ", ":", "\n", "\n  ", "- ",
-        "[", "]", "{", "}", ", ", "'", "\"", "&a ", "*a", "!!str ", "# ", "null", "true", "/", "[::]:80", "app", "16MiB",
-        "${", "}", ":-", "$", "|\n", ">", "? ", "---\n", "é", "\u{0}", "\t", "%", "<<",
+        "listeners",
+        "upstreams",
+        "routes",
+        "tls",
+        "limits",
+        "host",
+        "files",
+        "prefix",
+        ": ",
+        ":",
+        "\n",
+        "\n  ",
+        "- ",
+        "[",
+        "]",
+        "{",
+        "}",
+        ", ",
+        "'",
+        "\"",
+        "&a ",
+        "*a",
+        "!!str ",
+        "# ",
+        "null",
+        "true",
+        "/",
+        "[::]:80",
+        "app",
+        "16MiB",
+        "${",
+        "}",
+        ":-",
+        "$",
+        "|\n",
+        ">",
+        "? ",
+        "---\n",
+        "é",
+        "\u{0}",
+        "\t",
+        "%",
+        "<<",
     ]);
     prop::collection::vec(pieces, 0..60).prop_map(|pieces| pieces.concat())
 }
@@ -596,7 +667,9 @@ fn written(generated: &Generated) -> String {
     for prefix in &generated.prefixes {
         let limit = or_null(generated.body_limit.map(units::show_size));
         let timeout = units::show_time(generated.timeout);
-        text.push_str(&format!("  - prefix: '{prefix}/'\n    upstream: app\n    body_limit: {limit}\n    timeout: {timeout}\n"));
+        text.push_str(&format!(
+            "  - prefix: '{prefix}/'\n    upstream: app\n    body_limit: {limit}\n    timeout: {timeout}\n"
+        ));
     }
     text
 }

@@ -21,6 +21,7 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags};
 
 use crate::{
     config::{AdminAddress, ListenAddress, Plan},
+    files::{Roots, RootsError},
     tls::CertificateMaterial,
 };
 use output::{LogOutput, OutputError};
@@ -39,6 +40,8 @@ pub struct Provisions {
     pub spool: OwnedFd,
     /// Mode 0600, not blocking.
     pub admin: Option<UnixListener>,
+    /// What `files` of each route may name, in the order of the routes.
+    pub files: Vec<Roots>,
 }
 
 impl Provisions {
@@ -98,8 +101,22 @@ impl Provisions {
             _ => None,
         };
 
+        let private = private(plan);
+        let mut files = Vec::new();
+        for (position, route) in plan.routes.iter().enumerate() {
+            match Roots::open(&route.files, &private) {
+                Ok((roots, missing)) => {
+                    for missing in missing {
+                        tracing::warn!(route = %route.prefix, "{missing}");
+                    }
+                    files.push(roots);
+                }
+                Err(fault) => faults.push(ProvisionFault::Files { position, fault }),
+            }
+        }
+
         match spool {
-            Ok(spool) if faults.is_empty() => Ok(Self { listeners, certificates, access_log, spool, admin }),
+            Ok(spool) if faults.is_empty() => Ok(Self { listeners, certificates, access_log, spool, admin, files }),
             _ => Err(faults),
         }
     }
@@ -121,6 +138,8 @@ pub enum ProvisionFault {
         path.display(), source
     )]
     Spool { path: PathBuf, source: io::Error },
+    #[error("routes[{position}].files: {fault}")]
+    Files { position: usize, fault: RootsError },
     #[error("admin: {fault}")]
     Admin { fault: BindError },
 }
@@ -133,9 +152,18 @@ impl ProvisionFault {
             Self::Listener { position, .. } => format!("listeners[{position}].address"),
             Self::AccessLog { .. } => "access_log.path".to_owned(),
             Self::Spool { .. } => "spool.path".to_owned(),
+            Self::Files { position, .. } => format!("routes[{position}].files"),
             Self::Admin { .. } => "admin".to_owned(),
         }
     }
+}
+
+/// What is never served, whatever `files` says: the configuration, certificates and their storage, the spool.
+fn private(plan: &Plan) -> Vec<PathBuf> {
+    let certificates = plan.tls.certificates.iter().flat_map(|certificate| {
+        [Some(&certificate.certificate), Some(&certificate.key), certificate.chain.as_ref()].into_iter().flatten()
+    });
+    plan.sources.iter().chain(certificates).chain([&plan.tls.storage]).cloned().collect()
 }
 
 /// Opens the spool, made with mode 0700 if only its last part is missing: bodies are nobody else's to read.

@@ -53,8 +53,11 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         let exchange =
             Exchange { method: head.parts.method.clone(), version: head.parts.version, keep_alive: head.keep_alive };
         wire.borrow_mut().begin(&head);
-        let body =
-            if wire.borrow().body_is_read() { Body::Empty } else { Body::stream(RequestBody::new(Rc::clone(&wire), &head)) };
+        let body = if wire.borrow().body_is_read() {
+            Body::Empty
+        } else {
+            Body::stream(RequestBody::new(Rc::clone(&wire), &head))
+        };
         let request = Request::from_parts(head.parts, body);
 
         // A client that has gone takes its request with it: out of the queue, off the endpoint.
@@ -115,7 +118,8 @@ async fn read_head<Io: Downstream>(
             match wire.poll_read(cx) {
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(Ok(0)) if !wire.is_blank() => {
-                    let cut = GatewayError::downstream(StatusCode::BAD_REQUEST, "the connection ended in a request head");
+                    let cut =
+                        GatewayError::downstream(StatusCode::BAD_REQUEST, "the connection ended in a request head");
                     return Poll::Ready(Err(NoHead::Refused(cut)));
                 }
                 Poll::Ready(_) => return Poll::Ready(Err(NoHead::Over)),

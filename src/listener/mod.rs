@@ -118,14 +118,14 @@ impl Listener {
                 Ok(Ok(opened)) => opened,
                 Ok(Err(error)) => {
                     if tls.is_some() {
-                        metrics.handshake(Handshake::Failed);
+                        metrics.handshake(Handshake::Error);
                     }
                     tracing::debug!(%peer, error = &error as &dyn std::error::Error, "connection not opened");
                     return;
                 }
                 Err(_) => {
                     if tls.is_some() {
-                        metrics.handshake(Handshake::TimedOut);
+                        metrics.handshake(Handshake::Timeout);
                     }
                     tracing::debug!(%peer, "connection not opened in time");
                     return;
@@ -137,7 +137,7 @@ impl Listener {
                     http1::serve(stream, connection).await;
                 }
                 Opened { stream: Stream::Tls(stream), peer, local } => {
-                    metrics.handshake(Handshake::Succeeded);
+                    metrics.handshake(Handshake::Ok);
                     let info = TlsInfo::of(stream.get_ref().1);
                     let h2 = info.alpn == Some("h2");
                     let connection = Rc::new(Connection { worker, listener, peer, local_port: local, tls: Some(info) });

@@ -35,6 +35,7 @@ pub struct Metrics {
     upstream_queue_refused: Family<UpstreamRefusal, Counter>,
     connections: Family<ListenerLabel, Gauge>,
     connections_total: Family<ListenerLabel, Counter>,
+    connections_shed: Family<ListenerLabel, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
     tls_handshakes: Family<HandshakeLabel, Counter>,
     /// Websockets and other upgraded connections.
@@ -45,6 +46,8 @@ pub struct Metrics {
     pub access_log_dropped: Counter,
     generation: gauge::Gauge,
     last_reload_success: gauge::Gauge,
+    /// Requests that were answered before they had a route.
+    pub unrouted: RouteMetrics,
 }
 
 impl Metrics {
@@ -80,6 +83,9 @@ impl Metrics {
         registry.register("connections", "Open connections", connections.clone());
         let connections_total = Family::default();
         registry.register("connections_accepted", "Connections accepted", connections_total.clone());
+        let connections_shed = Family::default();
+        let help = "Connections closed at once, beyond limits.connections";
+        registry.register("connections_shed", help, connections_shed.clone());
         let accept_errors = Family::default();
         registry.register("accept_errors", "Connections that could not be accepted", accept_errors.clone());
         let tls_handshakes = Family::default();
@@ -105,7 +111,7 @@ impl Metrics {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "What is running", build);
 
-        Self {
+        let mut metrics = Self {
             registry,
             requests,
             request_seconds,
@@ -118,6 +124,7 @@ impl Metrics {
             upstream_queue_refused,
             connections,
             connections_total,
+            connections_shed,
             accept_errors,
             tls_handshakes,
             tunnels,
@@ -125,7 +132,10 @@ impl Metrics {
             access_log_dropped,
             generation,
             last_reload_success,
-        }
+            unrouted: RouteMetrics::default(),
+        };
+        metrics.unrouted = metrics.route(NO_ROUTE);
+        metrics
     }
 
     /// The handles of the route named `route`; [`NO_ROUTE`] for requests that took none.
@@ -166,6 +176,7 @@ impl Metrics {
         ListenerMetrics {
             connections: self.connections.get_or_create_owned(&label),
             connections_total: self.connections_total.get_or_create_owned(&label),
+            shed: self.connections_shed.get_or_create_owned(&label),
             accept_errors: self.accept_errors.get_or_create_owned(&label),
             handshakes: Handshake::ALL
                 .map(|outcome| self.tls_handshakes.get_or_create_owned(&HandshakeLabel { outcome: outcome.label() })),
@@ -193,7 +204,7 @@ impl Metrics {
 }
 
 /// What is counted of one route.
-#[derive(Clone)]
+#[derive(Clone, Debug, Default)]
 pub struct RouteMetrics {
     requests: [Counter; 5],
     seconds: Histogram,
@@ -212,7 +223,7 @@ impl RouteMetrics {
 }
 
 /// What is counted of one upstream.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct UpstreamMetrics {
     outcomes: [Counter; Outcome::ALL.len()],
     pub in_flight: Gauge,
@@ -234,10 +245,11 @@ impl UpstreamMetrics {
 }
 
 /// What is counted of one listener.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ListenerMetrics {
     connections: Gauge,
     connections_total: Counter,
+    shed: Counter,
     accept_errors: Counter,
     handshakes: [Counter; Handshake::ALL.len()],
 }
@@ -248,6 +260,16 @@ impl ListenerMetrics {
     pub fn accepted(&self) -> Held {
         self.connections_total.inc();
         self.connections.hold()
+    }
+
+    /// Open now.
+    pub fn connections(&self) -> u64 {
+        self.connections.get()
+    }
+
+    /// A connection was closed at once, being one too many.
+    pub fn shed(&self) {
+        self.shed.inc();
     }
 
     /// `accept` failed.

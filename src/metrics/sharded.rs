@@ -93,6 +93,7 @@ impl TypedMetric for Gauge {
 }
 
 /// One of what a [`Gauge`] counts.
+#[derive(Debug)]
 pub struct Held(Gauge);
 
 impl Drop for Held {

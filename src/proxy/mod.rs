@@ -25,7 +25,7 @@ use tokio::time::{sleep, timeout};
 pub use self::{
     collect::{Bounds, Collected, collect, too_large},
     incoming::Incoming,
-    websocket::{Tunnel, TunnelEnd},
+    websocket::{Tunnel, TunnelCause, TunnelEnd},
 };
 use self::{
     uwsgi::Environment,
@@ -35,6 +35,7 @@ use crate::{
     drain::Tasks,
     h1::encode,
     http::{Body, GatewayError, Retry},
+    metrics::{Outcome, UpstreamMetrics},
     spool::Spool,
     upstream::{Endpoint, InFlight, Lease, Place, Pool, Reuse, Upstream, UpstreamStream},
 };
@@ -106,14 +107,16 @@ pub async fn send(
     trace: &mut Trace,
 ) -> Result<Reply, GatewayError> {
     let mut place = place;
+    let mut counted = Counted { metrics: &upstream.metrics, outcome: Outcome::Canceled };
     let mut again = outbound.method.is_idempotent();
     loop {
         let began = Instant::now();
         let reuse = if again { Reuse::Any } else { Reuse::Proven };
-        let (endpoint, lease) = connect(upstream, pool, reuse).await?;
+        let connected = connect(upstream, pool, reuse).await;
+        let (endpoint, lease) = connected.inspect_err(|_| counted.outcome = Outcome::ErrorConnect)?;
         trace.connect = Some(began.elapsed());
         trace.endpoint = Some(Arc::clone(&endpoint));
-        let in_flight = endpoint.enter();
+        let in_flight = upstream.enter(&endpoint);
         let exchange = Exchange { endpoint: &endpoint, pool, in_flight };
         let began = Instant::now();
         let outcome = exchange.run(&mut outbound, lease, &mut place).await;
@@ -124,8 +127,27 @@ pub async fn send(
                 again = false;
                 tracing::debug!(endpoint = %endpoint.label, error = &error as &dyn std::error::Error, "sending again");
             }
-            outcome => return outcome,
+            outcome => {
+                counted.outcome = match &outcome {
+                    Ok(_) => Outcome::Ok,
+                    Err(error) if error.status == StatusCode::GATEWAY_TIMEOUT => Outcome::ErrorTimeout,
+                    Err(_) => Outcome::ErrorProtocol,
+                };
+                return outcome;
+            }
         }
+    }
+}
+
+/// Counts an exchange when it is over; dropped before that, its client has gone.
+struct Counted<'a> {
+    metrics: &'a UpstreamMetrics,
+    outcome: Outcome,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.metrics.finished(self.outcome);
     }
 }
 

@@ -1,10 +1,6 @@
 //! Where a request is served: the thread, and the connection it came on.
 
-use std::{
-    cell::RefCell,
-    rc::Rc,
-    sync::Arc,
-};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use crate::{
     config::ListenerPlan,

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{StatusCode, header, request};
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 
 use super::{CLIENT_CLOSED_REQUEST, Connection};
 use crate::{

@@ -141,7 +141,8 @@ async fn respond(
     if reply.parts.status == StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, tunnel) = reply.into_tunnel(route.plan.tunnel_idle);
         parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-        let closed = || GatewayError::upstream(StatusCode::BAD_GATEWAY, "the endpoint closed its new websocket at once");
+        let closed =
+            || GatewayError::upstream(StatusCode::BAD_GATEWAY, "the endpoint closed its new websocket at once");
         return Ok(Reached::Tunnel(parts, tunnel.ok_or_else(closed)?));
     }
     rewrite_location(&mut reply, &origin, route);
@@ -149,20 +150,15 @@ async fn respond(
     // Before the body is looked at: with an offload comes the length of the file, and no body.
     let offload = files::take_offload(&mut reply.parts.headers, &route.plan.accel_prefix);
     let (mut parts, body) = match offload.target {
-        Some(target) if !route.files.is_empty() => {
-            offloaded(route, &target, &request, reply).await?.into_parts()
-        }
+        Some(target) if !route.files.is_empty() => offloaded(route, &target, &request, reply).await?.into_parts(),
         Some(_) => return Err(no_files(route)),
         None => {
             let delivery = delivery(route, &reply.parts.headers, offload.buffering);
             reply.into_body(delivery, &worker.spool, &worker.tasks)
         }
     };
-    let body = if route.plan.compress {
-        compress::apply(&request.headers, &request.method, &mut parts, body)
-    } else {
-        body
-    };
+    let body =
+        if route.plan.compress { compress::apply(&request.headers, &request.method, &mut parts, body) } else { body };
     Ok(Reached::Response(Response::from_parts(parts, body)))
 }
 
@@ -181,7 +177,7 @@ pub async fn tunnel<Io: Downstream>(
     mut log: LogGuard,
     connection: &Rc<Connection>,
 ) {
-    let counted = connection.worker.metrics.tunnel();
+    let counted = connection.worker.metrics.tunnels.hold();
     let end = tunnel.run(client, early, &connection.worker.drain).await;
     drop(counted);
     log.sent(end.sent);
@@ -410,9 +406,7 @@ fn no_files(route: &Route) -> GatewayError {
 fn delivery(route: &Route, headers: &HeaderMap, asked: Option<bool>) -> Delivery {
     let streamed = || {
         let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-        value.is_some_and(|value| {
-            value.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
-        })
+        value.is_some_and(|value| value.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream")))
     };
     if !route.plan.buffer_response || asked == Some(false) || streamed() {
         Delivery::AsItComes

@@ -21,7 +21,10 @@ pub use pool::{Lease, Pool, Reuse};
 pub use queue::{Place, Queue, Refused};
 pub use stream::UpstreamStream;
 
-use crate::config::{EndpointAddress, UpstreamPlan};
+use crate::{
+    config::{EndpointAddress, UpstreamPlan},
+    metrics::{Held, UpstreamMetrics},
+};
 
 /// A named set of endpoints that are one application.
 #[derive(Debug)]
@@ -29,16 +32,18 @@ pub struct Upstream {
     pub plan: UpstreamPlan,
     pub name: Arc<str>,
     pub queue: Queue,
+    pub metrics: UpstreamMetrics,
     endpoints: Vec<Arc<Endpoint>>,
 }
 
 impl Upstream {
-    pub fn new(plan: &UpstreamPlan) -> Arc<Self> {
+    pub fn new(plan: &UpstreamPlan, metrics: UpstreamMetrics) -> Arc<Self> {
         let endpoints = plan.endpoints.iter().map(Endpoint::new).collect();
         Arc::new(Self {
             plan: plan.clone(),
             name: plan.name.as_str().into(),
-            queue: Queue::new(plan.concurrency, plan.queue),
+            queue: Queue::new(plan.concurrency, plan.queue, metrics.clone()),
+            metrics,
             endpoints,
         })
     }
@@ -61,6 +66,12 @@ impl Upstream {
         let endpoint = best(true).or_else(|| best(false)).expect("a plan has at least one endpoint for each upstream");
         endpoint.selected.store(now_micros(), Ordering::Relaxed);
         Arc::clone(endpoint)
+    }
+
+    /// Counts a request inside `endpoint`, one of ours, until the guard is dropped.
+    pub fn enter(&self, endpoint: &Arc<Endpoint>) -> InFlight {
+        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight { endpoint: Arc::clone(endpoint), _counted: self.metrics.in_flight.hold() }
     }
 
     /// Requests inside, over all endpoints and cores.
@@ -103,12 +114,6 @@ impl Endpoint {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Counts a request until the guard is dropped.
-    pub fn enter(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
-    }
-
     /// A connection could be made, as far as is known.
     pub fn is_reachable(&self) -> bool {
         self.unreachable_until.load(Ordering::Relaxed) <= now_micros()
@@ -133,11 +138,14 @@ impl Endpoint {
 
 /// A request inside an endpoint; counted until it is dropped.
 #[derive(Debug)]
-pub struct InFlight(Arc<Endpoint>);
+pub struct InFlight {
+    endpoint: Arc<Endpoint>,
+    _counted: Held,
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -169,10 +177,13 @@ const CLOSES: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Protocol, QueuePlan};
+    use crate::{
+        config::{Protocol, QueuePlan},
+        metrics::Metrics,
+    };
 
     fn upstream(endpoints: &[&str]) -> Arc<Upstream> {
-        Upstream::new(&UpstreamPlan {
+        let plan = UpstreamPlan {
             name: "app".into(),
             protocol: Protocol::Http,
             endpoints: endpoints.iter().map(|host| EndpointAddress::Tcp { host: (*host).into(), port: 1 }).collect(),
@@ -181,14 +192,15 @@ mod tests {
             health_path: None,
             hold: Duration::ZERO,
             connect_timeout: Duration::from_secs(1),
-        })
+        };
+        Upstream::new(&plan, Metrics::new(std::time::SystemTime::now()).upstream("app"))
     }
 
     #[test]
     fn the_endpoint_with_the_fewest_requests_is_selected() {
         let upstream = upstream(&["a", "b"]);
         let busy = upstream.select();
-        let _request = busy.enter();
+        let _request = upstream.enter(&busy);
 
         assert_ne!(upstream.select().id, busy.id);
         assert_ne!(upstream.select().id, busy.id);

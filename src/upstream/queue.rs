@@ -6,17 +6,22 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::QueuePlan;
+use crate::{
+    config::QueuePlan,
+    metrics::{Held, Refusal, UpstreamMetrics},
+};
 
 /// Lets at most so many requests in at once, over all cores; the others wait, first in first out.
 ///
 /// Dropping the future of [`Self::enter`] leaves the queue, so that a client that has gone holds nobody up.
 #[derive(Debug)]
 pub struct Queue {
+    metrics: UpstreamMetrics,
     places: Option<Arc<Semaphore>>,
     plan: QueuePlan,
     waiting: AtomicUsize,
@@ -38,9 +43,9 @@ pub struct Place {
 }
 
 impl Queue {
-    pub fn new(concurrency: Option<NonZeroUsize>, plan: QueuePlan) -> Self {
+    pub fn new(concurrency: Option<NonZeroUsize>, plan: QueuePlan, metrics: UpstreamMetrics) -> Self {
         let places = concurrency.map(|places| Arc::new(Semaphore::new(places.get().min(Semaphore::MAX_PERMITS))));
-        Self { places, plan, waiting: AtomicUsize::new(0) }
+        Self { metrics, places, plan, waiting: AtomicUsize::new(0) }
     }
 
     /// Requests waiting now.
@@ -54,31 +59,44 @@ impl Queue {
         if let Ok(permit) = Arc::clone(places).try_acquire_owned() {
             return Ok(Place { _permit: Some(permit) });
         }
-        let waiter = Waiter::new(&self.waiting, self.plan.limit).ok_or(Refused::Full)?;
+        let Some(mut waiter) = Waiter::new(self) else {
+            self.metrics.refused(Refusal::Full);
+            return Err(Refused::Full);
+        };
+        let began = Instant::now();
         let permit = tokio::time::timeout(self.plan.timeout, Arc::clone(places).acquire_owned()).await;
-        drop(waiter);
-        match permit {
-            Ok(permit) => Ok(Place { _permit: Some(permit.expect("the semaphore is never closed")) }),
-            Err(_) => Err(Refused::TimedOut),
+        if let Ok(permit) = permit {
+            waiter.left = None;
+            self.metrics.queue_seconds.observe(began.elapsed());
+            return Ok(Place { _permit: Some(permit.expect("the semaphore is never closed")) });
         }
+        waiter.left = Some(Refusal::Timeout);
+        Err(Refused::TimedOut)
     }
 }
 
 /// One that waits; counted until it is dropped.
-struct Waiter<'a>(&'a AtomicUsize);
+struct Waiter<'a> {
+    queue: &'a Queue,
+    _counted: Held,
+    /// Why it leaves without a place; its client has gone, unless something else is said.
+    left: Option<Refusal>,
+}
 
 impl<'a> Waiter<'a> {
-    fn new(waiting: &'a AtomicUsize, limit: usize) -> Option<Self> {
-        waiting
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < limit).then_some(count + 1))
-            .is_ok()
-            .then(|| Self(waiting))
+    fn new(queue: &'a Queue) -> Option<Self> {
+        let one_more = |count| (count < queue.plan.limit).then_some(count + 1);
+        queue.waiting.try_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Self { queue, _counted: queue.metrics.queue_depth.hold(), left: Some(Refusal::Canceled) })
     }
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.queue.waiting.fetch_sub(1, Ordering::Relaxed);
+        if let Some(refusal) = self.left {
+            self.queue.metrics.refused(refusal);
+        }
     }
 }
 
@@ -89,9 +107,11 @@ mod tests {
     use futures_util::poll;
 
     use super::*;
+    use crate::metrics::Metrics;
 
     fn queue(concurrency: usize, limit: usize) -> Queue {
-        Queue::new(NonZeroUsize::new(concurrency), QueuePlan { limit, timeout: Duration::from_secs(30) })
+        let metrics = Metrics::new(std::time::SystemTime::now()).upstream("app");
+        Queue::new(NonZeroUsize::new(concurrency), QueuePlan { limit, timeout: Duration::from_secs(30) }, metrics)
     }
 
     #[tokio::test]

@@ -13,10 +13,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use http::StatusCode;
 use http_body::{Frame, SizeHint};
-use tokio::{
-    io::AsyncWrite as _,
-    time::{Instant, Sleep},
-};
+use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
 
 use crate::{
@@ -66,9 +63,10 @@ impl<Io: Downstream> Wire<Io> {
 
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.read.capacity() - self.read.len() < READ_AT_LEAST {
-            let room = self.body.remaining().map_or(READ, |left| {
-                usize::try_from(left).unwrap_or(usize::MAX).clamp(READ, LARGE_READ)
-            });
+            let room = self
+                .body
+                .remaining()
+                .map_or(READ, |left| usize::try_from(left).unwrap_or(usize::MAX).clamp(READ, LARGE_READ));
             self.read.reserve(room);
         }
         poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read)

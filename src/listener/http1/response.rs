@@ -12,10 +12,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, StatusCode, header};
 use http_body::Body as _;
-use tokio::{
-    io::AsyncWrite as _,
-    time::{Instant, Sleep},
-};
+use tokio::time::{Instant, Sleep};
 
 use super::{Exchange, request::Wire};
 use crate::{
@@ -245,10 +242,11 @@ impl Writer {
     /// The file that the socket is to send by itself: a long one, on a plain connection.
     fn whole_file(&mut self, sends_files: bool) -> Option<&mut FileBody> {
         match &mut self.body {
-            Body::File(file) if sends_files
-                && !self.chunked
-                && file.remaining() > 0
-                && (self.taken > 0 || file.remaining() >= SENT_AS_FILE) =>
+            Body::File(file)
+                if sends_files
+                    && !self.chunked
+                    && file.remaining() > 0
+                    && (self.taken > 0 || file.remaining() >= SENT_AS_FILE) =>
             {
                 Some(file)
             }

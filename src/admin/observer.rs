@@ -1,0 +1,85 @@
+//! What the admin endpoint is told about a running gateway.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use super::{AdminState, CertificateStatus, EndpointStatus, ListenerStatus, Status, UpstreamStatus, timestamp};
+use crate::{
+    config::Protocol,
+    drain::Drain,
+    listener::Connections,
+    metrics::{ListenerMetrics, Metrics},
+    runtime::Current,
+    tls::CertificateStore,
+};
+
+/// Looks at what the gateway is made of.
+pub struct Observer {
+    pub started: SystemTime,
+    pub current: Arc<Current>,
+    pub metrics: Arc<Metrics>,
+    pub certificates: Arc<CertificateStore>,
+    pub connections: Arc<Connections>,
+    /// The address of each, whether it speaks TLS, and its counts.
+    pub listeners: Vec<(String, bool, ListenerMetrics)>,
+    pub drain: Drain,
+}
+
+impl AdminState for Observer {
+    fn ready(&self) -> Result<(), String> {
+        if self.drain.is_on() { Err("stopping: requests in flight come to their end".to_owned()) } else { Ok(()) }
+    }
+
+    fn status(&self) -> Status {
+        let runtime = self.current.load();
+        let now = jiff::Timestamp::now();
+        let listener = |(address, tls, metrics): &(String, bool, ListenerMetrics)| ListenerStatus {
+            address: address.clone(),
+            tls: *tls,
+            connections: metrics.connections(),
+        };
+        let upstreams = runtime.upstreams.values().map(|upstream| UpstreamStatus {
+            name: upstream.name.to_string(),
+            protocol: match upstream.plan.protocol {
+                Protocol::Http => "http".to_owned(),
+                Protocol::Uwsgi => "uwsgi".to_owned(),
+            },
+            endpoints: upstream
+                .endpoints()
+                .iter()
+                .map(|endpoint| EndpointStatus {
+                    address: endpoint.label.to_string(),
+                    state: if endpoint.is_reachable() { "up" } else { "unreachable" }.to_owned(),
+                })
+                .collect(),
+            in_flight: upstream.in_flight() as u64,
+            concurrency: upstream.plan.concurrency.map(|places| places.get() as u64),
+            queue_depth: upstream.queue.depth() as u64,
+            queue_limit: upstream.plan.queue.limit as u64,
+        });
+        let certificates = self.certificates.certificates();
+        let certificates = certificates.iter().map(|certificate| CertificateStatus {
+            names: certificate.names().iter().map(ToString::to_string).collect(),
+            source: if certificate.self_signed() { "self-signed" } else { "files" }.to_owned(),
+            not_after: certificate.not_after().to_string(),
+            days_left: certificate.days_left(now),
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: timestamp(self.started),
+            uptime_seconds: self.started.elapsed().unwrap_or(Duration::ZERO).as_secs(),
+            generation: runtime.generation,
+            listeners: self.listeners.iter().map(listener).collect(),
+            upstreams: upstreams.collect(),
+            certificates: certificates.collect(),
+            connections: self.connections.count() as u64,
+            tunnels: self.metrics.tunnels.get(),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.encode()
+    }
+}
