@@ -58,9 +58,12 @@ struct Options {
     #[arg(long, value_name = "FILE", default_value = "/etc/vestibule/vestibule.yml")]
     config: PathBuf,
     // Not in the help until it works; known, so that who tries it is told so.
-    #[arg(long, value_name = "FILE", hide = true, num_args = 0..=1)]
-    docassemble: Option<Option<PathBuf>>,
+    #[arg(long, value_name = "FILE", hide = true, num_args = 0..=1, default_missing_value = DOCASSEMBLE)]
+    docassemble: Option<PathBuf>,
 }
+
+/// Where docassemble keeps its own configuration.
+const DOCASSEMBLE: &str = "/usr/share/docassemble/config/config.yml";
 
 /// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
 const REFUSED: u8 = 78;

@@ -31,7 +31,9 @@ impl Scalar for ListenAddress {
         }
         let port = text.rsplit_once(':').map_or(text, |(_, port)| port);
         match (port.parse::<u16>(), text.split_once(':')) {
-            (Ok(port), None | Some(("" | "*", _))) => Err(format!("write `[::]:{port}` for port {port} on every address")),
+            (Ok(port), None | Some(("" | "*", _))) => {
+                Err(format!("write `[::]:{port}` for port {port} on every address"))
+            }
             (Ok(port), Some(("localhost", _))) => {
                 Err(format!("a listener needs an address, not a name; write `127.0.0.1:{port}` or `[::1]:{port}`"))
             }
@@ -58,7 +60,12 @@ impl Scalar for EndpointAddress {
         };
         let port: u16 = match port.parse() {
             Ok(port) if port > 0 => port,
-            _ => return Err(format!("`{port}` is not a port; an endpoint is {}", &Self::EXPECTED["an endpoint ".len()..])),
+            _ => {
+                return Err(format!(
+                    "`{port}` is not a port; an endpoint is {}",
+                    &Self::EXPECTED["an endpoint ".len()..]
+                ));
+            }
         };
         if text.parse::<std::net::Ipv6Addr>().is_ok() || host.parse::<std::net::Ipv6Addr>().is_ok() {
             return Err(format!("write an IPv6 address in brackets, as in `[::1]:{port}`"));
@@ -73,7 +80,9 @@ impl Scalar for AdminAddress {
 
     fn parse(text: &str, base: &Path) -> Result<Self, String> {
         if text.parse::<SocketAddr>().is_ok() {
-            return Err("an admin address on TCP is not supported yet; write `unix:/run/vestibule/admin.sock`".to_owned());
+            return Err(
+                "an admin address on TCP is not supported yet; write `unix:/run/vestibule/admin.sock`".to_owned()
+            );
         }
         match text.strip_prefix("unix:") {
             Some(path) => socket_path(path, base).map(Self::Unix),
@@ -210,7 +219,9 @@ mod tests {
             assert!(problem == format!("{plain}`{text}`") || problem.contains("has no port"), "{text}: {problem}");
         }
         let long = format!("unix:/{}", "s".repeat(107));
-        assert!(parse::<ListenAddress>(&long).unwrap_err().starts_with("the path of a socket is at most 107 bytes long"));
+        assert!(
+            parse::<ListenAddress>(&long).unwrap_err().starts_with("the path of a socket is at most 107 bytes long")
+        );
     }
 
     #[test]

@@ -88,7 +88,10 @@ mod tests {
     #[test]
     fn what_cannot_be_filled_in_says_why() {
         for (text, expected) in [
-            ("${ABSENT}", "the environment variable `ABSENT` is not set; set it, or give a default: `${ABSENT:-value}`"),
+            (
+                "${ABSENT}",
+                "the environment variable `ABSENT` is not set; set it, or give a default: `${ABSENT:-value}`",
+            ),
             ("${HOST", "`${` is not closed; write `$${` for the two characters themselves"),
             ("${}", "`` is not the name of a variable; write `$${` for `${` itself"),
             ("${1A}", "`1A` is not the name of a variable; write `$${` for `${` itself"),

@@ -103,9 +103,14 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         if !route.files.is_empty() {
             let folders = list(route.files.iter().map(|folder| folder.display()));
-            writeln!(f, "    it may have files sent from {folders} (X-Sendfile; X-Accel-Redirect after {})", route.accel_prefix)?;
+            writeln!(
+                f,
+                "    it may have files sent from {folders} (X-Sendfile; X-Accel-Redirect after {})",
+                route.accel_prefix
+            )?;
         }
-        let compress = if route.compress { "text is compressed for clients that take it" } else { "nothing is compressed" };
+        let compress =
+            if route.compress { "text is compressed for clients that take it" } else { "nothing is compressed" };
         writeln!(f, "    {compress}; a websocket closes after {} of silence", show_time(route.tunnel_idle))?;
     }
     if !plan.routes.iter().any(|route| route.host.is_none() && route.prefix.as_str().is_empty()) {
@@ -123,7 +128,9 @@ fn matching_order(routes: &[RoutePlan]) -> Vec<&RoutePlan> {
 
 fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "\nUpstreams: the applications")?;
-    for UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, .. } in plan.upstreams.values() {
+    for UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, .. } in
+        plan.upstreams.values()
+    {
         let protocol = match protocol {
             Protocol::Http => "HTTP/1.1",
             Protocol::Uwsgi => "the uwsgi protocol",
@@ -243,7 +250,11 @@ fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
     match &plan.admin {
         Some(AdminAddress::Unix(path)) => {
-            writeln!(f, "  commands and metrics at {}, for the user it runs as", Shown(&ListenAddress::Unix(path.clone())))?;
+            writeln!(
+                f,
+                "  commands and metrics at {}, for the user it runs as",
+                Shown(&ListenAddress::Unix(path.clone()))
+            )?;
         }
         None => writeln!(f, "  no admin socket: no commands and no metrics")?,
     }

@@ -35,7 +35,9 @@ fn holds_certificates(path: &Path) -> Result<(), String> {
         Ok(found) if found.is_empty() && bytes.starts_with(&[0x30, 0x82]) => {
             Err(format!("{shown} is in DER; convert it: `openssl x509 -inform der -in … -out …`"))
         }
-        Ok(found) if found.is_empty() => Err(format!("{shown} holds no certificate in PEM (`-----BEGIN CERTIFICATE-----`)")),
+        Ok(found) if found.is_empty() => {
+            Err(format!("{shown} holds no certificate in PEM (`-----BEGIN CERTIFICATE-----`)"))
+        }
         Ok(_) => Ok(()),
         Err(error) => Err(format!("{shown} is not well-formed PEM: {error}")),
     }
@@ -49,7 +51,9 @@ fn holds_a_key(path: &Path) -> Result<(), String> {
         Err(pem::Error::NoItemsFound) if contains(&bytes, b"ENCRYPTED PRIVATE KEY") => {
             Err(format!("{shown} is encrypted; take the passphrase off: `openssl pkey -in … -out …`"))
         }
-        Err(pem::Error::NoItemsFound) => Err(format!("{shown} holds no private key in PEM (`-----BEGIN PRIVATE KEY-----`)")),
+        Err(pem::Error::NoItemsFound) => {
+            Err(format!("{shown} holds no private key in PEM (`-----BEGIN PRIVATE KEY-----`)"))
+        }
         Err(error) => Err(format!("{shown} is not well-formed PEM: {error}")),
     }
 }

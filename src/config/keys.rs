@@ -96,7 +96,12 @@ impl<'n> Keys<'n> {
         Ok(Self { position: node.position, entries, later: any_later })
     }
 
-    pub(super) fn read<T: Read>(&self, name: &str, default: Option<&str>, reading: &mut Reading<'_>) -> Result<T, Told> {
+    pub(super) fn read<T: Read>(
+        &self,
+        name: &str,
+        default: Option<&str>,
+        reading: &mut Reading<'_>,
+    ) -> Result<T, Told> {
         let written = self.entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node);
         match (written, default) {
             (Some(node), _) => reading.within(name, node, T::read),

@@ -142,7 +142,9 @@ fn lower_redirect(
     }
     let at = format!("{at}.redirect");
     if listener.tls == Ok(true) {
-        return Err(reading.refuse_at(&at, "a listener with `tls: true` would redirect to itself; take one of the two out"));
+        return Err(
+            reading.refuse_at(&at, "a listener with `tls: true` would redirect to itself; take one of the two out")
+        );
     }
     let Some(host) = host.clone()? else {
         let problem = "`host` is missing: a redirect to whatever host the client names would be an open redirect";
@@ -157,13 +159,20 @@ fn lower_redirect(
 
 fn lower_tls(tls: raw::Tls, reading: &mut Reading<'_>) -> Result<TlsPlan, Told> {
     let protocols = tls.protocols.and_then(|protocols| match protocols.as_slice() {
-        [] => Err(reading.refuse_at("tls.protocols", "without a version nobody can connect; write `[TLSv1.2, TLSv1.3]`")),
+        [] => {
+            Err(reading.refuse_at("tls.protocols", "without a version nobody can connect; write `[TLSv1.2, TLSv1.3]`"))
+        }
         _ => Ok(protocols),
     });
     let lower = |(index, certificate): (usize, raw::Certificate)| {
         let files = certificate.files?;
         let at = format!("tls.certificates[{index}]");
-        Ok(CertificatePlan { certificate: files.certificate?.0, key: files.key?.0, chain: files.chain?.map(|path| path.0), at })
+        Ok(CertificatePlan {
+            certificate: files.certificate?.0,
+            key: files.key?.0,
+            chain: files.chain?.map(|path| path.0),
+            at,
+        })
     };
     let certificates: Result<Vec<_>, Told> = tls.certificates?.into_iter().enumerate().map(lower).collect();
     let protocols = protocols?;
@@ -219,7 +228,9 @@ fn lower_routes(
     reading: &mut Reading<'_>,
 ) -> Result<Vec<RoutePlan>, Told> {
     if routes.is_empty() {
-        return Err(reading.refuse_at("routes", "at least one route is needed, such as `- { prefix: /, upstream: app }`"));
+        return Err(
+            reading.refuse_at("routes", "at least one route is needed, such as `- { prefix: /, upstream: app }`")
+        );
     }
     let mut seen = Seen::default();
     let lower = |(index, route): (usize, raw::Route)| {

@@ -1,9 +1,9 @@
 //! The only door for settings: text, raw values, [`Plan`].
 //!
-//! [`parse`] makes a tree of YAML text ([`tree`]), fills in variables ([`environment`]), reads each key as
-//! what it may hold ([`read`], [`keys`], [`raw`]) and applies the rules between keys ([`lower`]). Every
+//! [`parse`] makes a tree of YAML text (`tree`), fills in variables (`environment`), reads each key as
+//! what it may hold (`read`, `keys`, `raw`) and applies the rules between keys (`lower`). Every
 //! fault of a file is told at once, with its place and the key. Nothing here opens what a plan names,
-//! except [`files`] for `check`.
+//! except `files` for `check`.
 
 mod address;
 mod environment;
@@ -55,9 +55,8 @@ pub fn load(source: &Source) -> Result<Plan, ConfigError> {
 pub fn check(source: &Source, inspections: &[fn(&Plan) -> Vec<Problem>]) -> Result<Plan, ConfigError> {
     let (plan, places) = load_with_places(source)?;
     let problems = inspections.iter().flat_map(|inspect| inspect(&plan));
-    let mut faults: Vec<_> = problems
-        .map(|Problem { at, problem }| Fault { position: places.find(&at), at, problem })
-        .collect();
+    let mut faults: Vec<_> =
+        problems.map(|Problem { at, problem }| Fault { position: places.find(&at), at, problem }).collect();
     faults.sort_by_key(|fault| fault.position);
     if faults.is_empty() { Ok(plan) } else { Err(ConfigError::Refused { file: name(source), faults }) }
 }
@@ -76,8 +75,8 @@ pub fn schema() -> serde_json::Value {
 }
 
 fn load_with_places(source: &Source) -> Result<(Plan, Places), ConfigError> {
-    let text = text_of(&source.file)
-        .map_err(|error| ConfigError::Unreadable { path: source.file.clone(), source: error })?;
+    let text =
+        text_of(&source.file).map_err(|error| ConfigError::Unreadable { path: source.file.clone(), source: error })?;
     parse_with_places(&name(source), &text, &|name| env::var(name).ok())
 }
 
@@ -90,11 +89,7 @@ fn text_of(file: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn parse_with_places(
-    file_name: &str,
-    text: &str,
-    environment: Environment<'_>,
-) -> Result<(Plan, Places), ConfigError> {
+fn parse_with_places(file_name: &str, text: &str, environment: Environment<'_>) -> Result<(Plan, Places), ConfigError> {
     let refused = |faults| ConfigError::Refused { file: file_name.to_owned(), faults };
     let mut tree = tree::parse(text).map_err(|fault| refused(vec![fault]))?;
     let base = absolute(file_name).ok().and_then(|file| Some(file.parent()?.to_owned()));

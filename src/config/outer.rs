@@ -117,7 +117,9 @@ impl Forwarding<'_> {
                 text.push_str("# MISSING there; without it the application sees this proxy as the client:\n");
                 text.push_str("#   trusted_proxies: [");
                 text.push_str(word);
-                text.push_str("]\n# From a container's network, or another machine, name its address or network instead.\n");
+                text.push_str(
+                    "]\n# From a container's network, or another machine, name its address or network instead.\n",
+                );
             }
             (false, others) => {
                 text.push_str("# It trusts ");
@@ -141,7 +143,11 @@ impl fmt::Display for Apache<'_> {
             Reached::Unix(path) => format!("unix:{}|{}://localhost", path.display(), forwarding.scheme()),
         };
         writeln!(f, "# Apache 2.4.47 or later, in the <VirtualHost> of the site.")?;
-        writeln!(f, "# a2enmod proxy proxy_http proxy_wstunnel headers{}", if forwarding.listener.tls { " ssl" } else { "" })?;
+        writeln!(
+            f,
+            "# a2enmod proxy proxy_http proxy_wstunnel headers{}",
+            if forwarding.listener.tls { " ssl" } else { "" }
+        )?;
         if forwarding.listener.tls {
             writeln!(f, "SSLProxyEngine On")?;
         }
@@ -223,10 +229,14 @@ impl fmt::Display for Caddy<'_> {
             Reached::Tcp(address) => format!("{}://{address}", forwarding.scheme()),
             Reached::Unix(path) => format!("unix/{}", path.display()),
         };
-        let paths: Vec<_> = forwarding.prefixes().iter().map(|prefix| match *prefix {
-            "" => "/*".to_owned(),
-            prefix => format!("{prefix} {prefix}/*"),
-        }).collect();
+        let paths: Vec<_> = forwarding
+            .prefixes()
+            .iter()
+            .map(|prefix| match *prefix {
+                "" => "/*".to_owned(),
+                prefix => format!("{prefix} {prefix}/*"),
+            })
+            .collect();
         writeln!(f, "# Caddy, in the block of the site. It passes on websockets, and sets X-Forwarded-For,")?;
         writeln!(f, "# X-Forwarded-Proto and X-Forwarded-Host itself; it does not collect bodies.")?;
         writeln!(f, "@vestibule path {}", paths.join(" "))?;

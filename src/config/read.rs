@@ -173,7 +173,8 @@ impl<'a> Reading<'a> {
                 for (key, mut value) in all {
                     self.within(&key.name, &mut value, |value, reading| match first.get(&key.name) {
                         Some(line) => {
-                            let problem = format!("the key `{}` stands here twice; the first is in line {line}", key.name);
+                            let problem =
+                                format!("the key `{}` stands here twice; the first is in line {line}", key.name);
                             reading.refuse(key.position, problem);
                         }
                         None => reading.prepare_below(value, environment, room),

@@ -117,11 +117,19 @@ impl Builder {
                 self.finish(Node { position, value: Value::Scalar { text: text.into_owned(), plain } }, anchor)
             }
             Event::SequenceStart(_, anchor, _) => {
-                self.open.push(Collection { node: Node { position, value: Value::Sequence(Vec::new()) }, anchor, key: None });
+                self.open.push(Collection {
+                    node: Node { position, value: Value::Sequence(Vec::new()) },
+                    anchor,
+                    key: None,
+                });
                 Ok(())
             }
             Event::MappingStart(_, anchor, _) => {
-                self.open.push(Collection { node: Node { position, value: Value::Mapping(Vec::new()) }, anchor, key: None });
+                self.open.push(Collection {
+                    node: Node { position, value: Value::Mapping(Vec::new()) },
+                    anchor,
+                    key: None,
+                });
                 Ok(())
             }
             Event::SequenceEnd | Event::MappingEnd => {

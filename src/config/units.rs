@@ -14,7 +14,8 @@ impl Scalar for Size {
     const EXPECTED: &'static str = "a size such as `16MiB`";
 
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
-        parse(text, SIZES, "`16MiB`, `64KiB` or `512B`").map_or_else(|| Err(unexpected::<Self>(text)), |size| size.map(Self))
+        parse(text, SIZES, "`16MiB`, `64KiB` or `512B`")
+            .map_or_else(|| Err(unexpected::<Self>(text)), |size| size.map(Self))
     }
 }
 
@@ -111,13 +112,11 @@ fn parse(text: &str, units: &[(&str, u64)], examples: &str) -> Option<Result<u64
     if unit.starts_with(['.', ',']) {
         return Some(Err(format!("`{text}` is not whole; write a whole number of a smaller unit")));
     }
-    match units.iter().find(|(name, _)| *name == unit) {
-        Some((_, factor)) => Some(number.checked_mul(*factor).ok_or_else(too_large)),
-        None => {
-            let known: Vec<_> = units.iter().map(|(name, _)| format!("`{name}`")).collect();
-            Some(Err(format!("`{unit}` is not a unit here; there are {}", known.join(", "))))
-        }
+    if let Some((_, factor)) = units.iter().find(|(name, _)| *name == unit) {
+        return Some(number.checked_mul(*factor).ok_or_else(too_large));
     }
+    let known: Vec<_> = units.iter().map(|(name, _)| format!("`{name}`")).collect();
+    Some(Err(format!("`{unit}` is not a unit here; there are {}", known.join(", "))))
 }
 
 const SIZES: &[(&str, u64)] = &[
@@ -178,7 +177,10 @@ mod tests {
             ("large", "expected a size such as `16MiB`, found `large`"),
             ("-1MiB", "expected a size such as `16MiB`, found `-1MiB`"),
             ("", "expected a size such as `16MiB`, found ``"),
-            ("16mb", "`mb` is not a unit here; there are `B`, `KiB`, `MiB`, `GiB`, `TiB`, `KB`, `kB`, `MB`, `GB`, `TB`"),
+            (
+                "16mb",
+                "`mb` is not a unit here; there are `B`, `KiB`, `MiB`, `GiB`, `TiB`, `KB`, `kB`, `MB`, `GB`, `TB`",
+            ),
             ("1.5MiB", "`1.5MiB` is not whole; write a whole number of a smaller unit"),
             ("99999999TiB", "`99999999TiB` is more than can be counted"),
             ("99999999999999999999B", "`99999999999999999999B` is more than can be counted"),
@@ -189,9 +191,15 @@ mod tests {
 
     #[test]
     fn times_count_in_their_units() {
-        for (text, milliseconds) in
-            [("0", 0), ("0s", 0), ("500ms", 500), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000), ("1d", 86_400_000)]
-        {
+        for (text, milliseconds) in [
+            ("0", 0),
+            ("0s", 0),
+            ("500ms", 500),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("1h", 3_600_000),
+            ("1d", 86_400_000),
+        ] {
             assert_eq!(wait(text), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
     }

@@ -130,7 +130,9 @@ impl Scalar for Concurrency {
     fn parse(text: &str, base: &Path) -> Result<Self, String> {
         match text {
             "auto" => Err("`auto` is not supported yet; write the number of the application's threads".to_owned()),
-            "0" => Err("no request could ever get in; write the number of the application's threads, or `null`".to_owned()),
+            "0" => {
+                Err("no request could ever get in; write the number of the application's threads, or `null`".to_owned())
+            }
             _ if text.starts_with(|c: char| c.is_ascii_digit()) => Count::parse(text, base).map(Self),
             _ => Err(unexpected::<Self>(text)),
         }
@@ -147,9 +149,9 @@ impl Scalar for PathPrefix {
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
         match Self::parse(text) {
             Some(prefix) => Ok(prefix),
-            None if text.contains(['*', '^', '$', '(']) => {
-                Err(format!("`{text}` is not a path prefix: patterns are not supported; write whole segments such as `/da/`"))
-            }
+            None if text.contains(['*', '^', '$', '(']) => Err(format!(
+                "`{text}` is not a path prefix: patterns are not supported; write whole segments such as `/da/`"
+            )),
             None if !text.starts_with('/') && Self::parse(&format!("/{text}")).is_some() => {
                 Err(format!("`{text}` is not a path prefix; write `/{text}`"))
             }
@@ -195,7 +197,10 @@ impl Scalar for FilePath {
 
     fn parse(text: &str, base: &Path) -> Result<Self, String> {
         if text.starts_with("s3://") || text.starts_with("azure://") {
-            return Err(format!("`{}` is not supported yet; write the path of a folder", &text[..=text.find(':').unwrap_or(0) + 2]));
+            return Err(format!(
+                "`{}` is not supported yet; write the path of a folder",
+                &text[..=text.find(':').unwrap_or(0) + 2]
+            ));
         }
         if text.is_empty() || text.contains('\0') || text.contains("://") {
             return Err(unexpected::<Self>(text));
@@ -237,10 +242,13 @@ impl Scalar for MailAddress {
 
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
         let plain = |part: &str| {
-            !part.is_empty() && part.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '<' | '>' | '"'))
+            !part.is_empty()
+                && part.chars().all(|c| !c.is_whitespace() && !c.is_control() && !matches!(c, '<' | '>' | '"'))
         };
         match text.split_once('@') {
-            Some((local, domain)) if plain(local) && plain(domain) && !domain.contains('@') => Ok(Self(text.to_owned())),
+            Some((local, domain)) if plain(local) && plain(domain) && !domain.contains('@') => {
+                Ok(Self(text.to_owned()))
+            }
             _ => Err(unexpected::<Self>(text)),
         }
     }

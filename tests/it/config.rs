@@ -1,5 +1,7 @@
 //! `check` and `explain` of the built binary, the examples, and the schema that editors use.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a helper that cannot do its part is a failure with its place")]
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -148,14 +150,20 @@ fn serve_and_explain_refuse_a_faulty_configuration_on_standard_error() {
     for verb in ["serve", "explain"] {
         let output = vestibule(&[verb, "--config", &file]);
 
-        assert_eq!(stderr(&output), format!("{file}:4:8: drain: expected a time such as `30s`, found `soon`\n"), "{verb}");
+        assert_eq!(
+            stderr(&output),
+            format!("{file}:4:8: drain: expected a time such as `30s`, found `soon`\n"),
+            "{verb}"
+        );
         assert_eq!((stdout(&output), output.status.code()), (String::new(), Some(78)), "{verb}");
     }
 }
 
 #[test]
 fn docassemble_is_refused_as_not_supported_yet() {
-    for arguments in [&["serve", "--docassemble"][..], &["check", "--docassemble", "/x.yml"], &["explain", "--docassemble"]] {
+    for arguments in
+        [&["serve", "--docassemble"][..], &["check", "--docassemble", "/x.yml"], &["explain", "--docassemble"]]
+    {
         let output = vestibule(arguments);
 
         assert!(stderr(&output).contains("--docassemble is not supported yet"), "{arguments:?}: {output:?}");
@@ -264,6 +272,61 @@ fn each_outer_proxy_forwards_the_outermost_prefixes_upgrades_and_the_scheme() {
     }
 }
 
+/// Asks a real proxy whether it takes `file`. A proxy that is not installed is only missed in CI.
+fn is_taken(program: &str, arguments: &[&str], file: &Path) {
+    match Command::new(program).args(arguments).arg(file).output() {
+        Ok(output) => assert!(output.status.success(), "{}\n{}", stderr(&output), fs::read_to_string(file).unwrap()),
+        Err(error) if env::var_os("CI").is_none() => eprintln!("skipped: {program}: {error}"),
+        Err(error) => panic!("{program}: {error}"),
+    }
+}
+
+#[test]
+fn nginx_takes_what_is_printed_for_it() {
+    let text = stdout(&vestibule(&[
+        "explain",
+        "--config",
+        example("alongside-apache.yml").to_str().unwrap(),
+        "--outer",
+        "nginx",
+    ]));
+    let (http, server) = text.split_once("# and in the server { } of the site:").unwrap();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("nginx.conf");
+    let kept = folder.path().display();
+    let whole = format!(
+        "pid {kept}/pid; error_log {kept}/log; events {{}}\n\
+         http {{ access_log off;\n{http}\nserver {{ listen unix:{kept}/s;\n{server}\n}} }}\n"
+    );
+    fs::write(&file, whole).unwrap();
+
+    is_taken("/usr/sbin/nginx", &["-t", "-c"], &file);
+}
+
+#[test]
+fn apache_takes_what_is_printed_for_it() {
+    let text = stdout(&vestibule(&[
+        "explain",
+        "--config",
+        example("alongside-apache.yml").to_str().unwrap(),
+        "--outer",
+        "apache",
+    ]));
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("apache.conf");
+    let kept = folder.path().display();
+    let modules = ["mpm_event", "authz_core", "proxy", "proxy_http", "proxy_wstunnel", "headers"]
+        .map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"))
+        .concat();
+    let whole = format!(
+        "{modules}ServerName a.example\nPidFile {kept}/pid\nErrorLog {kept}/log\nListen 127.0.0.1:1\n\
+         <VirtualHost *:1>\n{text}\n</VirtualHost>\n"
+    );
+    fs::write(&file, whole).unwrap();
+
+    is_taken("/usr/sbin/apache2", &["-t", "-f"], &file);
+}
+
 #[test]
 fn an_outer_proxy_that_is_not_trusted_is_told_what_to_add() {
     let (_folder, file) = written(&LEAST.replace("'[::]:443', tls: true", "'unix:/run/v.sock'"));
@@ -284,5 +347,8 @@ fn the_schema_that_editors_use_is_the_one_of_this_code() {
 
     let kept: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
 
-    assert!(kept == schema, "config/schema.json is not current; refresh it: `UPDATE_SCHEMA=1 cargo test --test it config::`");
+    assert!(
+        kept == schema,
+        "config/schema.json is not current; refresh it: `UPDATE_SCHEMA=1 cargo test --test it config::`"
+    );
 }

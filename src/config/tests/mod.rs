@@ -1,16 +1,13 @@
-//! Whole files: what they mean, what is wrong with them, and that file, schema and code say the same.
+//! Whole files: what they mean, and what is wrong with them.
 
-use std::{collections::BTreeMap, fs, num::NonZeroUsize, path::Path, time::Duration};
+#![allow(clippy::unwrap_used, reason = "in a test, a helper that cannot do its part is a failure with its place")]
 
-use proptest::prelude::*;
-use serde_json::Value as Json;
+mod documentation;
+mod properties;
 
-use super::{
-    keys::to_json,
-    plan::*,
-    tree::{self, Node, Value},
-    *,
-};
+use std::{collections::BTreeMap, fmt::Write, num::NonZeroUsize, path::Path, time::Duration};
+
+use super::{plan::*, *};
 
 /// The least that can run, followed by what a test is about.
 fn minimal(more: &str) -> String {
@@ -72,12 +69,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         }],
         host: None,
         aliases: Vec::new(),
-        tls: TlsPlan {
-            tls12: true,
-            tls13: true,
-            certificates: Vec::new(),
-            storage: "/var/lib/vestibule".into(),
-        },
+        tls: TlsPlan { tls12: true, tls13: true, certificates: Vec::new(), storage: "/var/lib/vestibule".into() },
         trusted_proxies: TrustedProxies::default(),
         upstreams: BTreeMap::from([("app".to_owned(), upstream)]),
         routes: vec![route],
@@ -220,7 +212,10 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         // Values.
         ("host: https://example.com/", "4:7: host: write the host name alone, without a scheme: `example.com`"),
         ("host: example.com:443", "4:7: host: write the host name alone, without a port: `example.com`"),
-        ("tls: { protocols: [] }", "4:19: tls.protocols: without a version nobody can connect; write `[TLSv1.2, TLSv1.3]`"),
+        (
+            "tls: { protocols: [] }",
+            "4:19: tls.protocols: without a version nobody can connect; write `[TLSv1.2, TLSv1.3]`",
+        ),
         (
             "tls: { protocols: [TLSv1.1] }",
             "4:20: tls.protocols[0]: `TLSv1.1` is not safe and not spoken here; there are `TLSv1.2` or `TLSv1.3`",
@@ -233,31 +228,46 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
             "trusted_proxies: [10.0.0.1/8]",
             "4:19: trusted_proxies[0]: `10.0.0.1/8` is an address within a network; write the network, `10.0.0.0/8`",
         ),
-        ("spool: { memory: 1GiB }", "4:18: spool.memory: this much is not kept in memory for one request; write `64MiB` or less"),
+        (
+            "spool: { memory: 1GiB }",
+            "4:18: spool.memory: this much is not kept in memory for one request; write `64MiB` or less",
+        ),
         ("spool: { limit: 1000 }", "4:17: spool.limit: `1000` has no unit; write `16MiB`, `64KiB` or `512B`"),
         ("limits: { header_bytes: 4KiB }", "4:25: limits.header_bytes: browsers need more; write `8KiB` or more"),
         ("limits: { uri_bytes: 0 }", "4:22: limits.uri_bytes: browsers need more; write `256B` or more"),
-        ("limits: { connections: 0 }", "4:24: limits.connections: expected a whole number from 1 to 10000000, found `0`"),
+        (
+            "limits: { connections: 0 }",
+            "4:24: limits.connections: expected a whole number from 1 to 10000000, found `0`",
+        ),
         (
             "limits: { head_timeout: 0s }",
             "4:25: limits.head_timeout: no time at all is not allowed here; write a time such as `30s`",
         ),
-        (
-            "administrator: me",
-            "4:16: administrator: expected a mail address such as `admin@example.com`, found `me`",
-        ),
+        ("administrator: me", "4:16: administrator: expected a mail address such as `admin@example.com`, found `me`"),
         (
             "access_log: { format: combind }",
             "4:23: access_log.format: expected `combined`, `json` or a template with `{fields}` in it, found `combind`; \
              did you mean `combined`?",
         ),
-        ("drain: ${ABSENT}", "4:8: drain: the environment variable `ABSENT` is not set; set it, or give a default: `${ABSENT:-value}`"),
+        (
+            "drain: ${ABSENT}",
+            "4:8: drain: the environment variable `ABSENT` is not set; set it, or give a default: `${ABSENT:-value}`",
+        ),
         // Later.
         ("user: www-data", "4:1: user: `user` is not supported yet"),
         ("backends: {}", "4:1: backends: `backends` is not supported yet"),
-        ("tls: { certificates: [{ hosts: [a.example], acme: {} }] }", "4:25: tls.certificates[0].hosts: `hosts` is not supported yet"),
-        ("tls: { storage: 's3://bucket/a' }", "4:17: tls.storage: `s3://` is not supported yet; write the path of a folder"),
-        ("tls: { storage: 'azure://c/a' }", "4:17: tls.storage: `azure://` is not supported yet; write the path of a folder"),
+        (
+            "tls: { certificates: [{ hosts: [a.example], acme: {} }] }",
+            "4:25: tls.certificates[0].hosts: `hosts` is not supported yet",
+        ),
+        (
+            "tls: { storage: 's3://bucket/a' }",
+            "4:17: tls.storage: `s3://` is not supported yet; write the path of a folder",
+        ),
+        (
+            "tls: { storage: 'azure://c/a' }",
+            "4:17: tls.storage: `azure://` is not supported yet; write the path of a folder",
+        ),
         (
             "admin: 127.0.0.1:9000",
             "4:8: admin: an admin address on TCP is not supported yet; write `unix:/run/vestibule/admin.sock`",
@@ -281,7 +291,8 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
     let upstreams = "upstreams: { app: { endpoints: ['a:1'] } }\n";
     let routes = "routes: [{ prefix: /, upstream: app }]\n";
     let listener = |listener: &str| format!("{routes}{upstreams}listeners: [{listener}]");
-    let upstream = |keys: &str| format!("listeners: [{{ address: '[::]:80' }}]\n{routes}upstreams: {{ app: {{ {keys} }} }}");
+    let upstream =
+        |keys: &str| format!("listeners: [{{ address: '[::]:80' }}]\n{routes}upstreams: {{ app: {{ {keys} }} }}");
     let route = |list: &str| format!("listeners: [{{ address: '[::]:80' }}]\n{upstreams}routes: [{list}]");
     let mut wrong = Vec::new();
     for (text, fault) in [
@@ -299,7 +310,10 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             listener("{ address: '[::]:80', https_port: 8443 }"),
             "3:47: listeners[0].https_port: it only has a meaning beside `redirect: https`",
         ),
-        (listener("{ address: '[::]:80', redirect: http }"), "3:45: listeners[0].redirect: expected `https`, found `http`; did you mean `https`?"),
+        (
+            listener("{ address: '[::]:80', redirect: http }"),
+            "3:45: listeners[0].redirect: expected `https`, found `http`; did you mean `https`?",
+        ),
         (
             listener("{ address: '[::]:80', proxy_protocol: required }"),
             "3:51: listeners[0].proxy_protocol: nobody is trusted to send the PROXY header here; add the network of your \
@@ -329,7 +343,10 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:54: upstreams.app.concurrency: no request could ever get in; write the number of the application's \
              threads, or `null`",
         ),
-        (upstream("endpoints: ['a:1'], supervisor: uwsgi"), "3:41: upstreams.app.supervisor: `supervisor` is not supported yet"),
+        (
+            upstream("endpoints: ['a:1'], supervisor: uwsgi"),
+            "3:41: upstreams.app.supervisor: `supervisor` is not supported yet",
+        ),
         (
             upstream("endpoints: ['a:1'], health: { path: /h, interval: 5s }"),
             "3:61: upstreams.app.health.interval: `interval` is not supported yet",
@@ -344,7 +361,10 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:14: upstreams.a b: `a b` is not a name: letters, digits, `-` and `_`, up to 64",
         ),
         (route(""), "3:9: routes: at least one route is needed, such as `- { prefix: /, upstream: app }`"),
-        (route("{ prefix: /, upstream: ap }"), "3:33: routes[0].upstream: no upstream is named `ap`; did you mean `app`?"),
+        (
+            route("{ prefix: /, upstream: ap }"),
+            "3:33: routes[0].upstream: no upstream is named `ap`; did you mean `app`?",
+        ),
         (route("{ prefix: /, upstream: other }"), "3:33: routes[0].upstream: no upstream is named `other`"),
         (
             route("{ prefix: /da, upstream: app }, { prefix: /da/, upstream: app }"),
@@ -359,7 +379,10 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:20: routes[0].prefix: `^/da` is not a path prefix: patterns are not supported; write whole segments such \
              as `/da/`",
         ),
-        (route("{ prefix: /, upstream: app, files: [usr] }"), "3:46: routes[0].files[0]: expected an absolute folder such as `/usr`, found `usr`"),
+        (
+            route("{ prefix: /, upstream: app, files: [usr] }"),
+            "3:46: routes[0].files[0]: expected an absolute folder such as `/usr`, found `usr`",
+        ),
         (
             route("{ prefix: /, upstream: app, files: [//.//] }"),
             "3:46: routes[0].files[0]: `/` would let the application send any file of this machine; name the folders",
@@ -409,7 +432,11 @@ fn a_key_that_could_not_be_read_makes_no_second_fault() {
         (minimal("host: 'a b'").replace("'127.0.0.1:80'", "'127.0.0.1:80', redirect: https"), 1),
         (minimal("trusted_proxies: [x]").replace("'127.0.0.1:80'", "'127.0.0.1:80', proxy_protocol: required"), 1),
         (minimal("").replace("{ app: { endpoints: ['127.0.0.1:8000'] } }", "none"), 1),
-        (minimal("host: ${A}\naliases: ['${B}']\ndrain: ${C}").replace("'127.0.0.1:80'", "'127.0.0.1:80', redirect: https"), 3),
+        (
+            minimal("host: ${A}\naliases: ['${B}']\ndrain: ${C}")
+                .replace("'127.0.0.1:80'", "'127.0.0.1:80', redirect: https"),
+            3,
+        ),
     ] {
         assert_eq!(faults(&text).len(), count, "{:#?}", faults(&text));
     }
@@ -458,7 +485,7 @@ fn an_alias_stands_for_what_it_names() {
 fn aliases_that_double_with_each_line_are_refused_before_memory_is_gone() {
     let mut text = "a0: &a0 [x, x]\n".to_owned();
     for level in 1..64 {
-        text.push_str(&format!("a{level}: &a{level} [*a{0}, *a{0}]\n", level - 1));
+        writeln!(text, "a{level}: &a{level} [*a{0}, *a{0}]", level - 1).unwrap();
     }
 
     let told = faults(&text);
@@ -479,161 +506,4 @@ fn what_is_not_yaml_is_refused_with_its_place() {
 #[test]
 fn a_syntax_error_is_told_in_the_words_of_the_parser() {
     assert_eq!(faults("a: 1\n b: 2"), ["2:3: mapping values are not allowed in this context"]);
-}
-
-// The documentation: config/vestibule.yml against the declarations in raw.rs.
-
-/// `config/vestibule.yml` with the keys in it that are not in use.
-fn documentation() -> String {
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/vestibule.yml")).unwrap();
-    let uncommented = |line: &str| {
-        let inner = line.trim_start();
-        match inner.strip_prefix('#') {
-            Some(key) if key.starts_with(|c: char| !c.is_whitespace()) => line.replacen('#', "", 1),
-            _ => line.to_owned(),
-        }
-    };
-    text.lines().map(|line| uncommented(line) + "\n").collect()
-}
-
-#[test]
-fn the_documentation_is_a_configuration_that_can_run() {
-    let documented = plan(&documentation());
-    let least = plan(&minimal("").replace("127.0.0.1:80'", "[::]:80'"));
-
-    // All but the certificate shown as an example is what runs without being written.
-    assert_eq!(Plan { tls: least.tls.clone(), ..documented }, least);
-}
-
-#[test]
-fn the_documentation_shows_every_key_with_its_default() {
-    let text = documentation();
-    let lines: Vec<_> = text.lines().collect();
-    let mut wrong = Vec::new();
-    compare("", &schema(), &tree::parse(&text).unwrap(), &lines, &mut wrong);
-
-    assert!(wrong.is_empty(), "config/vestibule.yml and src/config/raw.rs differ:\n{}", wrong.join("\n"));
-}
-
-fn compare(at: &str, schema: &Json, node: &Node, lines: &[&str], wrong: &mut Vec<String>) {
-    let schema = if schema["anyOf"].is_array() { &schema["anyOf"][0] } else { schema };
-    match &node.value {
-        Value::Sequence(items) => {
-            for item in items {
-                compare(&format!("{at}[]"), &schema["items"], item, lines, wrong);
-            }
-        }
-        Value::Mapping(entries) if schema["additionalProperties"].is_object() => {
-            for (_, value) in entries {
-                compare(&format!("{at}.NAME"), &schema["additionalProperties"], value, lines, wrong);
-            }
-        }
-        Value::Mapping(entries) => {
-            for (name, property) in schema["properties"].as_object().unwrap() {
-                let Some((key, value)) = entries.iter().find(|(key, _)| key.name == *name) else {
-                    wrong.push(format!("{at}.{name} is not documented"));
-                    continue;
-                };
-                let shown = lines[key.position.line - 1];
-                let nested = matches!(value.value, Value::Mapping(_)) && property["properties"].is_object()
-                    || property["anyOf"][0]["properties"].is_object();
-                if let Some(default) = property.get("default")
-                    && !nested
-                    && to_json(value) != *default
-                    && !shown.contains(&format!("# default: {default}"))
-                {
-                    wrong.push(format!("{at}.{name} is shown as {} and is {default}", to_json(value)));
-                }
-                compare(&format!("{at}.{name}"), property, value, lines, wrong);
-            }
-        }
-        _ => {}
-    }
-}
-
-// Properties.
-
-/// Text made of the pieces that configurations are made of.
-fn likely() -> impl Strategy<Value = String> {
-    let pieces = prop::sample::select(vec![
-        "listeners", "upstreams", "routes", "tls", "limits", "host", "files", "prefix", ": ", ":", "\n", "\n  ", "- ",
-        "[", "]", "{", "}", ", ", "'", "\"", "&a ", "*a", "!!str ", "# ", "null", "true", "/", "[::]:80", "app", "16MiB",
-        "${", "}", ":-", "$", "|\n", ">", "? ", "---\n", "é", "\u{0}", "\t", "%", "<<",
-    ]);
-    prop::collection::vec(pieces, 0..60).prop_map(|pieces| pieces.concat())
-}
-
-#[derive(Clone, Debug)]
-struct Generated {
-    ports: Vec<u16>,
-    prefixes: Vec<String>,
-    body_limit: Option<u64>,
-    timeout: Duration,
-    concurrency: Option<usize>,
-    drain: Duration,
-}
-
-fn generated() -> impl Strategy<Value = Generated> {
-    let milliseconds = || (1u64..10_000_000).prop_map(Duration::from_millis);
-    (
-        prop::collection::btree_set(1u16.., 1..4),
-        prop::collection::btree_set("(/[a-z0-9_.~-]{1,8}x){1,3}", 1..5),
-        prop::option::of(1u64..1 << 50),
-        milliseconds(),
-        prop::option::of(1usize..1000),
-        milliseconds(),
-    )
-        .prop_map(|(ports, prefixes, body_limit, timeout, concurrency, drain)| Generated {
-            ports: ports.into_iter().collect(),
-            prefixes: prefixes.into_iter().collect(),
-            body_limit,
-            timeout,
-            concurrency,
-            drain,
-        })
-}
-
-fn written(generated: &Generated) -> String {
-    let or_null = |text: Option<String>| text.unwrap_or_else(|| "null".to_owned());
-    let mut text = format!("drain: {}\nlisteners:\n", units::show_time(generated.drain));
-    for port in &generated.ports {
-        text.push_str(&format!("  - address: \"[::]:{port}\"\n"));
-    }
-    let concurrency = or_null(generated.concurrency.map(|places| places.to_string()));
-    text.push_str(&format!("upstreams:\n  app:\n    endpoints: [\"a:1\"]\n    concurrency: {concurrency}\nroutes:\n"));
-    for prefix in &generated.prefixes {
-        let limit = or_null(generated.body_limit.map(units::show_size));
-        let timeout = units::show_time(generated.timeout);
-        text.push_str(&format!("  - prefix: '{prefix}/'\n    upstream: app\n    body_limit: {limit}\n    timeout: {timeout}\n"));
-    }
-    text
-}
-
-proptest! {
-    #[test]
-    fn no_text_makes_the_parser_panic(text in any::<String>()) {
-        let _faults = faults(&text);
-    }
-
-    #[test]
-    fn no_text_that_looks_like_a_configuration_makes_the_parser_panic(text in likely()) {
-        let _alone = faults(&text);
-        let _added = faults(&minimal(&text));
-    }
-
-    #[test]
-    fn a_generated_configuration_means_what_it_was_made_of(generated in generated()) {
-        let plan = parse("v.yml", &written(&generated), &unset);
-        prop_assert!(plan.is_ok(), "{}\n{}", plan.unwrap_err(), written(&generated));
-        let plan = plan.unwrap();
-
-        prop_assert_eq!(plan.listeners.len(), generated.ports.len());
-        let prefixes: Vec<_> = plan.routes.iter().map(|route| route.prefix.as_str().to_owned()).collect();
-        prop_assert_eq!(prefixes, generated.prefixes);
-        prop_assert!(plan.routes.iter().all(|route| route.body_limit == generated.body_limit));
-        prop_assert!(plan.routes.iter().all(|route| route.timeout == generated.timeout));
-        prop_assert_eq!(plan.upstreams["app"].concurrency.map(NonZeroUsize::get), generated.concurrency);
-        prop_assert_eq!(plan.drain, generated.drain);
-        prop_assert!(explain(&plan).ends_with('\n'));
-    }
 }
