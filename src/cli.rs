@@ -12,7 +12,10 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Outer, Source};
+use crate::{
+    config::{self, Outer, Source},
+    demo, gateway, tls,
+};
 
 /// Runs the command line of this process.
 #[must_use]
@@ -20,7 +23,7 @@ pub fn main() -> ExitCode {
     // clap ends a bad command line with its own message and 2.
     match Command::parse().verb {
         Verb::Serve(options) => with_source(&options, serve),
-        Verb::Demo => started(demo()),
+        Verb::Demo => started(demo::run()),
         Verb::Check(options) => with_source(&options, check),
         Verb::Explain { options, outer } => with_source(&options, |source| explain(source, outer)),
     }
@@ -58,9 +61,12 @@ struct Options {
     #[arg(long, value_name = "FILE", default_value = "/etc/vestibule/vestibule.yml")]
     config: PathBuf,
     // Not in the help until it works; known, so that who tries it is told so.
-    #[arg(long, value_name = "FILE", hide = true, num_args = 0..=1)]
-    docassemble: Option<Option<PathBuf>>,
+    #[arg(long, value_name = "FILE", hide = true, num_args = 0..=1, default_missing_value = DOCASSEMBLE)]
+    docassemble: Option<PathBuf>,
 }
+
+/// Where docassemble keeps its own configuration.
+const DOCASSEMBLE: &str = "/usr/share/docassemble/config/config.yml";
 
 /// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
 const REFUSED: u8 = 78;
@@ -79,11 +85,11 @@ fn serve(source: &Source) -> ExitCode {
         complain(&chain(&error));
         return ExitCode::from(REFUSED);
     }
-    started(run(source))
+    started(gateway::run(source))
 }
 
 fn check(source: &Source) -> ExitCode {
-    match config::check(source, &[config::unreadable]) {
+    match config::check(source, &[config::unreadable, tls::check]) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("{}\n", chain(&error)));
@@ -112,14 +118,6 @@ fn started(ended: Result<(), Box<dyn Error>>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn run(_source: &Source) -> Result<(), Box<dyn Error>> {
-    Err("serving is not part of this build".into())
-}
-
-fn demo() -> Result<(), Box<dyn Error>> {
-    Err("the demonstration is not part of this build".into())
 }
 
 /// The error and what caused it, in one line.

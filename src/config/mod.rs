@@ -1,9 +1,9 @@
 //! The only door for settings: text, raw values, [`Plan`].
 //!
-//! [`parse`] makes a tree of YAML text ([`tree`]), fills in variables ([`environment`]), reads each key as
-//! what it may hold ([`read`], [`keys`], [`raw`]) and applies the rules between keys ([`lower`]). Every
+//! [`parse`] makes a tree of YAML text (`tree`), fills in variables (`environment`), reads each key as
+//! what it may hold (`read`, `keys`, `raw`) and applies the rules between keys (`lower`). Every
 //! fault of a file is told at once, with its place and the key. Nothing here opens what a plan names,
-//! except [`files`] for `check`.
+//! except `files` for `check`.
 
 mod address;
 mod environment;

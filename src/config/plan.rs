@@ -169,6 +169,7 @@ pub struct QueuePlan {
 
 /// Where the requests under one prefix go.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a key of its own, and any of them goes with any other")]
 pub struct RoutePlan {
     /// Only for this host; routes with a host come first.
     pub host: Option<HostName>,

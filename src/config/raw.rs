@@ -30,7 +30,7 @@ keys! {
         /// Certificates and protocol versions.
         tls: Tls = "{}",
         /// Whose `X-Forwarded-*` and PROXY headers are believed: networks, addresses, `loopback`, `private`
-        /// (10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, fc00::/7) and `unix` (peers on unix sockets). Nobody by default.
+        /// (`10.0.0.0/8`, `172.16.0.0/12`, `192.168.0.0/16`, `fc00::/7`) and `unix` (peers on unix sockets). Nobody by default.
         trusted_proxies: Vec<Trusted> = "[]",
         /// The applications, by names of your choice.
         upstreams: BTreeMap<String, Upstream> = "{}",

@@ -112,13 +112,11 @@ fn parse(text: &str, units: &[(&str, u64)], examples: &str) -> Option<Result<u64
     if unit.starts_with(['.', ',']) {
         return Some(Err(format!("`{text}` is not whole; write a whole number of a smaller unit")));
     }
-    match units.iter().find(|(name, _)| *name == unit) {
-        Some((_, factor)) => Some(number.checked_mul(*factor).ok_or_else(too_large)),
-        None => {
-            let known: Vec<_> = units.iter().map(|(name, _)| format!("`{name}`")).collect();
-            Some(Err(format!("`{unit}` is not a unit here; there are {}", known.join(", "))))
-        }
+    if let Some((_, factor)) = units.iter().find(|(name, _)| *name == unit) {
+        return Some(number.checked_mul(*factor).ok_or_else(too_large));
     }
+    let known: Vec<_> = units.iter().map(|(name, _)| format!("`{name}`")).collect();
+    Some(Err(format!("`{unit}` is not a unit here; there are {}", known.join(", "))))
 }
 
 const SIZES: &[(&str, u64)] = &[

@@ -5,15 +5,7 @@ use std::error::Error;
 use jiff::Timestamp;
 
 use super::{Certificate, CertificateMaterial};
-use crate::config::{HostName, Plan};
-
-/// Something that is wrong, and the key that it is wrong at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The key path in the configuration.
-    pub at: String,
-    pub problem: String,
-}
+use crate::config::{HostName, Plan, Problem};
 
 /// Reads and checks every configured certificate: files, pairs, dates, and whether each known host is covered.
 ///

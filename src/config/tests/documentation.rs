@@ -1,0 +1,81 @@
+//! `config/vestibule.yml` is held to the declarations of the keys: each is there, with its default.
+
+use std::{fs, path::Path};
+
+use serde_json::Value as Json;
+
+use super::{minimal, plan};
+use crate::config::{
+    Plan,
+    keys::to_json,
+    schema,
+    tree::{self, Node, Value},
+};
+
+/// `config/vestibule.yml` with the keys in it that are not in use.
+fn documentation() -> String {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/vestibule.yml")).unwrap();
+    let uncommented = |line: &str| {
+        let inner = line.trim_start();
+        match inner.strip_prefix('#') {
+            Some(key) if key.starts_with(|c: char| !c.is_whitespace()) => line.replacen('#', "", 1),
+            _ => line.to_owned(),
+        }
+    };
+    text.lines().map(|line| uncommented(line) + "\n").collect()
+}
+
+#[test]
+fn the_documentation_is_a_configuration_that_can_run() {
+    let documented = plan(&documentation());
+    let least = plan(&minimal("").replace("127.0.0.1:80'", "[::]:80'"));
+
+    // All but the certificate shown as an example is what runs without being written.
+    assert_eq!(Plan { tls: least.tls.clone(), ..documented }, least);
+}
+
+#[test]
+fn the_documentation_shows_every_key_with_its_default() {
+    let text = documentation();
+    let lines: Vec<_> = text.lines().collect();
+    let mut wrong = Vec::new();
+    compare("", &schema(), &tree::parse(&text).unwrap(), &lines, &mut wrong);
+
+    assert!(wrong.is_empty(), "config/vestibule.yml and src/config/raw.rs differ:\n{}", wrong.join("\n"));
+}
+
+fn compare(at: &str, schema: &Json, node: &Node, lines: &[&str], wrong: &mut Vec<String>) {
+    let schema = if schema["anyOf"].is_array() { &schema["anyOf"][0] } else { schema };
+    match &node.value {
+        Value::Sequence(items) => {
+            for item in items {
+                compare(&format!("{at}[]"), &schema["items"], item, lines, wrong);
+            }
+        }
+        Value::Mapping(entries) if schema["additionalProperties"].is_object() => {
+            for (_, value) in entries {
+                compare(&format!("{at}.NAME"), &schema["additionalProperties"], value, lines, wrong);
+            }
+        }
+        Value::Mapping(entries) => {
+            for (name, property) in schema["properties"].as_object().unwrap() {
+                let Some((key, value)) = entries.iter().find(|(key, _)| key.name == *name) else {
+                    wrong.push(format!("{at}.{name} is not documented"));
+                    continue;
+                };
+                let shown = lines[key.position.line - 1];
+                let nested = matches!(value.value, Value::Mapping(_)) && property["properties"].is_object()
+                    || property["anyOf"][0]["properties"].is_object();
+                if let Some(default) = property.get("default")
+                    && !nested
+                    && to_json(value) != *default
+                    && !shown.contains(&format!("# default: {default}"))
+                {
+                    wrong.push(format!("{at}.{name} is shown as {} and is {default}", to_json(value)));
+                }
+                compare(&format!("{at}.{name}"), property, value, lines, wrong);
+            }
+        }
+        _ => {}
+    }
+}
