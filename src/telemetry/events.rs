@@ -136,7 +136,7 @@ mod tests {
         let kept = Kept::default();
 
         with_default(json(filter(Some("debug")).0, kept.writer()), || {
-            debug!(peer = "a\n\"b\"", "connection is closed")
+            debug!(peer = "a\n\"b\"", "connection is closed");
         });
 
         let object: serde_json::Value = serde_json::from_str(&kept.text()).unwrap();

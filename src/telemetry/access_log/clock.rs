@@ -12,7 +12,7 @@ use jiff::{
 
 /// One second in the local time zone, as log lines write it.
 pub(super) struct Second {
-    unix: i64,
+    unix: u64,
     /// `22/Nov/2026:21:29:31 +0000`
     common: [u8; 26],
     /// `2026-11-22T21:29:31`
@@ -45,10 +45,10 @@ pub(super) fn rfc3339(wall: SystemTime, line: &mut Vec<u8>) {
 fn with(wall: SystemTime, write: impl FnOnce(&Second, u32)) {
     // A clock before 1970 is a machine without one; any date will do.
     let since = wall.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let unix = i64::try_from(since.as_secs()).unwrap_or(0);
+    let unix = since.as_secs();
     CACHE.with_borrow_mut(|cache| {
         // Requests that end together began in many different seconds, hence more than one entry.
-        let slot = &mut cache[usize::try_from(unix.rem_euclid(SLOTS as i64)).unwrap_or(0)];
+        let slot = &mut cache[usize::from(unix.to_le_bytes()[0]) % SLOTS];
         if slot.as_ref().is_none_or(|second| second.unix != unix) {
             *slot = Some(Second::new(unix, &TimeZone::system()));
         }
@@ -59,8 +59,8 @@ fn with(wall: SystemTime, write: impl FnOnce(&Second, u32)) {
 }
 
 impl Second {
-    fn new(unix: i64, zone: &TimeZone) -> Self {
-        let moment = Timestamp::from_second(unix).unwrap_or(Timestamp::UNIX_EPOCH);
+    fn new(unix: u64, zone: &TimeZone) -> Self {
+        let moment = i64::try_from(unix).ok().and_then(|unix| Timestamp::from_second(unix).ok()).unwrap_or_default();
         let offset = zone.to_offset(moment);
         let date_time = offset.to_datetime(moment);
         let year = u32::try_from(date_time.year()).unwrap_or(0);
@@ -123,7 +123,7 @@ thread_local! {
 mod tests {
     use super::*;
 
-    fn written(unix: i64, offset_seconds: i32) -> (String, String) {
+    fn written(unix: u64, offset_seconds: i32) -> (String, String) {
         let zone = TimeZone::fixed(Offset::from_seconds(offset_seconds).unwrap());
         let second = Second::new(unix, &zone);
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
@@ -148,7 +148,7 @@ mod tests {
         // Two passes, so that entries are made, found and pushed out.
         for unix in (1_795_382_900..1_795_383_000).chain(1_795_382_900..1_795_383_000) {
             let wall = UNIX_EPOCH + Duration::from_millis(unix * 1000 + 7);
-            let fresh = Second::new(i64::try_from(unix).unwrap(), &TimeZone::system());
+            let fresh = Second::new(unix, &TimeZone::system());
             let (mut cached, mut dated) = (Vec::new(), Vec::new());
 
             common(wall, &mut cached);

@@ -230,7 +230,7 @@ impl Sink {
                 self.cut = lines[written..end].to_vec();
                 &lines[end..]
             };
-            self.lose(lost.iter().filter(|&&byte| byte == b'\n').count() as u64);
+            self.lose(lost.split_inclusive(|&byte| byte == b'\n').count() as u64);
             let now = Instant::now();
             if now >= self.next_error {
                 self.next_error = now + ERROR_INTERVAL;
@@ -308,7 +308,7 @@ pub const BUFFER_LIMIT: usize = 256 * 1024;
 const URGENT: usize = 32 * 1024;
 
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
-const ERROR_INTERVAL: Duration = Duration::from_mins(1);
+const ERROR_INTERVAL: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
