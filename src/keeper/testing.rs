@@ -14,6 +14,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
     };
     let second = Duration::from_secs(1);
     Plan {
+        sources: Vec::new(),
         listeners: vec![listener],
         host: None,
         aliases: Vec::new(),
