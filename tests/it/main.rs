@@ -1,3 +1,16 @@
 //! The gateway over real sockets, against real peers: one binary, one module a topic.
 
+mod bodies;
 mod config;
+mod demo;
+mod files;
+mod forwarding;
+mod http1;
+mod http2;
+mod queue;
+mod routing;
+mod support;
+mod tls;
+mod upstreams;
+mod websockets;
+mod wsgi;

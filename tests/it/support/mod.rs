@@ -1,0 +1,322 @@
+//! What the tests stand on: a gateway in this process, backends that do as they are told, clients that write bytes.
+
+#![allow(clippy::unwrap_used, reason = "a helper that cannot do its part fails the test that called it")]
+#![allow(dead_code, reason = "each helper has its users in some of the modules")]
+
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use vestibule::{
+    config::{self, ListenAddress},
+    gateway::Gateway,
+    keeper::Provisions,
+};
+
+/// A gateway with its files in a folder of its own, stopped when dropped.
+pub(crate) struct TestGateway {
+    gateway: Option<Gateway>,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl TestGateway {
+    /// Starts from `configuration`, in which `{dir}` is a folder of the test's own. Storage, spool and access log are in
+    /// that folder unless the configuration says otherwise.
+    pub(crate) fn start(configuration: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(folder, configuration)
+    }
+
+    pub(crate) fn start_in(folder: tempfile::TempDir, configuration: &str) -> Self {
+        let mut text = configuration.replace("{dir}", folder.path().to_str().unwrap());
+        for (key, value) in [
+            ("tls:", "tls: { storage: storage }\n"),
+            ("spool:", "spool: { path: . }\n"),
+            ("access_log:", "access_log: { path: access.log }\n"),
+            ("workers:", "workers: 2\n"),
+            ("drain:", "drain: 2s\n"),
+        ] {
+            if !text.lines().any(|line| line.starts_with(key)) {
+                text.push_str(value);
+            }
+        }
+        let file = folder.path().join("vestibule.yml");
+        let plan = config::parse(file.to_str().unwrap(), &text, &|_| None).unwrap_or_else(|error| panic!("{error}"));
+        let provisions = Provisions::gather(&plan).unwrap_or_else(|faults| panic!("{faults:?}"));
+        let gateway = Gateway::start(plan, provisions).unwrap();
+        Self { gateway: Some(gateway), folder }
+    }
+
+    pub(crate) fn gateway(&self) -> &Gateway {
+        self.gateway.as_ref().unwrap()
+    }
+
+    /// The TCP address of the listener with this number.
+    pub(crate) fn address(&self, number: usize) -> SocketAddr {
+        match &self.gateway().addresses()[number] {
+            ListenAddress::Tcp(address) => *address,
+            ListenAddress::Unix(path) => panic!("listener {number} is at {}", path.display()),
+        }
+    }
+
+    /// Sends `request` as it is and reads to the end of the connection.
+    pub(crate) fn raw(&self, request: impl AsRef<[u8]>) -> String {
+        raw(self.address(0), request)
+    }
+
+    /// `GET path` on a connection of its own: the status and the body.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        let answer = self.raw(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
+        (status(&answer), body(&answer))
+    }
+
+    /// Waits for the access log to have `lines` lines.
+    pub(crate) fn log(&self, lines: usize) -> Vec<String> {
+        let file = self.folder.path().join("access.log");
+        let read = || -> Vec<String> {
+            std::fs::read_to_string(&file).unwrap_or_default().lines().map(str::to_owned).collect()
+        };
+        wait_for(&format!("{lines} lines in the access log"), || read().len() >= lines);
+        read()
+    }
+
+    /// Stops within `deadline`; answers whether all requests came to their end.
+    pub(crate) fn stop(mut self, deadline: Duration) -> bool {
+        self.gateway.take().unwrap().stop(deadline)
+    }
+}
+
+impl Drop for TestGateway {
+    fn drop(&mut self) {
+        if let Some(gateway) = self.gateway.take() {
+            gateway.stop(Duration::from_secs(2));
+        }
+    }
+}
+
+/// A listener and a route to one HTTP backend, with `route` and `upstream` as further keys of each.
+pub(crate) fn proxying(backend: SocketAddr, upstream: &str, route: &str) -> String {
+    format!(
+        "listeners: [{{ address: '127.0.0.1:0' }}]\n\
+         upstreams: {{ app: {{ endpoints: ['{backend}'], {upstream} }} }}\n\
+         routes: [{{ prefix: /, upstream: app, {route} }}]\n"
+    )
+}
+
+/// A server that gives each connection to a function of the test's, in a thread of its own.
+pub(crate) struct Backend {
+    pub(crate) address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Backend {
+    pub(crate) fn start(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let backend =
+            Self { address: listener.local_addr().unwrap(), connections: Arc::default(), stopped: Arc::default() };
+        let (connections, stopped) = (Arc::clone(&backend.connections), Arc::clone(&backend.stopped));
+        let serve = Arc::new(serve);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                connections.fetch_add(1, Ordering::Relaxed);
+                let serve = Arc::clone(&serve);
+                thread::spawn(move || serve(stream.unwrap()));
+            }
+        });
+        backend
+    }
+
+    /// Answers every request with the bytes of `answer`, and closes if `answer` says so.
+    pub(crate) fn replying(answer: impl Into<Vec<u8>>) -> Self {
+        let answer = answer.into();
+        Self::start(move |mut stream| {
+            while read_request(&mut stream).is_some() {
+                if stream.write_all(&answer).is_err() || answer.windows(17).any(|part| part == b"Connection: close") {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// Answers with the request as it was received, head and body.
+    pub(crate) fn echoing() -> Self {
+        Self::start(|mut stream| {
+            while let Some(request) = read_request(&mut stream) {
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", request.len());
+                if stream.write_all(head.as_bytes()).is_err() || stream.write_all(&request).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// Connections accepted so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+/// Reads one request: its head, and as much body as its `Content-Length` or its chunks say. `None` at the end.
+pub(crate) fn read_request(stream: &mut impl Read) -> Option<Vec<u8>> {
+    let mut request = Vec::new();
+    let mut byte = [0];
+    while !request.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        request.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&request).to_ascii_lowercase();
+    if head.contains("transfer-encoding: chunked") {
+        while !request.ends_with(b"\r\n0\r\n\r\n") {
+            if stream.read(&mut byte).ok()? == 0 {
+                return None;
+            }
+            request.push(byte[0]);
+        }
+        return Some(request);
+    }
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok()).unwrap_or(0);
+    let start = request.len();
+    request.resize(start + length, 0);
+    stream.read_exact(&mut request[start..]).ok()?;
+    Some(request)
+}
+
+/// Sends `request` to `address` as it is, and reads to the end of the connection.
+pub(crate) fn raw(address: SocketAddr, request: impl AsRef<[u8]>) -> String {
+    let mut stream = connect(address);
+    // A peer that refuses may close while it is still being written to; what it said counts.
+    drop(stream.write_all(request.as_ref()));
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => {
+            panic!("no end of the answer: {error}; so far {}", String::from_utf8_lossy(&answer))
+        }
+        _ => String::from_utf8_lossy(&answer).into_owned(),
+    }
+}
+
+/// A connection whose reads and writes end after ten seconds, so that a test fails rather than hangs.
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Reads one response with a `Content-Length` (or none and no body), leaving the connection open.
+pub(crate) fn read_response(stream: &mut TcpStream) -> String {
+    String::from_utf8_lossy(&read_request(stream).expect("a response")).into_owned()
+}
+
+/// Ends our side of `stream`, as a client that has said all.
+pub(crate) fn half_close(stream: &TcpStream) {
+    stream.shutdown(Shutdown::Write).unwrap();
+}
+
+pub(crate) fn status(answer: &str) -> u16 {
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    code.unwrap_or_else(|| panic!("not an answer: {answer:?}"))
+}
+
+pub(crate) fn body(answer: &str) -> String {
+    answer.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned())
+}
+
+/// The value of a header of `answer`, names in any letter case.
+pub(crate) fn header(answer: &str, name: &str) -> Option<String> {
+    let head = answer.split_once("\r\n\r\n").map_or(answer, |(head, _)| head);
+    head.lines().skip(1).find_map(|line| {
+        let (field, value) = line.split_once(':')?;
+        field.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+    })
+}
+
+/// Waits until `condition` holds; fails with `what` after ten seconds.
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+/// A process of another program, ended when dropped.
+pub(crate) struct Peer {
+    child: Child,
+}
+
+impl Peer {
+    /// Starts `command` with its output in `log`.
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Self {
+        let output = std::fs::File::create(log).unwrap();
+        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+        let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        Self { child }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        drop(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status());
+        let end = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < end {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::park_timeout(Duration::from_millis(10));
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The program `name`, if it is installed. Without it a test is skipped, which CI does not accept.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    let found = std::env::var_os("PATH").and_then(|path| {
+        std::env::split_paths(&path)
+            .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/bin")])
+            .map(|folder| folder.join(name))
+            .find(|file| file.is_file())
+    });
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "{name} is not installed; `make test` installs it");
+        // Seen with --nocapture.
+        eprintln!("skipped: {name} is not installed");
+    }
+    found
+}
+
+/// The longest a test waits for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
