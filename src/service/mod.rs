@@ -54,7 +54,7 @@ pub async fn serve(request: Request<Body>, connection: &Rc<Connection>) -> Answe
     match respond(&mut head, body, connection, &mut log).await {
         Ok(Reached::Response(response)) => Answer::new(response, log),
         Ok(Reached::Tunnel(response, tunnel)) => Answer::switching(response, tunnel, log),
-        Err(error) => Answer::failed(error, answer::form(&head), log),
+        Err(error) => Answer::failed(&error, answer::form(&head), log),
     }
 }
 
@@ -163,7 +163,7 @@ async fn respond(
 }
 
 /// Answers what was refused before there was a request.
-pub fn refuse(connection: &Rc<Connection>, error: GatewayError) -> Answer {
+pub fn refuse(connection: &Rc<Connection>, error: &GatewayError) -> Answer {
     let mut log = LogGuard::unread(connection);
     log.close();
     Answer::failed(error, Accept::Html, log)

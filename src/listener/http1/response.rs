@@ -93,7 +93,7 @@ pub(super) async fn send<Io: Downstream>(
             return Next::Gone;
         }
         Err(Cut::Body(error)) => {
-            log.failed(error);
+            log.failed(&error);
             return Next::Gone;
         }
     }

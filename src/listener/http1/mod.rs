@@ -41,7 +41,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
             Ok(head) => head,
             Err(NoHead::Over) => return,
             Err(NoHead::Refused(error)) => {
-                let answer = service::refuse(&connection, error);
+                let answer = service::refuse(&connection, &error);
                 let exchange = Exchange { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
                 response::send(&wire, answer, &exchange, timer.as_mut(), limits.progress_timeout).await;
                 request::linger(&wire, timer.as_mut()).await;
