@@ -1,6 +1,7 @@
 //! Vestibule: the front door for self-hosted Python web applications.
 
 pub mod admin;
+pub mod backends;
 pub mod cli;
 pub mod config;
 pub mod demo;
