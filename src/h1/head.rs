@@ -172,6 +172,8 @@ pub fn decode_response(
         || method == Method::HEAD;
     let body = match (framing.chunked, framing.length) {
         (true, Some(_)) => return Err(HeadError::Malformed("Transfer-Encoding and Content-Length together")),
+        // What follows is the other protocol's, to the end.
+        _ if status == StatusCode::SWITCHING_PROTOCOLS => BodyLength::UntilClose,
         _ if bodiless => BodyLength::Fixed(0),
         (true, None) => BodyLength::Chunked,
         (false, Some(length)) => BodyLength::Fixed(length),
