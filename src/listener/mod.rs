@@ -131,7 +131,9 @@ impl Listener {
         let deadline = runtime.plan.limits.handshake_timeout;
         self.spawn(worker, |worker| async move {
             let peer = ends.peer;
-            let opened = timeout(deadline, open(stream, ends, listener.proxy_protocol, tls.as_deref())).await;
+            // Each phase on the heap by itself: the task of an idle connection is then not as large as its handshake was.
+            let opening = Box::pin(open(stream, ends, listener.proxy_protocol, tls.as_deref()));
+            let opened = timeout(deadline, opening).await;
             let outcome = match &opened {
                 Ok(Ok(_)) => Handshake::Ok,
                 Ok(Err(_)) => Handshake::Error,
@@ -154,13 +156,13 @@ impl Listener {
             let local_port = ends.local.map_or(0, |local| local.port());
             let connection = |tls| Rc::new(Connection { worker, listener, peer: ends.peer, local_port, tls });
             match stream {
-                Stream::Plain(stream) => http1::serve(stream, connection(None)).await,
+                Stream::Plain(stream) => Box::pin(http1::serve(stream, connection(None))).await,
                 Stream::Tls(stream) => {
                     let info = TlsInfo::of(stream.get_ref().1);
                     if info.alpn == Some("h2") {
-                        http2::serve(*stream, connection(Some(info))).await;
+                        Box::pin(http2::serve(*stream, connection(Some(info)))).await;
                     } else {
-                        http1::serve(*stream, connection(Some(info))).await;
+                        Box::pin(http1::serve(*stream, connection(Some(info)))).await;
                     }
                 }
             }

@@ -91,7 +91,7 @@ impl Pool {
 }
 
 /// Idle connections kept for one endpoint by one core.
-const MAX_IDLE: usize = 64;
+const MAX_IDLE: usize = 512;
 /// The longest idle time.
 const MAX_AGE: Duration = Duration::from_secs(30);
 /// A peer that closes a new connection within this time of its first answer does so by habit.
