@@ -1,4 +1,4 @@
-//! Debian's Chromium, driven as a person would: WebDriver (W3C) is JSON over plain HTTP.
+//! Debian's Chromium, driven as a person would: `WebDriver` (W3C) is JSON over plain HTTP.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -67,6 +67,11 @@ impl Browser {
     /// Opens `url`; returns when it is loaded.
     pub(super) fn open(&self, url: &str) {
         self.command("POST", "/url", &json!({ "url": url }));
+    }
+
+    /// The title of the page, also while another is on its way.
+    pub(super) fn title(&self) -> String {
+        self.command("GET", "/title", &Value::Null).as_str().expect("text").to_owned()
     }
 
     /// The text of the first element that `selector` selects, as it is seen.

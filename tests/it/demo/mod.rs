@@ -1,5 +1,7 @@
 //! `vestibule demo`, as whoever tries it meets it: from its output, over its addresses, in a browser.
 
+#![allow(clippy::unwrap_used, reason = "a helper that cannot do its part fails the test that called it")]
+
 mod browser;
 
 use std::{
@@ -34,11 +36,13 @@ impl Demo {
     fn start() -> Option<Self> {
         program("python3")?;
         let temporary = tempfile::tempdir().unwrap();
-        let mut process =
-            command(temporary.path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the binary starts");
-        let output = BufReader::new(process.stdout.take().unwrap());
+        let process = command(temporary.path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        // Before anything that can fail: what is dropped is ended.
+        let mut demo = Self { process, http: nowhere, https: nowhere, configuration: PathBuf::new(), temporary };
+        let output = BufReader::new(demo.process.stdout.take().unwrap());
         let (lines, said) = mpsc::channel();
-        // To its end: whoever does not read the access log stops nobody but himself.
+        // To its end, as a terminal would.
         thread::spawn(move || output.lines().map_while(Result::ok).for_each(|line| drop(lines.send(line))));
         let after = |start: &str| loop {
             let line = said.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no line begins with `{start}`"));
@@ -46,11 +50,11 @@ impl Demo {
                 return rest.to_owned();
             }
         };
-        let port = |rest: String| rest.split('/').next().unwrap().parse::<u16>().unwrap();
-        let http = SocketAddr::from(([127, 0, 0, 1], port(after("  http://localhost:"))));
-        let https = SocketAddr::from(([127, 0, 0, 1], port(after("  https://localhost:"))));
-        let configuration = PathBuf::from(after("Its configuration: "));
-        Some(Self { process, http, https, configuration, temporary })
+        let port = |rest: String| rest.split('/').next().unwrap().parse().unwrap();
+        demo.http.set_port(port(after("  http://localhost:")));
+        demo.https.set_port(port(after("  https://localhost:")));
+        demo.configuration = PathBuf::from(after("Its configuration: "));
+        Some(demo)
     }
 
     fn get(&self, path: &str, headers: &str) -> String {
@@ -74,7 +78,10 @@ impl Drop for Demo {
     fn drop(&mut self) {
         drop(self.process.kill());
         drop(self.process.wait());
-        // The folder is the application's to remove now; it should not meet ours.
+        if thread::panicking() {
+            return;
+        }
+        // The folder is the application's to remove now; it should not meet our removing what is around it.
         wait_for("the end of the application", || fs::read_dir(&self.temporary).unwrap().next().is_none());
     }
 }
@@ -323,7 +330,8 @@ fn a_browser_shows_our_page_for_a_form_that_is_too_large() {
 
     browser.click("#large button");
 
-    wait_for("a page with the limit", || browser.text("body").contains("413"));
+    wait_for("a page of our own", || browser.title() == "This is too large");
+    assert!(browser.text("footer").contains("Code 413"), "{}", browser.text("footer"));
 }
 
 /// printf 'abc\0\377\r\n' | sha256sum
