@@ -54,7 +54,7 @@ pub async fn serve(request: Request<Body>, connection: &Rc<Connection>) -> Answe
     match respond(&mut head, body, connection, &mut log).await {
         Ok(Reached::Response(response)) => Answer::new(response, log),
         Ok(Reached::Tunnel(response, tunnel)) => Answer::switching(response, tunnel, log),
-        Err(error) => Answer::failed(error, answer::form(&head), log),
+        Err(error) => Answer::failed(&error, answer::form(&head), log),
     }
 }
 
@@ -84,7 +84,7 @@ async fn respond(
     let uri = request.uri.clone();
     let target = origin_form(&request.method, &uri)?;
     let path = Path::read(uri.path())?;
-    let origin = Origin::of(
+    let mut origin = Origin::of(
         &connection.peer,
         connection.tls.is_some(),
         connection.local_port,
@@ -92,6 +92,10 @@ async fn respond(
         &request.headers,
         &runtime.plan.trusted_proxies,
     );
+    // A balancer that does not set X-Forwarded-Host passes on whatever its client sent.
+    if origin.trusted && runtime.plan.host.is_some() && !is_known(&runtime, connection, origin.host.host()) {
+        origin.take_host(&authority);
+    }
     log.client(origin.client);
     let upgrade = wants_websocket(request);
     check_host(&runtime, connection, &origin, request.version, upgrade)?;
@@ -163,7 +167,7 @@ async fn respond(
 }
 
 /// Answers what was refused before there was a request.
-pub fn refuse(connection: &Rc<Connection>, error: GatewayError) -> Answer {
+pub fn refuse(connection: &Rc<Connection>, error: &GatewayError) -> Answer {
     let mut log = LogGuard::unread(connection);
     log.close();
     Answer::failed(error, Accept::Html, log)
@@ -257,8 +261,11 @@ fn redirected_host<'a>(
     }
     let host = origin.host.host();
     let health = |path: &str| runtime.plan.upstreams.values().any(|plan| plan.health_path.as_deref() == Some(path));
-    let known = runtime.knows(host) || connection.worker.certificates.certificate_for(host).is_some();
-    (!known && !health(path.raw())).then_some(canonical)
+    (!is_known(runtime, connection, host) && !health(path.raw())).then_some(canonical)
+}
+
+fn is_known(runtime: &Runtime, connection: &Connection, host: &str) -> bool {
+    runtime.knows(host) || connection.worker.certificates.certificate_for(host).is_some()
 }
 
 /// The request body: whole, or as it comes where the route says so and the endpoint can be told its length.
