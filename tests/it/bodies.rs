@@ -13,8 +13,8 @@ use std::{
 };
 
 use crate::support::{
-    Backend, Gate, TestGateway, body, connect, header, noise, proxying, raw, read_head, read_request, read_response,
-    read_rest, status, unchunked, wait_for, warnings,
+    Backend, Gate, TestGateway, Warnings, body, connect, header, noise, proxying, raw, read_head, read_request,
+    read_response, read_rest, status, unchunked, wait_for,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -236,6 +236,7 @@ fn an_unbuffered_body_without_a_length_goes_in_chunks() {
 #[test]
 fn an_unbuffered_upload_that_stops_is_the_clients_fault() {
     let backend = counting();
+    let warnings = Warnings::begin();
     let configuration =
         proxying(backend.address, "", "buffer: { request: false }") + "limits: { progress_timeout: 200ms }\n";
     let gateway = TestGateway::start(&configuration);
@@ -244,7 +245,7 @@ fn an_unbuffered_upload_that_stops_is_the_clients_fault() {
     client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\none").unwrap();
 
     assert_eq!(status(&read_response(&mut client)), 408);
-    assert_eq!(warnings(&backend.address.to_string()), [""; 0]);
+    assert_eq!(warnings.naming(backend.address), [""; 0]);
 }
 
 #[test]
@@ -440,6 +441,7 @@ fn a_response_that_breaks_off_never_looks_whole() {
     for (what, answer) in answers {
         for route in ["", "buffer: { response: false }"] {
             for typed in ["", "Content-Type: text/html\r\n"] {
+                let warnings = Warnings::begin();
                 let answer = answer.replacen("OK\r\n", &format!("OK\r\n{typed}"), 1);
                 let backend = Backend::start(move |mut stream| {
                     if read_request(&mut stream).is_some() {
@@ -460,7 +462,7 @@ fn a_response_that_breaks_off_never_looks_whole() {
                     None => body.ends_with(b"0\r\n\r\n"),
                 };
                 assert!(!whole, "{what}, {route}, {typed}: {} bytes after {head}", body.len());
-                let named = warnings(&backend.address.to_string());
+                let named = warnings.naming(backend.address);
                 assert_eq!(named.len(), 1, "{what}: {named:?}");
                 assert!(gateway.log(1)[0].contains(&backend.address.to_string()), "{what}");
             }
