@@ -1,5 +1,7 @@
 //! Bodies on their way in and out: whole, byte for byte, within bounds, and never waited for by the application.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a helper that cannot do its part is a failure with its place")]
+
 use std::{
     fs,
     io::{self, Read, Write},
@@ -382,13 +384,13 @@ fn a_client_that_goes_gives_back_what_it_had_in_the_spool() {
 /// The first piece of an answer arrives while the backend waits to be told to go on.
 fn is_streamed(head: &str, route: &str) {
     let go_on = Gate::default();
-    let held = go_on.clone();
+    let told = go_on.clone();
     let answer = format!("HTTP/1.1 200 OK\r\n{head}\r\n");
     let backend = Backend::start(move |mut stream| {
         read_request(&mut stream);
         stream.write_all(answer.as_bytes()).unwrap();
         stream.write_all(b"6\r\none...\r\n").unwrap();
-        held.wait();
+        told.wait();
         stream.write_all(b"3\r\ntwo\r\n0\r\n\r\n").unwrap();
     });
     let gateway = TestGateway::start(&proxying(backend.address, "", route));

@@ -1,5 +1,7 @@
 //! Which requests go where, and which are ours to refuse or to send elsewhere.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a helper that cannot do its part is a failure with its place")]
+
 use std::net::SocketAddr;
 
 use crate::support::{Backend, TestGateway, body, header, proxying, read_request, status};
