@@ -310,7 +310,8 @@ fn an_answer_before_the_request_has_ended_gets_through() {
         let large = vec![b'a'; 12 * 1024 * 1024];
         let mut client = connect(gateway.address(0));
 
-        write!(client, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", large.len()).unwrap();
+        let head = "POST / HTTP/1.1\r\nHost: x\r\nConnection: close";
+        write!(client, "{head}\r\nContent-Length: {}\r\n\r\n", large.len()).unwrap();
         drop(client.write_all(&large));
         let answer = String::from_utf8(read_rest(&mut client)).unwrap();
 
