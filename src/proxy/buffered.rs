@@ -6,7 +6,6 @@
 
 use std::{
     cell::RefCell,
-    collections::VecDeque,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -17,7 +16,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 
-use super::Incoming;
+use super::{Incoming, pieces::Pieces};
 use crate::{
     drain::Tasks,
     http::{Body, FileBody, GatewayError},
@@ -38,8 +37,7 @@ pub(super) fn drain(incoming: Incoming, spool: Arc<Spool>, tasks: &Tasks) -> Bod
 #[derive(Default)]
 struct Shared {
     /// Comes before what is in the file.
-    chunks: VecDeque<Bytes>,
-    in_memory: usize,
+    memory: Pieces,
     file: Option<SpoolFile>,
     /// Bytes of the file the reader has been given.
     given: u64,
@@ -88,9 +86,8 @@ async fn store(data: Bytes, shared: &Rc<RefCell<Shared>>, spool: &Arc<Spool>) {
             shared.file = None;
             shared.given = 0;
         }
-        if shared.file.is_none() && shared.in_memory < spool.memory() {
-            shared.in_memory += data.len();
-            shared.chunks.push_back(data);
+        if shared.file.is_none() && shared.memory.length() < spool.memory() {
+            shared.memory.push(data);
             shared.wake_reader();
             return;
         }
@@ -116,8 +113,7 @@ async fn store(data: Bytes, shared: &Rc<RefCell<Shared>>, spool: &Arc<Spool>) {
         tracing::debug!(error = &error as &dyn std::error::Error, "a response is not spooled; the endpoint is slowed");
         wait_for_reader(shared).await;
         let mut shared = shared.borrow_mut();
-        shared.in_memory += data.len();
-        shared.chunks.push_back(data);
+        shared.memory.push(data);
         shared.wake_reader();
     }
 }
@@ -126,7 +122,7 @@ async fn store(data: Bytes, shared: &Rc<RefCell<Shared>>, spool: &Arc<Spool>) {
 async fn wait_for_reader(shared: &Rc<RefCell<Shared>>) {
     std::future::poll_fn(|cx| {
         let mut shared = shared.borrow_mut();
-        if shared.chunks.is_empty() && !shared.is_file_unread() {
+        if shared.memory.is_empty() && !shared.is_file_unread() {
             shared.file = None;
             shared.given = 0;
             return Poll::Ready(());
@@ -176,8 +172,7 @@ impl Buffered {
                 self.shared.borrow_mut().reading = false;
             }
             let mut shared = self.shared.borrow_mut();
-            if let Some(data) = shared.chunks.pop_front() {
-                shared.in_memory -= data.len();
+            if let Some(data) = shared.memory.pop() {
                 if let Some(filler) = shared.filler.take() {
                     filler.wake();
                 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http_body_util::BodyExt;
 
+use super::pieces::Pieces;
 use crate::{
     http::{Body, FileBody, GatewayError},
     spool::{Spool, SpoolError, SpoolFile},
@@ -65,8 +66,7 @@ pub struct Bounds {
 /// 413 beyond the limit, 408 when the client stops sending, 503 when the spool is full, and whatever `body` fails with.
 pub async fn collect(mut body: Body, bounds: Bounds, spool: &Arc<Spool>) -> Result<Collected, GatewayError> {
     let mut length = 0_u64;
-    let mut chunks = Vec::new();
-    let mut in_memory = 0;
+    let mut pieces = Pieces::default();
     let mut file: Option<SpoolFile> = None;
     while let Some(frame) = next(&mut body, bounds.progress).await {
         let Ok(data) = frame?.into_data() else { continue };
@@ -74,23 +74,21 @@ pub async fn collect(mut body: Body, bounds: Bounds, spool: &Arc<Spool>) -> Resu
         if bounds.limit.is_some_and(|limit| length > limit) {
             return Err(too_large(bounds.limit));
         }
-        in_memory += data.len();
-        chunks.push(data);
+        pieces.push(data);
         // On disk it goes in pieces worth a system call.
         let threshold = if file.is_some() { PIECE } else { spool.memory() };
-        if in_memory > threshold {
+        if pieces.length() > threshold {
             let target = match &mut file {
                 Some(file) => file,
                 none => none.insert(spool.file().map_err(no_room)?),
             };
-            target.append(std::mem::take(&mut chunks)).await.map_err(no_room)?;
-            in_memory = 0;
+            target.append(pieces.take()).await.map_err(no_room)?;
         }
     }
     match file {
-        None => Ok(Collected::Memory { chunks, length }),
+        None => Ok(Collected::Memory { chunks: pieces.take(), length }),
         Some(mut file) => {
-            file.append(chunks).await.map_err(no_room)?;
+            file.append(pieces.take()).await.map_err(no_room)?;
             Ok(Collected::File(file))
         }
     }

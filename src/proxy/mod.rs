@@ -7,6 +7,7 @@
 mod buffered;
 mod collect;
 mod incoming;
+mod pieces;
 pub mod uwsgi;
 mod websocket;
 mod wire;
