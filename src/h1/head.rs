@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request, response};
 
 use super::BodyLength;
+use crate::http::GatewayError;
 
 /// Bounds on one head.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +66,12 @@ impl HeadError {
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
         }
+    }
+}
+
+impl From<HeadError> for GatewayError {
+    fn from(error: HeadError) -> Self {
+        Self::downstream(error.status(), "the request was refused before it was read").source(error)
     }
 }
 
@@ -187,7 +194,9 @@ pub fn decode_response(
         (false, Some(length)) => BodyLength::Fixed(length),
         (false, None) => BodyLength::UntilClose,
     };
-    let keep_alive = body != BodyLength::UntilClose && keep_alive(version, &headers);
+    // An endpoint that announces a body where there is none may send it all the same: to the next request.
+    let announced = bodiless && (framing.chunked || framing.length.is_some_and(|length| length > 0));
+    let keep_alive = body != BodyLength::UntilClose && !announced && keep_alive(version, &headers);
 
     let (mut parts, ()) = http::Response::new(()).into_parts();
     parts.status = status;

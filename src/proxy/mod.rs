@@ -103,11 +103,11 @@ pub struct Trace {
 pub async fn send(
     mut outbound: Outbound<'_>,
     upstream: &Upstream,
-    place: Option<Place>,
+    place: Place,
     pool: &Rc<Pool>,
     trace: &mut Trace,
 ) -> Result<Reply, GatewayError> {
-    let mut place = place;
+    let mut place = Some(place);
     let mut counted = Counted { metrics: &upstream.metrics, outcome: Outcome::Canceled };
     let mut again = outbound.method.is_idempotent();
     loop {

@@ -135,7 +135,7 @@ impl Wire {
     }
 
     async fn read_head(&mut self, method: &Method, upgrade: bool) -> Result<ResponseHead, WireError> {
-        for _ in 0..MAX_INTERIM {
+        for _ in 0..=MAX_INTERIM {
             let head = loop {
                 match h1::decode_response(&mut self.incoming, RESPONSE_LIMITS, method).map_err(WireError::Head)? {
                     Some(head) => break head,

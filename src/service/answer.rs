@@ -67,6 +67,13 @@ pub(super) fn redirect_to_host(host: &str, port: u16, target: &str) -> Response<
     redirect(StatusCode::MOVED_PERMANENTLY, &url(host, port, target))
 }
 
+/// The answer to `OPTIONS *`, which asks whether anybody is there (RFC 9110, 9.3.7).
+pub(super) fn about_the_server() -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
 /// The bare form of a prefix, with its slash; 308 keeps the method and the body.
 pub(super) fn redirect_to_slash(path: &Path<'_>, query: Option<&str>) -> Response<Body> {
     let raw = path.raw();

@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -29,6 +29,10 @@ use crate::{
 /// Dropped before [`Self::complete`], as when the client goes and takes its request with it, it says 499.
 pub struct LogGuard {
     record: Box<Record>,
+    /// What there is to say of the exchange, so far.
+    pub(super) trace: Trace,
+    /// Since when the request has been waiting for a place.
+    queued: Option<Instant>,
     connection: Rc<Connection>,
     route: Option<RouteMetrics>,
     /// Bytes of a body that is passed on as it comes.
@@ -60,7 +64,9 @@ impl LogGuard {
         let mut record = Box::new(Record::new(Started::now(), peer));
         record.status = CLIENT_CLOSED_REQUEST.as_u16();
         record.tls = connection.tls.as_ref().map(|tls| Tls { version: tls.version, cipher: tls.cipher });
-        Self { record, connection: Rc::clone(connection), route: None, passed: None, closes: false, done: false }
+        let connection = Rc::clone(connection);
+        let trace = Trace::default();
+        Self { record, trace, queued: None, connection, route: None, passed: None, closes: false, done: false }
     }
 
     pub(super) fn request_id(&self) -> RequestId {
@@ -81,14 +87,12 @@ impl LogGuard {
         self.route = Some(route.metrics.clone());
     }
 
-    pub(super) fn queued(&mut self, wait: Duration) {
-        self.record.queue = Some(wait);
+    pub(super) fn queue_begins(&mut self) {
+        self.queued = Some(Instant::now());
     }
 
-    pub(super) fn trace(&mut self, trace: &Trace) {
-        self.record.endpoint = trace.endpoint.as_ref().map(|endpoint| endpoint.label.clone());
-        self.record.connect = trace.connect;
-        self.record.head = trace.head;
+    pub(super) fn queue_ends(&mut self) {
+        self.record.queue = self.queued.take().map(|since| since.elapsed());
     }
 
     pub(super) fn status(&mut self, status: StatusCode) {
@@ -190,6 +194,12 @@ impl Drop for LogGuard {
         if let Some(passed) = &self.passed {
             record.bytes_received = passed.get();
         }
+        if let Some(since) = self.queued {
+            record.queue = Some(since.elapsed());
+        }
+        record.endpoint = self.trace.endpoint.as_ref().map(|endpoint| endpoint.label.clone());
+        record.connect = self.trace.connect;
+        record.head = self.trace.head;
         let total = record.started.elapsed();
         record.total = Some(total);
         let worker = &self.connection.worker;

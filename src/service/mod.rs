@@ -7,12 +7,7 @@ mod answer;
 mod context;
 mod log;
 
-use std::{
-    borrow::Cow,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{borrow::Cow, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request, response};
@@ -23,8 +18,9 @@ pub use self::{
     log::LogGuard,
 };
 use crate::{
-    config::{EndpointAddress, Protocol, Slash},
+    config::{EndpointAddress, HostName, LimitsPlan, Protocol, Slash},
     files::{self, Target},
+    h1::HeadError,
     http::{
         Body, GatewayError,
         authority::Authority,
@@ -78,9 +74,14 @@ async fn respond(
         return Ok(Reached::Response(answer::redirect_to_https(target, &request.uri)));
     }
 
+    // For HTTP/2 as for HTTP/1.1, where they were kept while reading.
+    check_limits(request, &runtime.plan.limits)?;
     // One reading of where the request is going, for everything below.
     headers::check_framing(&request.headers)?;
     let authority = Authority::read(&request.headers, &request.uri, request.version)?;
+    if request.method == Method::OPTIONS && request.uri.path() == "*" {
+        return Ok(Reached::Response(answer::about_the_server()));
+    }
     let uri = request.uri.clone();
     let target = origin_form(&request.method, &uri)?;
     let path = Path::read(uri.path())?;
@@ -100,7 +101,7 @@ async fn respond(
     let upgrade = wants_websocket(request);
     check_host(&runtime, connection, &origin, request.version, upgrade)?;
     if let Some(host) = redirected_host(&runtime, connection, &origin, &path, upgrade) {
-        return Ok(Reached::Response(answer::redirect_to_host(host, connection.local_port, target)));
+        return Ok(Reached::Response(answer::redirect_to_host(host, origin.port, target)));
     }
     let Some(found) = runtime.routes.find(origin.host.host(), &path) else {
         return Err(GatewayError::downstream(StatusCode::NOT_FOUND, "no route for this path"));
@@ -123,6 +124,10 @@ async fn respond(
     headers::sanitize_request(&mut request.headers);
     origin.apply(&mut request.headers);
     authority.set_host(&mut request.headers);
+    if authority.is_empty() {
+        // A client of HTTP/1.0 need not name a host, but what goes on is HTTP/1.1 (RFC 9112, 3.2).
+        request.headers.insert(header::HOST, host_for_nobody(&runtime));
+    }
 
     // To an application behind uwsgi it is a request as any other.
     let upgrade = upgrade && route.upstream.plan.protocol == Protocol::Http;
@@ -132,13 +137,11 @@ async fn respond(
     // Before the queue: a place is worth more than our memory, and an application thread more than both.
     let progress = runtime.plan.limits.progress_timeout;
     let payload = receive(body, route, progress, worker, log).await?;
-    // A handshake waits for no place: the connection that comes of it holds none.
-    let place = if upgrade { None } else { Some(enter(route, log).await?) };
+    // A handshake has to wait as any request, or it would be a way past the queue; what comes of it holds no place.
+    let place = enter(route, log).await?;
 
-    let mut trace = Trace::default();
     let view = View { request, path: &path, origin: &origin, found: &found, target, progress };
-    let sent = exchange(&view, payload, place, upgrade, worker, &mut trace).await;
-    log.trace(&trace);
+    let sent = exchange(&view, payload, place, upgrade, worker, &mut log.trace).await;
     let mut reply = sent?;
 
     headers::strip_response(&mut reply.parts.headers);
@@ -195,10 +198,21 @@ pub async fn tunnel<Io: Downstream>(
     log.complete();
 }
 
+fn check_limits(request: &request::Parts, limits: &LimitsPlan) -> Result<(), GatewayError> {
+    let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target > limits.uri_bytes {
+        return Err(HeadError::TargetTooLong(limits.uri_bytes).into());
+    }
+    if request.headers.len() > limits.header_count {
+        return Err(HeadError::TooManyFields(limits.header_count).into());
+    }
+    Ok(())
+}
+
 /// The request target as it is forwarded: the path and the query, as they came (RFC 9112, 3.2.1).
 fn origin_form<'a>(method: &Method, uri: &'a Uri) -> Result<&'a str, GatewayError> {
     if *method == Method::CONNECT {
-        return Err(GatewayError::downstream(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is for forward proxies"));
+        return Err(GatewayError::downstream(StatusCode::NOT_IMPLEMENTED, "CONNECT is for forward proxies"));
     }
     let target = uri.path_and_query().map(http::uri::PathAndQuery::as_str);
     target
@@ -264,6 +278,11 @@ fn redirected_host<'a>(
     (!is_known(runtime, connection, host) && !health(path.raw())).then_some(canonical)
 }
 
+fn host_for_nobody(runtime: &Runtime) -> HeaderValue {
+    let host = runtime.plan.host.as_ref().map(HostName::as_str);
+    host.and_then(|host| HeaderValue::from_str(host).ok()).unwrap_or(HeaderValue::from_static("localhost"))
+}
+
 fn is_known(runtime: &Runtime, connection: &Connection, host: &str) -> bool {
     runtime.knows(host) || connection.worker.certificates.certificate_for(host).is_some()
 }
@@ -293,10 +312,10 @@ async fn receive(
 }
 
 async fn enter(route: &Route, log: &mut LogGuard) -> Result<Place, GatewayError> {
-    let began = Instant::now();
     let upstream = &route.upstream;
+    log.queue_begins();
     let entered = upstream.queue.enter().await;
-    log.queued(began.elapsed());
+    log.queue_ends();
     entered.map_err(|refused| {
         let name = &upstream.name;
         let message = match refused {
@@ -321,7 +340,7 @@ struct View<'a> {
 async fn exchange(
     view: &View<'_>,
     payload: Payload,
-    place: Option<Place>,
+    place: Place,
     upgrade: bool,
     worker: &Worker,
     trace: &mut Trace,

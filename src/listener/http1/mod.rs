@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use self::request::{RequestBody, Wire};
 use super::{Connection, Downstream};
 use crate::{
-    h1::{HeadError, HeadLimits, RequestHead, decode_request},
+    h1::{HeadLimits, RequestHead, decode_request},
     http::{Body, GatewayError},
     service::{self, Answer},
 };
@@ -114,7 +114,7 @@ async fn read_head<Io: Downstream>(
                 match decode_request(&mut wire.read, limits) {
                     Ok(Some(head)) => return Poll::Ready(Ok(head)),
                     Ok(None) => {}
-                    Err(error) => return Poll::Ready(Err(NoHead::Refused(refusal(error)))),
+                    Err(error) => return Poll::Ready(Err(NoHead::Refused(error.into()))),
                 }
             }
             match wire.poll_read(cx) {
@@ -165,10 +165,6 @@ enum Armed {
     No,
     Idle,
     Head,
-}
-
-fn refusal(error: HeadError) -> GatewayError {
-    GatewayError::downstream(error.status(), "the request was refused before it was read").source(error)
 }
 
 /// Runs `serve`, unless the client closes its side before the answer is there.

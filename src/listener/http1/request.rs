@@ -13,7 +13,7 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use http::StatusCode;
 use http_body::{Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, timeout};
 use tokio_util::io::poll_read_buf;
 
 use crate::{
@@ -83,6 +83,11 @@ impl<Io: Downstream> Wire<Io> {
             }
         }
         Poll::Pending
+    }
+
+    /// The answer has begun: an interim response would come in its middle.
+    pub(super) fn answering(&mut self) {
+        self.proceed = None;
     }
 
     /// Reads over what has already arrived of a body that nobody wanted; answers whether that was all of it.
@@ -174,8 +179,9 @@ impl<Io: Downstream> http_body::Body for RequestBody<Io> {
 
 /// Closes a connection on which everything has been read.
 pub(super) async fn close<Io: Downstream>(wire: &RefCell<Wire<Io>>) {
-    // A peer that does not take our goodbye is gone all the same.
-    drop(poll_fn(|cx| Pin::new(&mut wire.borrow_mut().io).poll_shutdown(cx)).await);
+    // A peer that does not take our goodbye, or not in time, is gone all the same.
+    let goodbye = poll_fn(|cx| Pin::new(&mut wire.borrow_mut().io).poll_shutdown(cx));
+    drop(timeout(LINGER_PAUSE, goodbye).await);
 }
 
 /// Closes our side and reads over what the client still sends, so that it gets to read the answer: a socket that is
@@ -183,15 +189,9 @@ pub(super) async fn close<Io: Downstream>(wire: &RefCell<Wire<Io>>) {
 pub(super) async fn linger<Io: Downstream>(wire: &RefCell<Wire<Io>>, mut timer: Pin<&mut Sleep>) {
     let end = Instant::now() + LINGER;
     timer.as_mut().reset(Instant::now() + LINGER_PAUSE);
-    let mut shut = false;
+    close(wire).await;
     poll_fn(|cx| {
         let mut wire = wire.borrow_mut();
-        if !shut {
-            if ready!(Pin::new(&mut wire.io).poll_shutdown(cx)).is_err() {
-                return Poll::Ready(());
-            }
-            shut = true;
-        }
         for _ in 0..ROUNDS {
             let unread = wire.read.len();
             wire.read.advance(unread);

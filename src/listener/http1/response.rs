@@ -52,6 +52,7 @@ pub(super) async fn send<Io: Downstream>(
     // A body that somebody else holds is on its way to the endpoint, which has begun to answer before its end.
     let held = Rc::strong_count(wire) > 1;
     let read = if held { wire.borrow().body_is_read() } else { wire.borrow_mut().skip_body() };
+    wire.borrow_mut().answering();
     let stays = exchange.keep_alive && read && !log.closes() && ends(framing, exchange, parts.status);
     let connection = match (&tunnel, stays) {
         (Some(_), _) => Connection::Upgrade,
