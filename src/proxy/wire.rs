@@ -186,10 +186,12 @@ impl Wire {
     fn poll_send_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, WireError>> {
         match self.poll_send(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(Step::Sent)),
-            // What made it stop reading may be an answer that is already here.
+            Poll::Ready(Err(error @ WireError::RequestBody(_))) => return Poll::Ready(Err(error)),
+            // What made it stop reading may be an answer that is here already, whether we have been told of it or not:
+            // the end of the stream, or the reset, comes behind it.
             Poll::Ready(Err(error)) => {
-                return match self.poll_receive(cx) {
-                    Poll::Ready(Ok(1..)) => Poll::Ready(Ok(Step::Answering)),
+                return match ready!(self.poll_receive(cx)) {
+                    Ok(1..) => Poll::Ready(Ok(Step::Answering)),
                     _ => Poll::Ready(Err(error)),
                 };
             }
