@@ -320,3 +320,6 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
 
 /// The longest a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(crate) mod applications;
+pub(crate) mod clients;
