@@ -13,7 +13,8 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    config::{self, Outer, Source},
+    admin,
+    config::{self, AdminAddress, Outer, Source},
     demo, gateway, tls,
 };
 
@@ -24,6 +25,7 @@ pub fn main() -> ExitCode {
     match Command::parse().verb {
         Verb::Serve(options) => with_source(&options, serve),
         Verb::Demo => started(demo::run()),
+        Verb::Status(options) => with_source(&options, |source| started(status(source))),
         Verb::Check(options) => with_source(&options, check),
         Verb::Explain { options, outer } => with_source(&options, |source| explain(source, outer)),
     }
@@ -43,6 +45,8 @@ enum Verb {
     Serve(Options),
     /// Show a front door with a small application behind it, and print its addresses.
     Demo,
+    /// Ask the running gateway how it is, through the `admin` socket of the configuration.
+    Status(Options),
     /// Validate everything without listening; prints `file:line:column: key.path: problem`, one a line.
     Check(Options),
     /// Say in words what the configuration means.
@@ -118,6 +122,17 @@ fn started(ended: Result<(), Box<dyn Error>>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn status(source: &Source) -> Result<(), Box<dyn Error>> {
+    let plan = config::load(source)?;
+    let Some(AdminAddress::Unix(socket)) = plan.admin else {
+        return Err("the configuration has no `admin`; add for example `admin: unix:/run/vestibule/admin.sock`".into());
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(admin::client::get(&socket, "/status"))?;
+    say(&admin::render_status(&serde_json::from_slice(&answer.body)?));
+    Ok(())
 }
 
 /// The error and what caused it, in one line.

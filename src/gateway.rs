@@ -180,7 +180,7 @@ impl Gateway {
             control.spawn(async move {
                 match tokio::net::UnixListener::from_std(socket) {
                     Ok(socket) => {
-                        admin::serve(socket, Arc::new(observer), async move { stopped.started().await }).await
+                        admin::serve(socket, Arc::new(observer), async move { stopped.started().await }).await;
                     }
                     Err(error) => tracing::error!(error = &error as &dyn Error, "the admin socket cannot be used"),
                 }

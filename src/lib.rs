@@ -1,4 +1,81 @@
 //! Vestibule: the front door for self-hosted Python web applications.
+//!
+//! One process stands between the internet and a WSGI application: it ends TLS, reads each request by one strict rule,
+//! waits with it for a place in the application, hands it over whole, and sends the answer, or the file the application
+//! names, at the client's own speed. This page is the map; each module says what it is for and what it leaves to others.
+//!
+//! # The house
+//!
+//! A module uses only what stands above it.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`config`] | the only door for settings: text → tree → raw values → [`config::Plan`], or every fault at once |
+//! | [`http`] | the vocabulary of one exchange: bodies, errors, paths, hosts, header rules, pages, compression |
+//! | [`h1`] | HTTP/1.1 on the wire, bytes in and bytes out, for both sides |
+//! | [`metrics`], [`telemetry`], [`drain`] | counts; the access log and events; what a stop waits for |
+//! | [`spool`] | disk for bodies that do not fit in memory |
+//! | [`files`] | `X-Sendfile` and `X-Accel-Redirect`: a file under an allowed root becomes a response |
+//! | [`upstream`] | an application: endpoints, the queue before it, the connections to it |
+//! | [`route`], [`runtime`] | host and path → route; one immutable generation of all that a request needs |
+//! | [`tls`] | certificates by name, the terms of handshakes |
+//! | [`proxy`] | one exchange with an endpoint, over HTTP or uwsgi, and the tunnel of a websocket |
+//! | [`service`] | **the path of a request**: `serve`, every step in order |
+//! | [`listener`] | bound sockets, handshakes, the connection before and between requests |
+//! | [`admin`] | live, ready, status and metrics on a socket of its own |
+//! | [`keeper`] | the privileged side: binds, reads keys, opens logs and folders, and hands all of it over |
+//! | [`gateway`] | the process as a table of contents: what is started in which order, and how it ends |
+//! | [`demo`], [`cli`] | a front door to look at; the command line |
+//!
+//! # The path of a request
+//!
+//! A connection is accepted into a task of its own, where a PROXY header is read if the listener requires one and TLS
+//! is agreed under a deadline ([`listener`]). Its requests are read by [`h1`], or by hyper for HTTP/2, and each goes
+//! through [`service::serve`], which is the law and reads from top to bottom: the log record, the listener's redirect,
+//! one reading of host, path and client, the host rule, the route, the body's announced length, the headers made true,
+//! the body collected, a place waited for, the exchange, and the answer with its `Location`, its file and its
+//! compression. A websocket leaves that path after the headers and becomes a tunnel. Whatever happens, one line is
+//! logged, when the last byte has gone or the client has.
+//!
+//! An error is one type, [`http::GatewayError`]: its status, whose doing it is and whether the request may be sent again.
+//! It becomes a page, and an event if an operator can act on it, in one place.
+//!
+//! # Threads
+//!
+//! Traffic runs on one thread a core, each with a runtime, a `SO_REUSEPORT` socket of every listener and a pool of
+//! connections of its own: nothing on the path of a request crosses threads. What is shared is shared on purpose: the
+//! queue and the counts of an [`upstream::Upstream`], the spool's space, the limit on connections, metrics. A
+//! configuration is read through one pointer ([`runtime::Current`]), once a request. One more runtime does what is not
+//! traffic (admin, signals), one more thread writes the access log.
+//!
+//! # Processes
+//!
+//! The core is given sockets, secrets and open files and fetches none of them ([`keeper::Provisions`]); today the keeper
+//! runs in the same process before the traffic threads start.
+//!
+//! # Bounds
+//!
+//! Every buffer has one, so that memory is bounded by the number of connections (`limits.connections`):
+//!
+//! | what | bytes | set by |
+//! |---|---|---|
+//! | a request head | 32 KiB | `limits.header_bytes` |
+//! | requests sent ahead on one connection | 64 KiB | fixed |
+//! | a request or response body in memory, the rest on disk | 256 KiB each | `spool.memory` |
+//! | bodies on disk, in all | 1 GiB | `spool.limit` |
+//! | a response head | 64 KiB | fixed |
+//! | a read of a long body, either side | 128 KiB | fixed |
+//! | a compressor | 2 MiB | fixed |
+//! | an idle tunnel | none beyond its sockets | |
+//! | streams of an h2 connection | 100 | `limits.streams` |
+//!
+//! # Where this differs from what one would expect
+//!
+//! - HTTP/1.1 is our own ([`h1`], [`listener`]) on httparse, and not hyper's, which resolves `Transfer-Encoding` beside
+//!   `Content-Length` in silence where it has to be refused, answers malformed heads by itself where the client is owed a page
+//!   and the operator a line, and keeps the socket from a tunnel and from `sendfile`. HTTP/2 is hyper's.
+//! - Both wires to an application share one reader, since uWSGI answers its own protocol with an HTTP response.
+//! - A path with a dot segment, plain or encoded, has no route ([`http::path`] says why).
 
 pub mod admin;
 pub mod cli;

@@ -79,7 +79,7 @@ impl Spool {
 
     fn reserve(&self, bytes: u64) -> Result<(), SpoolError> {
         self.used
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|sum| *sum <= self.limit)
             })
             .map_err(|_| SpoolError::Full(self.limit))?;

@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 
+use arrayvec::ArrayVec;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request, response};
 
@@ -100,13 +101,14 @@ pub fn decode_request(buffer: &mut BytesMut, limits: HeadLimits) -> Result<Optio
     refuse_bare_line_feeds(&buffer[..length])?;
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed("not a method"))?;
     let target = Range::of(target.as_bytes(), buffer);
-    let ranges = Ranges::of(parsed.headers, buffer);
+    let mut ranges = Ranges::new();
+    note(&mut ranges, parsed.headers, buffer);
     let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
 
     let head = buffer.split_to(length).freeze();
     let target = Uri::from_maybe_shared(target.slice(&head))
         .map_err(|_| HeadError::Malformed("the request target is not a URI"))?;
-    let headers = ranges.into_headers(&head)?;
+    let headers = headers(&ranges, &head)?;
 
     let framing = Framing::read(&headers)?;
     let body = match (framing.chunked, framing.length) {
@@ -160,11 +162,12 @@ pub fn decode_response(
         return Err(HeadError::Malformed("no status line"));
     };
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed("not a status code"))?;
-    let ranges = Ranges::of(parsed.headers, buffer);
+    let mut ranges = Ranges::new();
+    note(&mut ranges, parsed.headers, buffer);
     let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
 
     let head = buffer.split_to(length).freeze();
-    let headers = ranges.into_headers(&head)?;
+    let headers = headers(&ranges, &head)?;
 
     let framing = Framing::read(&headers)?;
     let bodiless = status.is_informational()
@@ -172,6 +175,8 @@ pub fn decode_response(
         || method == Method::HEAD;
     let body = match (framing.chunked, framing.length) {
         (true, Some(_)) => return Err(HeadError::Malformed("Transfer-Encoding and Content-Length together")),
+        // What follows is the other protocol's, to the end.
+        _ if status == StatusCode::SWITCHING_PROTOCOLS => BodyLength::UntilClose,
         _ if bodiless => BodyLength::Fixed(0),
         (true, None) => BodyLength::Chunked,
         (false, Some(length)) => BodyLength::Fixed(length),
@@ -263,51 +268,45 @@ fn keep_alive(version: Version, headers: &HeaderMap) -> bool {
     if version == Version::HTTP_11 { !says(b"close") } else { says(b"keep-alive") && !says(b"close") }
 }
 
-/// A piece of the buffer, kept while the buffer is taken apart.
-#[derive(Clone, Copy, Default)]
+/// A piece of the buffer, kept while the buffer is taken apart. A head is never longer than 4 GiB.
+#[derive(Clone, Copy)]
 struct Range {
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
 }
 
 impl Range {
     /// `part` lies inside `whole`, as httparse copies nothing.
     fn of(part: &[u8], whole: &[u8]) -> Self {
         let start = part.as_ptr().addr() - whole.as_ptr().addr();
-        Self { start, end: start + part.len() }
+        let position = |at: usize| u32::try_from(at).expect("the limits on a head are below 4 GiB");
+        Self { start: position(start), end: position(start + part.len()) }
     }
 
     fn slice(self, head: &Bytes) -> Bytes {
-        head.slice(self.start..self.end)
+        head.slice(self.start as usize..self.end as usize)
     }
 }
 
-/// Where the fields of a head are.
-struct Ranges {
-    fields: [(Range, Range); MAX_FIELDS],
-    count: usize,
+/// Where the names and values of a head are; filled where it stands, as it is too large to be passed around.
+type Ranges = ArrayVec<(Range, Range), MAX_FIELDS>;
+
+fn note(ranges: &mut Ranges, parsed: &[httparse::Header<'_>], buffer: &[u8]) {
+    for header in parsed {
+        ranges.push((Range::of(header.name.as_bytes(), buffer), Range::of(header.value, buffer)));
+    }
 }
 
-impl Ranges {
-    fn of(parsed: &[httparse::Header<'_>], buffer: &[u8]) -> Self {
-        let mut fields = [(Range::default(), Range::default()); MAX_FIELDS];
-        for (field, header) in fields.iter_mut().zip(parsed) {
-            *field = (Range::of(header.name.as_bytes(), buffer), Range::of(header.value, buffer));
-        }
-        Self { fields, count: parsed.len() }
+fn headers(ranges: &Ranges, head: &Bytes) -> Result<HeaderMap, HeadError> {
+    let mut headers = HeaderMap::with_capacity(ranges.len());
+    for (name, value) in ranges {
+        let name = HeaderName::from_bytes(&head[name.start as usize..name.end as usize])
+            .map_err(|_| HeadError::Malformed("a header name"))?;
+        let value = HeaderValue::from_maybe_shared(value.slice(head))
+            .map_err(|_| HeadError::Malformed("a header value"))?;
+        headers.append(name, value);
     }
-
-    fn into_headers(self, head: &Bytes) -> Result<HeaderMap, HeadError> {
-        let mut headers = HeaderMap::with_capacity(self.count);
-        for (name, value) in &self.fields[..self.count] {
-            let name = HeaderName::from_bytes(&head[name.start..name.end])
-                .map_err(|_| HeadError::Malformed("a header name"))?;
-            let value = HeaderValue::from_maybe_shared(value.slice(head))
-                .map_err(|_| HeadError::Malformed("a header value"))?;
-            headers.append(name, value);
-        }
-        Ok(headers)
-    }
+    Ok(headers)
 }
 
 /// The most fields one head can have, whatever the limit says: they are indexed on the stack.

@@ -184,8 +184,8 @@ fn a_body_that_is_cut_off_has_not_ended() {
 proptest! {
     #[test]
     fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-        let _ = decode_request(&mut BytesMut::from(&bytes[..]), LIMITS);
-        let _ = decode_response(&mut BytesMut::from(&bytes[..]), LIMITS, &Method::GET);
+        drop(decode_request(&mut BytesMut::from(&bytes[..]), LIMITS));
+        drop(decode_response(&mut BytesMut::from(&bytes[..]), LIMITS, &Method::GET));
         let mut decoder = BodyDecoder::new(BodyLength::Chunked);
         let mut buffer = BytesMut::from(&bytes[..]);
         while let Ok(Decoded::Data(_)) = decoder.decode(&mut buffer) {}
@@ -208,11 +208,8 @@ proptest! {
         let (mut buffer, mut read) = (BytesMut::new(), Vec::new());
         for piece in wire.chunks(cut) {
             buffer.extend_from_slice(piece);
-            loop {
-                match decoder.decode(&mut buffer).unwrap() {
-                    Decoded::Data(data) => read.extend_from_slice(&data),
-                    Decoded::NeedMore | Decoded::End => break,
-                }
+            while let Decoded::Data(data) = decoder.decode(&mut buffer).unwrap() {
+                read.extend_from_slice(&data);
             }
         }
         prop_assert_eq!(read, chunks.concat());

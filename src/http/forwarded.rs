@@ -110,6 +110,12 @@ impl Origin {
         Self { client: told.client, scheme, host, port, trusted: is_trusted }
     }
 
+    /// Puts `authority`, the host of the request itself, in the place of the one a proxy told.
+    pub fn take_host(&mut self, authority: &Authority) {
+        self.port = authority.port().unwrap_or_else(|| self.scheme.default_port());
+        self.host = authority.clone();
+    }
+
     /// Makes `headers` say this and nothing else.
     ///
     /// Sets exactly one `X-Forwarded-For` (the client's address alone), `X-Real-IP`, `X-Forwarded-Proto`,

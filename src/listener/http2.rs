@@ -131,9 +131,8 @@ impl http_body::Body for Logged {
             }
             Some(Err(error)) => {
                 // The stream is reset, so that a part is not taken for the whole.
-                let broken = GatewayError::upstream(error.status, error.message.clone());
-                this.log.failed(error);
-                Poll::Ready(Some(Err(broken)))
+                this.log.failed(&error);
+                Poll::Ready(Some(Err(error)))
             }
             None => {
                 this.log.complete();

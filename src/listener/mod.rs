@@ -10,7 +10,7 @@ pub mod proxy_protocol;
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -19,10 +19,12 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use tokio::{
-    net::{TcpListener, TcpStream, UnixListener},
+    net::{TcpListener, UnixListener},
     time::{sleep, timeout},
 };
+use tokio_rustls::server::TlsStream;
 
 pub use self::downstream::Downstream;
 use crate::{
@@ -80,75 +82,91 @@ impl Listener {
     /// Accepts until a drain begins; each connection is served in a task of its own.
     pub async fn run(self, worker: Rc<Worker>) {
         let drain = worker.drain.clone();
-        let accepting = async {
-            loop {
-                match &self.socket {
-                    Socket::Tcp(socket) => match socket.accept().await {
-                        Ok((stream, peer)) => self.tcp(stream, peer, &worker),
-                        Err(error) => self.accept_failed(&error).await,
-                    },
-                    Socket::Unix(socket) => match socket.accept().await {
-                        Ok((stream, _)) => {
-                            let connection = self.connection(&worker, Peer::Unix, 0, None);
-                            self.spawn(&worker, |_| async move { http1::serve(stream, connection).await });
-                        }
-                        Err(error) => self.accept_failed(&error).await,
-                    },
-                }
-            }
-        };
         tokio::select! {
-            () = accepting => {}
+            () = self.accept_all(&worker) => {}
             () = drain.started() => {}
+        }
+        // What the kernel has queued was promised an answer; closing the socket would reset it.
+        while let Some(Ok(())) = self.accept_one(&worker).now_or_never() {}
+    }
+
+    async fn accept_all(&self, worker: &Rc<Worker>) {
+        loop {
+            if let Err(error) = self.accept_one(worker).await {
+                self.accept_failed(&error).await;
+            }
         }
     }
 
-    fn tcp(&self, stream: TcpStream, peer: SocketAddr, worker: &Rc<Worker>) {
-        let plan = worker.current();
-        if self.plan.proxy_protocol && !plan.plan.trusted_proxies.contains(peer.ip()) {
+    async fn accept_one(&self, worker: &Rc<Worker>) -> io::Result<()> {
+        match &self.socket {
+            Socket::Tcp(socket) => {
+                let (stream, peer) = socket.accept().await?;
+                // Heads and bodies leave in whole pieces; what waits for an acknowledgement only waits.
+                // A connection that is refused this has ended already, which is no fault of the listener's.
+                if let (Ok(()), Ok(local)) = (stream.set_nodelay(true), stream.local_addr()) {
+                    self.begin(stream, Ends { peer: Peer::Tcp(peer), local: Some(local) }, worker);
+                }
+            }
+            Socket::Unix(socket) => {
+                let (stream, _) = socket.accept().await?;
+                self.begin(stream, Ends { peer: Peer::Unix, local: None }, worker);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin<S: Downstream>(&self, stream: S, ends: Ends, worker: &Rc<Worker>) {
+        let runtime = worker.current();
+        let trusted = match ends.peer {
+            Peer::Tcp(peer) => runtime.plan.trusted_proxies.contains(peer.ip()),
+            Peer::Unix => runtime.plan.trusted_proxies.unix,
+        };
+        if self.plan.proxy_protocol && !trusted {
             // Whoever may send the header chooses the client's address.
-            tracing::debug!(%peer, listener = ?self.plan.address, "not a trusted proxy: connection closed unread");
+            tracing::debug!(peer = ?ends.peer, listener = %self.plan.address, "not a trusted proxy: closed unread");
             return;
         }
         let (tls, listener, metrics) = (self.tls.clone(), Rc::clone(&self.plan), self.metrics.clone());
-        let deadline = plan.plan.limits.handshake_timeout;
+        let deadline = runtime.plan.limits.handshake_timeout;
         self.spawn(worker, |worker| async move {
-            let opened = timeout(deadline, open(stream, peer, listener.proxy_protocol, tls.as_deref())).await;
-            let opened = match opened {
+            let peer = ends.peer;
+            // Each phase on the heap by itself: the task of an idle connection is then not as large as its handshake was.
+            let opening = Box::pin(open(stream, ends, listener.proxy_protocol, tls.as_deref()));
+            let opened = timeout(deadline, opening).await;
+            let outcome = match &opened {
+                Ok(Ok(_)) => Handshake::Ok,
+                Ok(Err(_)) => Handshake::Error,
+                Err(_) => Handshake::Timeout,
+            };
+            if tls.is_some() {
+                metrics.handshake(outcome);
+            }
+            let (stream, ends) = match opened {
                 Ok(Ok(opened)) => opened,
                 Ok(Err(error)) => {
-                    if tls.is_some() {
-                        metrics.handshake(Handshake::Error);
-                    }
-                    tracing::debug!(%peer, error = &error as &dyn std::error::Error, "connection not opened");
+                    tracing::debug!(?peer, error = &error as &dyn std::error::Error, "connection not opened");
                     return;
                 }
                 Err(_) => {
-                    if tls.is_some() {
-                        metrics.handshake(Handshake::Timeout);
-                    }
-                    tracing::debug!(%peer, "connection not opened in time");
+                    tracing::debug!(?peer, ?deadline, "connection not opened in time");
                     return;
                 }
             };
-            match opened {
-                Opened { stream: Stream::Plain(stream), peer, local } => {
-                    let connection = Rc::new(Connection { worker, listener, peer, local_port: local, tls: None });
-                    http1::serve(stream, connection).await;
-                }
-                Opened { stream: Stream::Tls(stream), peer, local } => {
-                    metrics.handshake(Handshake::Ok);
+            let local_port = ends.local.map_or(0, |local| local.port());
+            let connection = |tls| Rc::new(Connection { worker, listener, peer: ends.peer, local_port, tls });
+            match stream {
+                Stream::Plain(stream) => Box::pin(http1::serve(stream, connection(None))).await,
+                Stream::Tls(stream) => {
                     let info = TlsInfo::of(stream.get_ref().1);
-                    let h2 = info.alpn == Some("h2");
-                    let connection = Rc::new(Connection { worker, listener, peer, local_port: local, tls: Some(info) });
-                    if h2 { http2::serve(*stream, connection).await } else { http1::serve(*stream, connection).await }
+                    if info.alpn == Some("h2") {
+                        Box::pin(http2::serve(*stream, connection(Some(info)))).await;
+                    } else {
+                        Box::pin(http1::serve(*stream, connection(Some(info)))).await;
+                    }
                 }
             }
         });
-    }
-
-    fn connection(&self, worker: &Rc<Worker>, peer: Peer, local_port: u16, tls: Option<TlsInfo>) -> Rc<Connection> {
-        Rc::new(Connection { worker: Rc::clone(worker), listener: Rc::clone(&self.plan), peer, local_port, tls })
     }
 
     /// Runs one connection, if there may be one more: beyond the limit it is closed at once, which costs the least.
@@ -176,7 +194,7 @@ impl Listener {
         }
         self.metrics.accept_error();
         tracing::error!(
-            listener = ?self.plan.address,
+            listener = %self.plan.address,
             error = error as &dyn std::error::Error,
             pause = ?ACCEPT_PAUSE,
             "cannot accept connections; raise the limit of open files if it says so"
@@ -185,40 +203,35 @@ impl Listener {
     }
 }
 
-/// A connection on which requests can be read.
-struct Opened {
-    stream: Stream,
+/// Both ends of a connection, or those a PROXY header tells.
+struct Ends {
     peer: Peer,
-    local: u16,
+    local: Option<SocketAddr>,
 }
 
-enum Stream {
-    Plain(TcpStream),
-    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+/// A connection on which requests can be read.
+enum Stream<S> {
+    Plain(S),
+    Tls(Box<TlsStream<S>>),
 }
 
-async fn open(
-    mut stream: TcpStream,
-    peer: SocketAddr,
+async fn open<S: Downstream>(
+    mut stream: S,
+    mut ends: Ends,
     proxy_protocol: bool,
     tls: Option<&ServerConfigs>,
-) -> Result<Opened, OpenError> {
-    // Heads and bodies leave in whole pieces; what waits for an acknowledgement only waits.
-    stream.set_nodelay(true)?;
-    let mut local = stream.local_addr()?;
-    let mut peer = peer;
+) -> Result<(Stream<S>, Ends), OpenError> {
     if proxy_protocol && let Some(said) = proxy_protocol::read(&mut stream).await? {
-        peer = said.source;
-        local = said.destination;
+        ends = Ends { peer: Peer::Tcp(said.source), local: Some(said.destination) };
     }
     let stream = match tls {
         None => Stream::Plain(stream),
         Some(configs) => {
-            let address: IpAddr = local.ip().to_canonical();
-            Stream::Tls(Box::new(configs.accept(stream, Some(address)).await?))
+            let address = ends.local.map(|local| local.ip().to_canonical());
+            Stream::Tls(Box::new(configs.accept(stream, address).await?))
         }
     };
-    Ok(Opened { stream, peer: Peer::Tcp(peer), local: local.port() })
+    Ok((stream, ends))
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -38,7 +38,9 @@ impl Collected {
                 [only] => Body::Full(only.clone()),
                 several => {
                     let mut whole = Vec::with_capacity(several.iter().map(Bytes::len).sum());
-                    several.iter().for_each(|chunk| whole.extend_from_slice(chunk));
+                    for chunk in several {
+                        whole.extend_from_slice(chunk);
+                    }
                     Body::Full(whole.into())
                 }
             },

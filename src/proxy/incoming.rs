@@ -41,7 +41,7 @@ struct Source {
     endpoint: Arc<Endpoint>,
     /// The connection may carry another exchange after this one.
     keep_alive: bool,
-    _in_flight: InFlight,
+    in_flight: InFlight,
     _place: Option<Place>,
 }
 
@@ -58,7 +58,7 @@ impl Incoming {
         progress: Duration,
     ) -> Self {
         let decoder = BodyDecoder::new(length);
-        let source = Source { wire, pool, endpoint, keep_alive, _in_flight: in_flight, _place: place };
+        let source = Source { wire, pool, endpoint, keep_alive, in_flight, _place: place };
         let mut incoming = Self { source: Some(source), decoder, progress, deadline: None, waiting: false };
         match incoming.decoder.remaining() {
             Some(0) => incoming.finish(),
@@ -92,7 +92,7 @@ impl Incoming {
 
     /// The socket and what has been read beyond the head: for a tunnel.
     pub(super) fn into_wire(self) -> Option<(Wire, InFlight)> {
-        self.source.map(|source| (source.wire, source._in_flight))
+        self.source.map(|source| (source.wire, source.in_flight))
     }
 
     /// The end of the body has been read: gives everything back.

@@ -37,7 +37,7 @@ use crate::{
     http::{Body, GatewayError, Retry},
     metrics::{Outcome, UpstreamMetrics},
     spool::Spool,
-    upstream::{Endpoint, InFlight, Lease, Place, Pool, Reuse, Upstream, UpstreamStream},
+    upstream::{Endpoint, InFlight, Lease, Place, Pool, Upstream, UpstreamStream},
 };
 
 /// A request as an endpoint is to be told it.
@@ -111,8 +111,7 @@ pub async fn send(
     let mut again = if outbound.method.is_idempotent() { REPEATS } else { 0 };
     loop {
         let began = Instant::now();
-        let reuse = if again > 0 { Reuse::Any } else { Reuse::Proven };
-        let connected = connect(upstream, pool, reuse).await;
+        let connected = connect(upstream, pool, again > 0).await;
         let (endpoint, lease) = connected.inspect_err(|_| counted.outcome = Outcome::ErrorConnect)?;
         trace.connect = Some(began.elapsed());
         trace.endpoint = Some(Arc::clone(&endpoint));
@@ -151,12 +150,12 @@ impl Drop for Counted<'_> {
 }
 
 /// A connection to the endpoint that should have the next request, from the pool or new.
-async fn connect(upstream: &Upstream, pool: &Pool, reuse: Reuse) -> Result<(Arc<Endpoint>, Lease), GatewayError> {
+async fn connect(upstream: &Upstream, pool: &Pool, can_repeat: bool) -> Result<(Arc<Endpoint>, Lease), GatewayError> {
     let held = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
         let endpoint = upstream.select();
-        if let Some(lease) = pool.take(&endpoint, reuse) {
+        if can_repeat && let Some(lease) = pool.take(&endpoint) {
             return Ok((endpoint, lease));
         }
         let connected = timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await;

@@ -132,6 +132,7 @@ where
 
 /// One direction.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "four things that happen to a direction, in any order")]
 struct Pipe {
     /// What the far side has not taken yet.
     pending: BytesMut,
@@ -285,9 +286,9 @@ impl Frames {
         let mut at = 0;
         while at < bytes.len() {
             if self.left > 0 {
-                let step = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - at);
-                self.left -= step as u64;
-                at += step;
+                let passed = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - at);
+                self.left -= passed as u64;
+                at += passed;
             } else {
                 self.header[usize::from(self.seen)] = bytes[at];
                 self.seen += 1;
@@ -344,11 +345,11 @@ mod tests {
         match payload {
             0..126 => frame.push(mask | u8::try_from(payload).unwrap()),
             126..65536 => {
-                frame.push(mask | 126);
+                frame.push(mask | 0x7e);
                 frame.extend(u16::try_from(payload).unwrap().to_be_bytes());
             }
             _ => {
-                frame.push(mask | 127);
+                frame.push(mask | 0x7f);
                 frame.extend((payload as u64).to_be_bytes());
             }
         }

@@ -162,7 +162,7 @@ impl Wire {
     /// Reads what has arrived, and goes on sending meanwhile. 0 is the end of the stream.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         // An endpoint that has stopped reading may answer all the same: its answer decides.
-        let _ = self.poll_send(cx);
+        drop(self.poll_send(cx));
         self.poll_receive(cx)
     }
 
@@ -270,23 +270,21 @@ impl Outgoing {
 
     /// Takes the next piece from the body.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
-        match ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()? {
-            Some(frame) => {
-                let Ok(data) = frame.into_data() else { return Poll::Ready(Ok(())) };
-                if self.chunked && !data.is_empty() {
-                    // The end of the chunk goes before the size of the next one, or before the last.
-                    h1::encode::chunk_size(&mut self.buffer, data.len());
-                    self.buffer.extend_from_slice(&data);
-                    self.buffer.extend_from_slice(h1::encode::CHUNK_END);
-                } else {
-                    self.data = data;
-                }
+        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()? else {
+            if self.chunked {
+                self.buffer.extend_from_slice(h1::encode::LAST_CHUNK);
             }
-            None => {
-                if self.chunked {
-                    self.buffer.extend_from_slice(h1::encode::LAST_CHUNK);
-                }
-                self.state = Sending::Rest;
+            self.state = Sending::Rest;
+            return Poll::Ready(Ok(()));
+        };
+        // Trailers are dropped (RFC 9110, 6.5.1).
+        if let Ok(data) = frame.into_data() {
+            if self.chunked && !data.is_empty() {
+                h1::encode::chunk_size(&mut self.buffer, data.len());
+                self.buffer.extend_from_slice(&data);
+                self.buffer.extend_from_slice(h1::encode::CHUNK_END);
+            } else {
+                self.data = data;
             }
         }
         Poll::Ready(Ok(()))

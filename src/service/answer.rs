@@ -35,15 +35,15 @@ impl Answer {
     }
 
     /// The page for `error`; this is where an error ends, and is told.
-    pub(super) fn failed(error: GatewayError, form: Accept, mut log: LogGuard) -> Self {
-        log.refused(&error);
+    pub(super) fn failed(error: &GatewayError, form: Accept, mut log: LogGuard) -> Self {
+        log.refused(error);
         // A request that was refused for its form may have an end we do not see.
         if error.side == Side::Downstream && error.status != StatusCode::NOT_FOUND {
             log.close();
         }
         let id = log.request_id().to_string();
         let runtime = log.connection().worker.current();
-        let mut page = Page::of(&error, &id);
+        let mut page = Page::of(error, &id);
         page.administrator = runtime.plan.administrator.as_deref();
         page.starting = error.side == Side::Upstream && error.status == StatusCode::SERVICE_UNAVAILABLE;
         Self::new(page.response(form), log)

@@ -33,7 +33,6 @@ pub struct Worker {
 pub(super) type Pinned = Rc<Arc<Runtime>>;
 
 impl Worker {
-    #[expect(clippy::too_many_arguments, reason = "one thread's share of the gateway, put together in one place")]
     pub fn new(
         current: Arc<Current>,
         spool: Arc<Spool>,

@@ -142,9 +142,9 @@ impl LogGuard {
     }
 
     /// The response broke off on our side or the endpoint's; its status has gone out already.
-    pub fn failed(&mut self, error: GatewayError) {
-        report(&error, &self.record);
-        self.note(describe(&error));
+    pub fn failed(&mut self, error: &GatewayError) {
+        report(error, &self.record);
+        self.note(describe(error));
         self.done = true;
     }
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request, response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request, response};
 
 pub use self::{
     answer::Answer,
@@ -49,13 +49,12 @@ use crate::{
 ///
 /// Cancelled when the client goes: then the request leaves the queue or closes its connection to the endpoint.
 pub async fn serve(request: Request<Body>, connection: &Rc<Connection>) -> Answer {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let mut log = LogGuard::begin(connection, &head);
-    let form = answer::form(&head);
-    match respond(head, body, connection, &mut log).await {
+    match respond(&mut head, body, connection, &mut log).await {
         Ok(Reached::Response(response)) => Answer::new(response, log),
         Ok(Reached::Tunnel(response, tunnel)) => Answer::switching(response, tunnel, log),
-        Err(error) => Answer::failed(error, form, log),
+        Err(error) => Answer::failed(&error, answer::form(&head), log),
     }
 }
 
@@ -65,7 +64,7 @@ enum Reached {
 }
 
 async fn respond(
-    mut request: request::Parts,
+    request: &mut request::Parts,
     body: Body,
     connection: &Rc<Connection>,
     log: &mut LogGuard,
@@ -82,9 +81,10 @@ async fn respond(
     // One reading of where the request is going, for everything below.
     headers::check_framing(&request.headers)?;
     let authority = Authority::read(&request.headers, &request.uri, request.version)?;
-    let target = origin_form(&request)?;
-    let path = Path::read(request.uri.path())?;
-    let origin = Origin::of(
+    let uri = request.uri.clone();
+    let target = origin_form(&request.method, &uri)?;
+    let path = Path::read(uri.path())?;
+    let mut origin = Origin::of(
         &connection.peer,
         connection.tls.is_some(),
         connection.local_port,
@@ -92,11 +92,15 @@ async fn respond(
         &request.headers,
         &runtime.plan.trusted_proxies,
     );
+    // A balancer that does not set X-Forwarded-Host passes on whatever its client sent.
+    if origin.trusted && runtime.plan.host.is_some() && !is_known(&runtime, connection, origin.host.host()) {
+        origin.take_host(&authority);
+    }
     log.client(origin.client);
-    let upgrade = wants_websocket(&request);
-    check_host(&runtime, connection, &origin, &request, upgrade)?;
+    let upgrade = wants_websocket(request);
+    check_host(&runtime, connection, &origin, request.version, upgrade)?;
     if let Some(host) = redirected_host(&runtime, connection, &origin, &path, upgrade) {
-        return Ok(Reached::Response(answer::redirect_to_host(host, connection.local_port, &target)));
+        return Ok(Reached::Response(answer::redirect_to_host(host, connection.local_port, target)));
     }
     let Some(found) = runtime.routes.find(origin.host.host(), &path) else {
         return Err(GatewayError::downstream(StatusCode::NOT_FOUND, "no route for this path"));
@@ -104,7 +108,7 @@ async fn respond(
     let route: &Route = found.value;
     log.route(route);
     if found.bare && route.plan.slash == Slash::Redirect {
-        return Ok(Reached::Response(answer::redirect_to_slash(&path, request.uri.query())));
+        return Ok(Reached::Response(answer::redirect_to_slash(&path, uri.query())));
     }
 
     // Before the body: a client that is told no need not send it.
@@ -132,7 +136,7 @@ async fn respond(
     let place = if upgrade { None } else { Some(enter(route, log).await?) };
 
     let mut trace = Trace::default();
-    let view = View { request: &request, path: &path, origin: &origin, found: &found, target: &target, progress };
+    let view = View { request, path: &path, origin: &origin, found: &found, target, progress };
     let sent = exchange(&view, payload, place, upgrade, worker, &mut trace).await;
     log.trace(&trace);
     let mut reply = sent?;
@@ -150,7 +154,7 @@ async fn respond(
     // Before the body is looked at: with an offload comes the length of the file, and no body.
     let offload = files::take_offload(&mut reply.parts.headers, &route.plan.accel_prefix);
     let (mut parts, body) = match offload.target {
-        Some(target) if !route.files.is_empty() => offloaded(route, &target, &request, reply).await?.into_parts(),
+        Some(target) if !route.files.is_empty() => offloaded(route, &target, request, reply).await?.into_parts(),
         Some(_) => return Err(no_files(route)),
         None => {
             let delivery = delivery(route, &reply.parts.headers, offload.buffering);
@@ -163,7 +167,7 @@ async fn respond(
 }
 
 /// Answers what was refused before there was a request.
-pub fn refuse(connection: &Rc<Connection>, error: GatewayError) -> Answer {
+pub fn refuse(connection: &Rc<Connection>, error: &GatewayError) -> Answer {
     let mut log = LogGuard::unread(connection);
     log.close();
     Answer::failed(error, Accept::Html, log)
@@ -192,14 +196,13 @@ pub async fn tunnel<Io: Downstream>(
 }
 
 /// The request target as it is forwarded: the path and the query, as they came (RFC 9112, 3.2.1).
-fn origin_form(request: &request::Parts) -> Result<String, GatewayError> {
-    if request.method == Method::CONNECT {
+fn origin_form<'a>(method: &Method, uri: &'a Uri) -> Result<&'a str, GatewayError> {
+    if *method == Method::CONNECT {
         return Err(GatewayError::downstream(StatusCode::METHOD_NOT_ALLOWED, "CONNECT is for forward proxies"));
     }
-    let target = request.uri.path_and_query().map(http::uri::PathAndQuery::as_str);
+    let target = uri.path_and_query().map(http::uri::PathAndQuery::as_str);
     target
         .filter(|target| target.starts_with('/'))
-        .map(str::to_owned)
         .ok_or_else(|| GatewayError::downstream(StatusCode::BAD_REQUEST, "the request target has no path"))
 }
 
@@ -222,12 +225,12 @@ fn check_host(
     runtime: &Runtime,
     connection: &Connection,
     origin: &Origin,
-    request: &request::Parts,
+    version: Version,
     upgrade: bool,
 ) -> Result<(), GatewayError> {
     let Some(name) = connection.tls.as_ref().and_then(|tls| tls.server_name.as_deref()) else { return Ok(()) };
     let host = origin.host.host();
-    if origin.trusted || upgrade || host.eq_ignore_ascii_case(name) || request.version < Version::HTTP_2 {
+    if origin.trusted || upgrade || host.eq_ignore_ascii_case(name) || version < Version::HTTP_2 {
         return Ok(());
     }
     let certificates = &connection.worker.certificates;
@@ -258,8 +261,11 @@ fn redirected_host<'a>(
     }
     let host = origin.host.host();
     let health = |path: &str| runtime.plan.upstreams.values().any(|plan| plan.health_path.as_deref() == Some(path));
-    let known = runtime.knows(host) || connection.worker.certificates.certificate_for(host).is_some();
-    (!known && !health(path.raw())).then_some(canonical)
+    (!is_known(runtime, connection, host) && !health(path.raw())).then_some(canonical)
+}
+
+fn is_known(runtime: &Runtime, connection: &Connection, host: &str) -> bool {
+    runtime.knows(host) || connection.worker.certificates.certificate_for(host).is_some()
 }
 
 /// The request body: whole, or as it comes where the route says so and the endpoint can be told its length.

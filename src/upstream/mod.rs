@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use pool::{Lease, Pool, Reuse};
+pub use pool::{Lease, Pool};
 pub use queue::{Place, Queue, Refused};
 pub use stream::UpstreamStream;
 

@@ -44,12 +44,11 @@ impl Lease {
 }
 
 impl Pool {
-    /// Takes an idle connection to `endpoint`.
+    /// Takes an idle connection to `endpoint`, for a request that can be sent again.
     ///
-    /// With [`Reuse::Proven`] only one whose peer has shown that it keeps connections alive, and that has
-    /// been idle for a moment only: between the look and the write the peer may still close it, and
-    /// such a request cannot be repeated.
-    pub fn take(&self, endpoint: &Endpoint, reuse: Reuse) -> Option<Lease> {
+    /// Between this look and the write its peer may still close it, however new it is: a server that restarts closes
+    /// what is idle. Whatever must not be sent twice needs a connection of its own.
+    pub fn take(&self, endpoint: &Endpoint) -> Option<Lease> {
         if endpoint.closes_unannounced() {
             return None;
         }
@@ -63,9 +62,7 @@ impl Pool {
                 }
                 continue;
             }
-            let idle_for = candidate.since.elapsed();
-            let proven = candidate.requests > 1 && idle_for < PROVEN_IDLE;
-            if idle_for < MAX_AGE && (reuse == Reuse::Any || proven) {
+            if candidate.since.elapsed() < MAX_AGE {
                 return Some(Lease { stream: candidate.stream, requests: candidate.requests });
             }
         }
@@ -93,20 +90,9 @@ impl Pool {
     }
 }
 
-/// Which idle connections will do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reuse {
-    /// Any: the request can be sent again if its connection turns out to be closed.
-    Any,
-    /// Only one that is sure to be open, as far as one can be.
-    Proven,
-}
-
 /// Idle connections kept for one endpoint by one core.
-const MAX_IDLE: usize = 64;
+const MAX_IDLE: usize = 512;
 /// The longest idle time.
 const MAX_AGE: Duration = Duration::from_secs(30);
-/// The longest idle time of a connection that carries a request which cannot be repeated.
-const PROVEN_IDLE: Duration = Duration::from_secs(1);
 /// A peer that closes a new connection within this time of its first answer does so by habit.
 const CLOSES_AT_ONCE: Duration = Duration::from_millis(500);

@@ -86,7 +86,7 @@ struct Waiter<'a> {
 impl<'a> Waiter<'a> {
     fn new(queue: &'a Queue) -> Option<Self> {
         let one_more = |count| (count < queue.plan.limit).then_some(count + 1);
-        queue.waiting.try_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        queue.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         Some(Self { queue, _counted: queue.metrics.queue_depth.hold(), left: Some(Refusal::Canceled) })
     }
 }

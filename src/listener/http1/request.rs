@@ -172,6 +172,12 @@ impl<Io: Downstream> http_body::Body for RequestBody<Io> {
     }
 }
 
+/// Closes a connection on which everything has been read.
+pub(super) async fn close<Io: Downstream>(wire: &RefCell<Wire<Io>>) {
+    // A peer that does not take our goodbye is gone all the same.
+    drop(poll_fn(|cx| Pin::new(&mut wire.borrow_mut().io).poll_shutdown(cx)).await);
+}
+
 /// Closes our side and reads over what the client still sends, so that it gets to read the answer: a socket that is
 /// closed with bytes unread resets the connection, and the answer with it.
 pub(super) async fn linger<Io: Downstream>(wire: &RefCell<Wire<Io>>, mut timer: Pin<&mut Sleep>) {

@@ -28,6 +28,8 @@ pub(super) enum Next {
     Request,
     /// Closed, by whomever.
     Gone,
+    /// To be closed.
+    Close,
     /// To be closed, with bytes of the client's that are not read yet.
     Linger,
     Tunnel(Box<Tunnel>, LogGuard),
@@ -93,13 +95,14 @@ pub(super) async fn send<Io: Downstream>(
             return Next::Gone;
         }
         Err(Cut::Body(error)) => {
-            log.failed(error);
+            log.failed(&error);
             return Next::Gone;
         }
     }
     match tunnel {
         Some(tunnel) => Next::Tunnel(tunnel, log),
         None if stays => Next::Request,
+        None if read && wire.borrow().read.is_empty() => Next::Close,
         None => Next::Linger,
     }
 }

@@ -41,7 +41,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
             Ok(head) => head,
             Err(NoHead::Over) => return,
             Err(NoHead::Refused(error)) => {
-                let answer = service::refuse(&connection, error);
+                let answer = service::refuse(&connection, &error);
                 let exchange = Exchange { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
                 response::send(&wire, answer, &exchange, timer.as_mut(), limits.progress_timeout).await;
                 request::linger(&wire, timer.as_mut()).await;
@@ -50,7 +50,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         };
         idle = limits.keep_alive;
 
-        let exchange =
+        let mut exchange =
             Exchange { method: head.parts.method.clone(), version: head.parts.version, keep_alive: head.keep_alive };
         wire.borrow_mut().begin(&head);
         let body = if wire.borrow().body_is_read() {
@@ -63,10 +63,12 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         // A client that has gone takes its request with it: out of the queue, off the endpoint.
         let Some(answer) = until_gone(service::serve(request, &connection), &wire).await else { return };
 
+        exchange.keep_alive &= !drain.is_on();
         let next = response::send(&wire, answer, &exchange, timer.as_mut(), limits.progress_timeout).await;
         match next {
-            response::Next::Request if !drain.is_on() => {}
-            response::Next::Request | response::Next::Gone => return,
+            response::Next::Request => {}
+            response::Next::Gone => return,
+            response::Next::Close => return request::close(&wire).await,
             response::Next::Linger => return request::linger(&wire, timer.as_mut()).await,
             response::Next::Tunnel(tunnel, log) => {
                 let Some(wire) = Rc::into_inner(wire) else { return };
