@@ -302,8 +302,8 @@ fn headers(ranges: &Ranges, head: &Bytes) -> Result<HeaderMap, HeadError> {
     for (name, value) in ranges {
         let name = HeaderName::from_bytes(&head[name.start as usize..name.end as usize])
             .map_err(|_| HeadError::Malformed("a header name"))?;
-        let value = HeaderValue::from_maybe_shared(value.slice(head))
-            .map_err(|_| HeadError::Malformed("a header value"))?;
+        let value =
+            HeaderValue::from_maybe_shared(value.slice(head)).map_err(|_| HeadError::Malformed("a header value"))?;
         headers.append(name, value);
     }
     Ok(headers)

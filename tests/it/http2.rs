@@ -123,8 +123,9 @@ fn trailers_of_a_request_are_ignored() {
     let (gateway, certificate) = before(&backend, "", "");
 
     let seen = block_on(async {
-        let stream =
-            clients::tls_connect(gateway.address(0), "localhost", clients::client(&[&certificate], &["h2"])).await.unwrap();
+        let stream = clients::tls_connect(gateway.address(0), "localhost", clients::client(&[&certificate], &["h2"]))
+            .await
+            .unwrap();
         let (mut sender, connection) = hyper::client::conn::http2::handshake(
             hyper_util::rt::TokioExecutor::new(),
             hyper_util::rt::TokioIo::new(stream),

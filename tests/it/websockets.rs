@@ -244,7 +244,9 @@ fn what_is_sent_right_behind_the_handshakes_is_not_lost() {
         let request = read_request(&mut stream).unwrap();
         assert!(request.ends_with(b"\r\n\r\n"));
         stream
-            .write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x05early")
+            .write_all(
+                b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\x81\x05early",
+            )
             .unwrap();
         let mut bytes = [0; 9];
         stream.read_exact(&mut bytes).unwrap();
