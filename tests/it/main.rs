@@ -1,6 +1,7 @@
 //! The gateway over real sockets, against real peers: one binary, one module a topic.
 
 mod bodies;
+mod cli;
 mod config;
 mod demo;
 mod files;
