@@ -4,17 +4,19 @@
 
 use std::{
     error::Error,
+    future::poll_fn,
     io,
     net::TcpListener,
     os::unix::net::UnixListener,
     rc::Rc,
     sync::{Arc, mpsc},
+    task::Poll,
     thread,
     time::{Duration, SystemTime},
 };
 
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     task::LocalSet,
     time::{MissedTickBehavior, interval},
 };
@@ -85,10 +87,11 @@ pub fn run(source: &Source) -> Result<(), Box<dyn Error>> {
     });
     let deadline = plan.drain;
     let gateway = Gateway::start(plan, provisions)?;
+    let signals = gateway.catch_signals()?;
     for address in &gateway.addresses {
         tracing::info!(%address, "listening");
     }
-    gateway.wait_for_signals(log_file.as_deref())?;
+    gateway.wait_for(signals, log_file.as_deref());
     tracing::info!(deadline = ?deadline, "stopping: requests in flight come to their end");
     if gateway.stop(deadline) { Ok(()) } else { Err("the stop cut off requests that took too long".into()) }
 }
@@ -206,19 +209,24 @@ impl Gateway {
         }
     }
 
-    /// Until it is told to stop.
-    fn wait_for_signals(&self, log_file: Option<&std::path::Path>) -> io::Result<()> {
+    /// Catches the signals to stop from here on; before, one of them ends the process where it stands.
+    ///
+    /// Comes before anybody is told that we listen: whoever is told may send one.
+    pub(crate) fn catch_signals(&self) -> io::Result<Signals> {
+        let _inside = self.control.enter();
+        Ok(Signals {
+            stop: [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::quit())?],
+            reopen: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// Until it is told to stop; a second time, then, ends the process at once.
+    pub(crate) fn wait_for(&self, mut signals: Signals, log_file: Option<&std::path::Path>) {
         self.control.block_on(async {
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
-            let mut quit = signal(SignalKind::quit())?;
-            let mut reopen = signal(SignalKind::user_defined1())?;
             loop {
                 tokio::select! {
-                    _ = terminate.recv() => break,
-                    _ = interrupt.recv() => break,
-                    _ = quit.recv() => break,
-                    _ = reopen.recv() => {
+                    () = one_of(&mut signals.stop) => break,
+                    _ = signals.reopen.recv() => {
                         let Some(path) = log_file else { continue };
                         match output::open(path) {
                             Ok(file) => self.reopen(file),
@@ -229,17 +237,12 @@ impl Gateway {
                     }
                 }
             }
-            self.control.spawn(async move {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                    _ = quit.recv() => {}
-                }
-                tracing::warn!("stopped at once by a second signal");
-                std::process::exit(1);
-            });
-            Ok(())
-        })
+        });
+        self.control.spawn(async move {
+            one_of(&mut signals.stop).await;
+            tracing::warn!("stopped at once by a second signal");
+            std::process::exit(1);
+        });
     }
 
     /// Closes the door: no new connections, an end to those that are idle, `deadline` for requests in flight.
@@ -257,6 +260,21 @@ impl Gateway {
         }
         whole
     }
+}
+
+/// The signals that concern a gateway, caught for as long as the process lives.
+pub(crate) struct Signals {
+    /// TERM, INT and QUIT.
+    stop: [Signal; 3],
+    reopen: Signal,
+}
+
+async fn one_of(signals: &mut [Signal]) {
+    poll_fn(|cx| {
+        let came = signals.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
+        if came { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 fn certificates(provisions: &Provisions) -> Result<Vec<Certificate>, StartError> {

@@ -16,6 +16,7 @@
 //! | [`metrics`], [`telemetry`], [`drain`] | counts; the access log and events; what a stop waits for |
 //! | [`spool`] | disk for bodies that do not fit in memory |
 //! | [`files`] | `X-Sendfile` and `X-Accel-Redirect`: a file under an allowed root becomes a response |
+//! | [`backends`] | processes of ours behind endpoints, none of which outlives us |
 //! | [`upstream`] | an application: endpoints, the queue before it, the connections to it |
 //! | [`route`], [`runtime`] | host and path → route; one immutable generation of all that a request needs |
 //! | [`tls`] | certificates by name, the terms of handshakes |
@@ -78,6 +79,7 @@
 //! - A path with a dot segment, plain or encoded, has no route ([`http::path`] says why).
 
 pub mod admin;
+pub mod backends;
 pub mod cli;
 pub mod config;
 pub mod demo;

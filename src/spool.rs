@@ -58,7 +58,7 @@ impl Spool {
 
     /// Makes an empty file without a name.
     pub fn file(self: &Arc<Self>) -> Result<SpoolFile, SpoolError> {
-        Ok(SpoolFile { file: Arc::new(self.unnamed()?), length: 0, spool: Arc::clone(self) })
+        Ok(SpoolFile { file: Arc::new(self.unnamed()?), length: 0, reserved: 0, spool: Arc::clone(self) })
     }
 
     fn unnamed(&self) -> io::Result<File> {
@@ -98,6 +98,8 @@ impl Spool {
 pub struct SpoolFile {
     file: Arc<File>,
     length: u64,
+    /// Bytes taken from the spool's limit: more than `length` while some are on their way.
+    reserved: u64,
     spool: Arc<Spool>,
 }
 
@@ -113,10 +115,12 @@ impl SpoolFile {
 
     /// Adds `chunks` at the end, off the traffic thread: a disk that is behind must not stop other connections.
     ///
-    /// On an error nothing has been added.
+    /// On an error nothing has been added. Cancelled, it leaves a file that is only fit to be dropped.
     pub async fn append(&mut self, chunks: Vec<Bytes>) -> Result<(), SpoolError> {
         let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         self.spool.reserve(bytes)?;
+        // Before the wait, which a client that goes may end.
+        self.reserved += bytes;
         let (file, start) = (Arc::clone(&self.file), self.length);
         let written = tokio::task::spawn_blocking(move || {
             let mut at = start;
@@ -135,6 +139,7 @@ impl SpoolFile {
                 Ok(())
             }
             Err(error) => {
+                self.reserved -= bytes;
                 self.spool.release(bytes);
                 Err(error.into())
             }
@@ -144,7 +149,7 @@ impl SpoolFile {
 
 impl Drop for SpoolFile {
     fn drop(&mut self) {
-        self.spool.release(self.length);
+        self.spool.release(self.reserved);
     }
 }
 
@@ -166,6 +171,20 @@ mod tests {
 
         assert!(matches!(refused, Err(SpoolError::Full(10))), "{refused:?}");
         assert_eq!((file.length(), spool.used()), (8, 8));
+    }
+
+    #[tokio::test]
+    async fn space_is_given_back_when_a_write_is_cancelled() {
+        let spool = spool(10);
+        let mut file = spool.file().unwrap();
+        {
+            let append = std::pin::pin!(file.append(vec![Bytes::from_static(b"12345678")]));
+            assert!(futures_util::poll!(append).is_pending());
+        }
+
+        drop(file);
+
+        assert_eq!(spool.used(), 0);
     }
 
     #[tokio::test]

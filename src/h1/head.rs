@@ -84,6 +84,9 @@ pub fn decode_request(buffer: &mut BytesMut, limits: HeadLimits) -> Result<Optio
     let length = match status {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return incomplete_request(buffer, limits),
+        Err(httparse::Error::Version) if !names_a_version(buffer) => {
+            return Err(HeadError::Malformed("white space in the request target"));
+        }
         Err(error) => return Err(syntax(error, limits)),
     };
     if length > limits.bytes {
@@ -201,6 +204,12 @@ fn incomplete_request(buffer: &BytesMut, limits: HeadLimits) -> Result<Option<Re
         return Err(HeadError::TargetTooLong(limits.target));
     }
     if buffer.len() > limits.bytes { Err(HeadError::TooLarge(limits.bytes)) } else { Ok(None) }
+}
+
+/// Whether it is a version of HTTP that comes third in the request line.
+fn names_a_version(buffer: &[u8]) -> bool {
+    let line = buffer.trim_ascii_start();
+    line.split(|byte| *byte == b' ').nth(2).is_some_and(|third| third.starts_with(b"HTTP/"))
 }
 
 /// A recipient may accept a bare LF as a line end (RFC 9112, 2.2); one that does reads other lines

@@ -21,6 +21,9 @@ pub trait Downstream: AsyncRead + AsyncWrite + Unpin + 'static {
     /// Sends up to `length` bytes of `file` from `offset` on without bringing them into user space; 0 when the file
     /// has become shorter.
     fn poll_send_file(&mut self, cx: &mut Context<'_>, file: &File, offset: u64, length: u64) -> Poll<io::Result<u64>>;
+
+    /// Makes the end of the connection one that no reader takes for the end of a body, where there is such an end.
+    fn reset_on_close(&self) {}
 }
 
 impl Downstream for TcpStream {
@@ -33,6 +36,12 @@ impl Downstream for TcpStream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 sent => return Poll::Ready(sent),
             }
+        }
+    }
+
+    fn reset_on_close(&self) {
+        if let Err(error) = self.set_zero_linger() {
+            tracing::debug!(error = &error as &dyn std::error::Error, "a connection cannot be reset");
         }
     }
 }

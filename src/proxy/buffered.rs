@@ -43,6 +43,8 @@ struct Shared {
     file: Option<SpoolFile>,
     /// Bytes of the file the reader has been given.
     given: u64,
+    /// The reader is not done with what it was given, so the file is still on disk.
+    reading: bool,
     end: Option<Result<(), GatewayError>>,
     reader: Option<Waker>,
     filler: Option<Waker>,
@@ -56,7 +58,7 @@ impl Shared {
     }
 
     fn is_file_unread(&self) -> bool {
-        self.file.as_ref().is_some_and(|file| self.given < file.length())
+        self.reading || self.file.as_ref().is_some_and(|file| self.given < file.length())
     }
 }
 
@@ -171,7 +173,10 @@ impl Buffered {
                         Ok(data) => return Poll::Ready(Some(Ok(data))),
                         Err(_) => continue,
                     },
-                    None => self.file = None,
+                    None => {
+                        self.file = None;
+                        self.shared.borrow_mut().reading = false;
+                    }
                 }
             }
             let mut shared = self.shared.borrow_mut();
@@ -185,6 +190,7 @@ impl Buffered {
             if let Some(file) = shared.file.as_ref().filter(|file| shared.given < file.length()) {
                 self.file = Some(FileBody::new(Arc::clone(file.file()), shared.given, file.length() - shared.given));
                 shared.given = file.length();
+                shared.reading = true;
                 continue;
             }
             if let Some(filler) = shared.filler.take() {

@@ -116,11 +116,14 @@ fn human(bytes: u64) -> String {
 async fn next(body: &mut Body, progress: Duration) -> Option<Result<http_body::Frame<Bytes>, GatewayError>> {
     match tokio::time::timeout(progress, body.frame()).await {
         Ok(frame) => frame,
-        Err(_) => Some(Err(GatewayError::downstream(
-            StatusCode::REQUEST_TIMEOUT,
-            format!("the client sent nothing of its body for {} s", progress.as_secs()),
-        ))),
+        Err(_) => Some(Err(too_slow(progress))),
     }
+}
+
+/// The refusal of a body that has stopped coming.
+pub(super) fn too_slow(progress: Duration) -> GatewayError {
+    let message = format!("the client sent nothing of its body for {} s", progress.as_secs());
+    GatewayError::downstream(StatusCode::REQUEST_TIMEOUT, message)
 }
 
 fn no_room(error: SpoolError) -> GatewayError {

@@ -14,6 +14,7 @@ use http_body::Body as _;
 use tokio::{io::AsyncWrite, time::timeout};
 use tokio_util::io::poll_read_buf;
 
+use super::collect::too_slow;
 use crate::{
     h1::{self, HeadError, HeadLimits, ResponseHead},
     http::{Body, GatewayError},
@@ -125,6 +126,7 @@ impl Wire {
                 Ok(Ok(Step::Sent)) => {}
                 Ok(Ok(Step::Answering)) => break,
                 Ok(Err(error)) => return Err(error),
+                Err(_) if self.outgoing.waits_for_body() => return Err(WireError::RequestBody(too_slow(progress))),
                 Err(_) => return Err(WireError::SendTimeout(progress)),
             }
         }
@@ -260,6 +262,11 @@ enum Step {
 impl Outgoing {
     fn is_flushed(&self) -> bool {
         self.buffer.is_empty() && self.data.is_empty()
+    }
+
+    /// The endpoint has had all there was, and the client has not sent more.
+    fn waits_for_body(&self) -> bool {
+        self.state == Sending::Body && self.is_flushed()
     }
 
     fn advance(&mut self, count: usize) {

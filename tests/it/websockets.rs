@@ -22,7 +22,7 @@ use tokio_tungstenite::{
 use crate::support::{
     Backend, PATIENCE, TestGateway,
     clients::{self, block_on},
-    connect, header, proxying, read_request, status, wait_for,
+    connect, header, proxying, read_head, read_request, status, wait_for,
 };
 
 /// A tungstenite server that sends every message back, and keeps the heads of its handshakes.
@@ -160,15 +160,6 @@ fn handshake(path: &str, upgrade: &str, connection: &str) -> String {
         "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: {upgrade}\r\nConnection: {connection}\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
-}
-
-fn read_head(stream: &mut impl Read) -> String {
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte).unwrap();
-        head.push(byte[0]);
-    }
-    String::from_utf8(head).unwrap()
 }
 
 #[test]

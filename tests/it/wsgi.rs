@@ -20,7 +20,7 @@ use crate::support::{
     applications::{Gunicorn, Uwsgi, application_at, seen},
     body,
     clients::{self, H2, block_on},
-    connect, header, raw, read_response, status, wait_for,
+    connect, header, raw, read_response, status, unchunked, wait_for,
 };
 
 /// A request with the connection closed after it, so that it can be read to its end.
@@ -487,20 +487,7 @@ fn a_large_answer_of_uwsgi_arrives_byte_for_byte_at_a_slow_reader() {
     let head = String::from_utf8_lossy(&answer[..start]).into_owned();
     // uWSGI says no length, so it comes in chunks.
     assert_eq!(header(&head, "transfer-encoding").as_deref(), Some("chunked"), "{head}");
-    assert!(unchunked(&answer[start..]) == expected, "other bytes than the application sent");
-}
-
-fn unchunked(mut chunks: &[u8]) -> Vec<u8> {
-    let mut whole = Vec::new();
-    loop {
-        let end = chunks.windows(2).position(|part| part == b"\r\n").expect("a chunk size");
-        let size = usize::from_str_radix(std::str::from_utf8(&chunks[..end]).unwrap(), 16).unwrap();
-        if size == 0 {
-            return whole;
-        }
-        whole.extend_from_slice(&chunks[end + 2..end + 2 + size]);
-        chunks = &chunks[end + 2 + size + 2..];
-    }
+    assert!(unchunked(&answer[start..]).as_ref() == Some(&expected), "other bytes than the application sent");
 }
 
 /// Clients that ask again and again until they are told to stop; answers with what was not a 200.

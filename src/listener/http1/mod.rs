@@ -130,8 +130,10 @@ async fn read_head<Io: Downstream>(
         }
         let begun = !wire.is_blank();
         if !begun {
-            // An idle connection keeps no buffer.
-            wire.read = BytesMut::new();
+            // An idle connection keeps no buffer; of an empty line, its CR waits for the LF.
+            if !wire.read.ends_with(b"\r") {
+                wire.read = BytesMut::new();
+            }
             if draining.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(NoHead::Over));
             }

@@ -5,6 +5,7 @@ use std::{
     future::{Future as _, poll_fn},
     io,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -39,7 +40,7 @@ pub(super) enum Next {
 ///
 /// `progress` bounds each pause the client makes.
 pub(super) async fn send<Io: Downstream>(
-    wire: &RefCell<Wire<Io>>,
+    wire: &Rc<RefCell<Wire<Io>>>,
     answer: Answer,
     exchange: &Exchange,
     mut timer: Pin<&mut Sleep>,
@@ -48,7 +49,9 @@ pub(super) async fn send<Io: Downstream>(
     let Answer { response, tunnel, mut log } = answer;
     let (parts, body) = response.into_parts();
     let framing = framing(exchange, parts.status, &parts.headers, &body);
-    let read = wire.borrow_mut().skip_body();
+    // A body that somebody else holds is on its way to the endpoint, which has begun to answer before its end.
+    let held = Rc::strong_count(wire) > 1;
+    let read = if held { wire.borrow().body_is_read() } else { wire.borrow_mut().skip_body() };
     let stays = exchange.keep_alive && read && !log.closes() && ends(framing, exchange, parts.status);
     let connection = match (&tunnel, stays) {
         (Some(_), _) => Connection::Upgrade,
@@ -63,16 +66,15 @@ pub(super) async fn send<Io: Downstream>(
 
     let mut waiting = false;
     let written = poll_fn(|cx| {
-        let mut wire = wire.borrow_mut();
         let before = (writer.taken, writer.out.len(), writer.data.len());
-        if let Poll::Ready(written) = writer.poll_write(cx, &mut wire.io) {
+        if let Poll::Ready(written) = writer.poll_write(cx, wire) {
             return Poll::Ready(written);
         }
         match writer.waits {
             Waits::Body => {
                 waiting = false;
                 // Whoever is not there to read need not be waited for.
-                ready!(wire.poll_gone(cx));
+                ready!(wire.borrow_mut().poll_gone(cx));
                 Poll::Ready(Err(Cut::Client(io::ErrorKind::ConnectionReset.into())))
             }
             Waits::Client => {
@@ -95,6 +97,10 @@ pub(super) async fn send<Io: Downstream>(
             return Next::Gone;
         }
         Err(Cut::Body(error)) => {
+            if framing == Framing::Unsaid {
+                // The end of the connection would be the end of the body.
+                wire.borrow().io.reset_on_close();
+            }
             log.failed(&error);
             return Next::Gone;
         }
@@ -178,12 +184,14 @@ impl Writer {
         self.taken - self.data.len() as u64
     }
 
-    fn poll_write<Io: Downstream>(&mut self, cx: &mut Context<'_>, io: &mut Io) -> Poll<Result<(), Cut>> {
+    fn poll_write<Io: Downstream>(&mut self, cx: &mut Context<'_>, wire: &RefCell<Wire<Io>>) -> Poll<Result<(), Cut>> {
         loop {
+            // Before the wire is taken: behind the body there may be the rest of the request, which reads from it.
             let body = if self.data.is_empty() { self.poll_fill(cx, Io::SENDS_FILES) } else { Poll::Ready(Ok(())) };
             if let Poll::Ready(Err(error)) = body {
                 return Poll::Ready(Err(Cut::Body(error)));
             }
+            let io = &mut wire.borrow_mut().io;
             self.waits = Waits::Client;
             if !self.out.is_empty() || !self.data.is_empty() {
                 let written = ready!(self.poll_pieces(cx, io)).map_err(Cut::Client)?;

@@ -3,13 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a helper that cannot do its part fails the test that called it")]
 #![allow(dead_code, reason = "each helper has its users in some of the modules")]
 
+pub(crate) mod applications;
+pub(crate) mod clients;
+
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Condvar, Mutex, Once,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
@@ -37,6 +40,7 @@ impl TestGateway {
     }
 
     pub(crate) fn start_in(folder: tempfile::TempDir, configuration: &str) -> Self {
+        keep_warnings();
         let mut text = configuration.replace("{dir}", folder.path().to_str().unwrap());
         for (key, value) in [
             ("tls:", "tls: { storage: storage }\n"),
@@ -321,5 +325,89 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
 /// The longest a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(crate) mod applications;
-pub(crate) mod clients;
+/// Reads to the empty line after a head.
+pub(crate) fn read_head(stream: &mut impl Read) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        let read = stream.read(&mut byte);
+        assert!(matches!(read, Ok(1)), "{read:?} after {}", String::from_utf8_lossy(&head));
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// Everything that comes until the connection ends; a reset is an end too.
+pub(crate) fn read_rest(stream: &mut impl Read) -> Vec<u8> {
+    let mut rest = Vec::new();
+    match stream.read_to_end(&mut rest) {
+        Err(error) if error.kind() != io::ErrorKind::ConnectionReset => {
+            panic!("no end of the answer: {error}; {} bytes so far", rest.len())
+        }
+        _ => rest,
+    }
+}
+
+/// The data of a chunked body; `None` when it is not whole.
+pub(crate) fn unchunked(mut body: &[u8]) -> Option<Vec<u8>> {
+    let mut data = Vec::new();
+    loop {
+        let end = body.windows(2).position(|pair| pair == b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&body[..end]).unwrap(), 16).unwrap();
+        body = &body[end + 2..];
+        if size == 0 {
+            return (body == b"\r\n").then_some(data);
+        }
+        data.extend_from_slice(body.get(..size)?);
+        body = body.get(size..)?.strip_prefix(b"\r\n")?;
+    }
+}
+
+/// Bytes in which any piece that is lost, repeated or moved shows.
+pub(crate) fn noise(length: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut bytes = vec![0; length];
+    random.fill(&mut bytes);
+    bytes
+}
+
+/// Holds others up until it is opened.
+#[derive(Clone, Default)]
+pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub(crate) fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until it is open; a test that fails before leaves the waiting thread to the end of the process.
+    pub(crate) fn wait(&self) {
+        drop(self.0.1.wait_while(self.0.0.lock().unwrap(), |open| !*open).unwrap());
+    }
+}
+
+/// The warnings and errors logged so far, by all gateways of this process, in which `text` occurs.
+pub(crate) fn warnings(text: &str) -> Vec<String> {
+    let lines = WARNINGS.lock().unwrap();
+    String::from_utf8_lossy(&lines).lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+}
+
+fn keep_warnings() {
+    struct Kept;
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            WARNINGS.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false).with_writer(|| Kept).init();
+    });
+}
+
+static WARNINGS: Mutex<Vec<u8>> = Mutex::new(Vec::new());

@@ -1,0 +1,5 @@
+//! The processes behind endpoints.
+
+mod process;
+
+pub use process::{NotReady, Process};
