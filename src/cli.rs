@@ -93,7 +93,7 @@ fn serve(source: &Source) -> ExitCode {
 }
 
 fn check(source: &Source) -> ExitCode {
-    match config::check(source, &[config::unreadable, tls::check]) {
+    match config::check(source, &[config::missing_folders, tls::check]) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("{}\n", chain(&error)));

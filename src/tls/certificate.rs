@@ -65,6 +65,14 @@ impl Certificate {
         Ok(Self { at: material.at.clone(), names, not_before, not_after, self_signed, key })
     }
 
+    /// What is wrong with each file of `material` by itself; whether they belong together is not looked at.
+    pub fn faults(material: &CertificateMaterial) -> Vec<CertificateError> {
+        let certificate = certificates(material, Role::Certificate, &material.certificate).err();
+        let key = private_key(material).err();
+        let chain = material.chain.as_ref().and_then(|chain| certificates(material, Role::Chain, chain).err());
+        [certificate, key, chain].into_iter().flatten().collect()
+    }
+
     /// The key path of the entry in the configuration it comes from.
     pub fn at(&self) -> &str {
         &self.at
@@ -167,7 +175,7 @@ pub enum CertificateError {
     #[error("the {role} {} is not PEM", file.display())]
     Pem { role: Role, file: PathBuf, source: pem::Error },
     #[error("there is no certificate in {}; PEM with `BEGIN CERTIFICATE` is expected", file.display())]
-    NoCertificate { file: PathBuf },
+    NoCertificate { role: Role, file: PathBuf },
     #[error("there is no private key in {}; PEM with `BEGIN PRIVATE KEY` is expected", file.display())]
     NoKey { file: PathBuf },
     #[error(
@@ -184,6 +192,19 @@ pub enum CertificateError {
     Leaf { file: PathBuf, source: X509Error },
     #[error("the key {} does not belong to the certificate {}", key.display(), certificate.display())]
     KeyMismatch { key: PathBuf, certificate: PathBuf },
+}
+
+impl CertificateError {
+    /// The file to look at first.
+    pub fn role(&self) -> Role {
+        match self {
+            Self::Pem { role, .. } | Self::NoCertificate { role, .. } | Self::Der { role, .. } => *role,
+            Self::Leaf { .. } => Role::Certificate,
+            Self::NoKey { .. } | Self::EncryptedKey { .. } | Self::UnusableKey { .. } | Self::KeyMismatch { .. } => {
+                Role::Key
+            }
+        }
+    }
 }
 
 fn private_key(material: &CertificateMaterial) -> Result<Arc<dyn SigningKey>, CertificateError> {
@@ -212,7 +233,7 @@ fn certificates(
         .collect::<Result<Vec<_>, _>>()
         .map_err(|source| CertificateError::Pem { role, file: file(material, role), source })?;
     if certificates.is_empty() {
-        return Err(CertificateError::NoCertificate { file: file(material, role) });
+        return Err(CertificateError::NoCertificate { role, file: file(material, role) });
     }
     for certificate in &certificates {
         parse(material, role, certificate)?;

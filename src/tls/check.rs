@@ -4,7 +4,7 @@ use std::error::Error;
 
 use jiff::Timestamp;
 
-use super::{Certificate, CertificateMaterial};
+use super::{Certificate, CertificateMaterial, Role};
 use crate::config::{HostName, Plan, Problem};
 
 /// Reads and checks every configured certificate: files, pairs, dates, and whether each known host is covered.
@@ -22,26 +22,30 @@ fn check_at(plan: &Plan, now: Timestamp) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut certificates = Vec::new();
     for entry in &plan.tls.certificates {
-        let at = |problem: String| Problem { at: entry.at.clone(), problem };
-        let material = match CertificateMaterial::read(entry) {
-            Ok(material) => material,
-            Err(faults) => {
-                problems.extend(faults.into_iter().map(|fault| {
-                    at(format!("cannot read the {} {}: {}", fault.role, fault.file.display(), fault.problem))
-                }));
-                continue;
-            }
-        };
+        let at = |role: Role, problem: String| Problem { at: format!("{}.files.{role}", entry.at), problem };
+        let material =
+            match CertificateMaterial::read(entry) {
+                Ok(material) => material,
+                Err(faults) => {
+                    problems.extend(faults.into_iter().map(|fault| {
+                        at(fault.role, format!("cannot read {}: {}", fault.file.display(), fault.problem))
+                    }));
+                    continue;
+                }
+            };
+        let faults = Certificate::faults(&material);
+        if !faults.is_empty() {
+            problems.extend(faults.iter().map(|fault| at(fault.role(), with_cause(fault))));
+            continue;
+        }
         match Certificate::from_material(&material) {
             Ok(certificate) => {
-                problems.extend(
-                    certificate
-                        .warning(now)
-                        .map(|warning| at(format!("{}: {warning}", material.certificate_file.display()))),
-                );
+                problems.extend(certificate.warning(now).map(|warning| {
+                    at(Role::Certificate, format!("{}: {warning}", material.certificate_file.display()))
+                }));
                 certificates.push(certificate);
             }
-            Err(error) => problems.push(at(with_cause(&error))),
+            Err(error) => problems.push(at(error.role(), with_cause(&error))),
         }
     }
     // What a certificate that cannot be read would have covered is not known.
@@ -93,7 +97,7 @@ mod tests {
                 certificate: file("crt"),
                 key: file("key"),
                 chain: None,
-                at: format!("tls.certificates[{position}].files"),
+                at: format!("tls.certificates[{position}]"),
             });
         }
         plan
@@ -130,13 +134,13 @@ mod tests {
             texts(&plan),
             [
                 format!(
-                    "tls.certificates[0].files: {path}/0.crt: the certificate expired at 2021-01-01T00:00:00Z: clients \
+                    "tls.certificates[0].files.certificate: {path}/0.crt: the certificate expired at 2021-01-01T00:00:00Z: clients \
                      refuse it; replace it"
                 ),
                 format!(
-                    "tls.certificates[1].files: the key {path}/1.key does not belong to the certificate {path}/1.crt"
+                    "tls.certificates[1].files.key: the key {path}/1.key does not belong to the certificate {path}/1.crt"
                 ),
-                format!("tls.certificates[2].files: cannot read the key {path}/2.key: there is no such file"),
+                format!("tls.certificates[2].files.key: cannot read {path}/2.key: there is no such file"),
             ]
         );
 

@@ -53,7 +53,7 @@ impl Authority {
 
 pub(crate) fn material(certificate: &str, key: &str, chain: Option<&str>) -> CertificateMaterial {
     CertificateMaterial {
-        at: "tls.certificates[0].files".to_owned(),
+        at: "tls.certificates[0]".to_owned(),
         certificate: certificate.as_bytes().to_vec(),
         key: SecretBytes::new(key.as_bytes().to_vec()),
         chain: chain.map(|chain| chain.as_bytes().to_vec()),

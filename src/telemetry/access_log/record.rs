@@ -108,7 +108,7 @@ impl Started {
     }
 }
 
-/// Names one request in the log, on error pages and to the backend: 32 hexadecimal digits.
+/// Names one request in the log and on error pages: 32 hexadecimal digits.
 ///
 /// A random number of the thread followed by a count, so that making one takes no lock and no system call. Unique for
 /// all practical purposes, but not a secret: whoever has seen one can guess the next.

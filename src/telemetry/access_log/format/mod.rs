@@ -337,7 +337,7 @@ const COMBINED: &str = r#"{client} - - {time_common} "{request}" {status} {size}
 const FIELDS: &[Field] = &[
     json("time", Kind::Time, "when the request began, RFC 3339 with milliseconds, local time zone"),
     text("time_common", Kind::TimeCommon, "the same as Apache writes it: `[22/Nov/2026:21:29:31 +0000]`"),
-    json("request_id", Kind::RequestId, "32 hexadecimal digits, also on error pages and sent to the backend"),
+    json("request_id", Kind::RequestId, "32 hexadecimal digits, also on error pages"),
     json("client", Kind::Client, "address of the client, past trusted proxies; none for a peer on a unix socket"),
     text("request", Kind::Request, "the request line: method, target and version"),
     json("method", Kind::Method, "method of the request"),
