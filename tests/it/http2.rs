@@ -118,6 +118,7 @@ fn a_head_has_a_length_and_no_body() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "a client's task is none of the gateway's")]
 fn trailers_of_a_request_are_ignored() {
     let backend = Backend::echoing();
     let (gateway, certificate) = before(&backend, "", "");
@@ -191,10 +192,10 @@ fn too_large_a_head_is_a_431_and_the_connection_stays() {
 fn a_stop_finishes_the_stream_in_flight_and_begins_no_other() {
     let (go, gone) = mpsc::channel::<()>();
     let gone = std::sync::Mutex::new(gone);
-    let (begun, began) = mpsc::channel();
+    let (arrive, arrivals) = mpsc::channel();
     let backend = Backend::start(move |mut stream| {
         if read_request(&mut stream).is_some() {
-            begun.send(()).unwrap();
+            arrive.send(()).unwrap();
             gone.lock().unwrap().recv_timeout(PATIENCE).unwrap();
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole").unwrap();
         }
@@ -207,7 +208,7 @@ fn a_stop_finishes_the_stream_in_flight_and_begins_no_other() {
         let request = h2.request("GET", "/").body(Full::default()).unwrap();
         let response = h2.sender.send_request(request);
         let stopping = thread::spawn(move || {
-            began.recv_timeout(PATIENCE).unwrap();
+            arrivals.recv_timeout(PATIENCE).unwrap();
             let stopping = thread::spawn(move || gateway.stop(Duration::from_secs(5)));
             wait_for("the gateway to drain", || std::net::TcpStream::connect(address).is_err());
             go.send(()).unwrap();

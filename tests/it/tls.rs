@@ -145,6 +145,7 @@ fn a_client_that_comes_again_resumes_its_session() {
             for _ in 0..3 {
                 let mut stream = tls_connect(gateway.address(0), "site.example", Arc::clone(&config)).await.unwrap();
                 stream.write_all(b"GET / HTTP/1.1\r\nHost: site.example\r\nConnection: close\r\n\r\n").await.unwrap();
+                stream.flush().await.unwrap();
                 // Tickets come with the answer.
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
@@ -217,6 +218,7 @@ fn ask(gateway: &TestGateway, own: &rustls_pki_types::CertificateDer<'static>, r
     block_on(async {
         let mut stream = tls_connect(gateway.address(0), "site.example", client(&[own], &["http/1.1"])).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();
         String::from_utf8(answer).unwrap()

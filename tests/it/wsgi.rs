@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -311,6 +311,14 @@ fn an_upload_that_does_not_fit_in_memory_arrives_byte_for_byte() {
     assert_eq!(body(&answer), format!("{} {hex}", upload.len()));
 }
 
+/// A client's own pause.
+fn pause(time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        thread::park_timeout(end - Instant::now());
+    }
+}
+
 /// By another program, so that what the application says is held against something else.
 fn run_sha256(data: &[u8], gateway: &TestGateway) -> String {
     let file = gateway.folder.path().join("upload");
@@ -327,7 +335,7 @@ fn a_client_that_pauses_is_not_felt_by_an_impatient_uwsgi() {
     client
         .write_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 10\r\n\r\nhello")
         .unwrap();
-    thread::sleep(Duration::from_millis(1500));
+    pause(Duration::from_millis(1500));
     client.write_all(b"world").unwrap();
 
     let mut answer = String::new();
@@ -478,7 +486,7 @@ fn a_large_answer_of_uwsgi_arrives_byte_for_byte_at_a_slow_reader() {
         }
         answer.extend_from_slice(&piece[..read]);
         if answer.len() < 2_000_000 {
-            thread::sleep(Duration::from_millis(2));
+            pause(Duration::from_millis(2));
         }
     }
 
