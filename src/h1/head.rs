@@ -140,6 +140,7 @@ pub fn decode_request(buffer: &mut BytesMut, limits: HeadLimits) -> Result<Optio
 /// `method` is the request's: it decides whether there is a body (RFC 9112, 6.3). An interim head
 /// (1xx) comes out as any other, with an empty body; the caller reads on. `Transfer-Encoding` beside
 /// `Content-Length` is an error, as there is no telling which one the peer meant.
+/// So is a line that ends without CR: it may have come out of a value that was not meant to have lines.
 pub fn decode_response(
     buffer: &mut BytesMut,
     limits: HeadLimits,
@@ -161,6 +162,7 @@ pub fn decode_response(
     if length > limits.bytes {
         return Err(HeadError::TooLarge(limits.bytes));
     }
+    refuse_bare_line_feeds(&buffer[..length])?;
     let (Some(code), Some(minor)) = (parsed.code, parsed.version) else {
         return Err(HeadError::Malformed("no status line"));
     };

@@ -122,6 +122,15 @@ fn a_response_that_could_end_in_two_places_is_refused() {
 }
 
 #[test]
+fn a_response_line_without_its_cr_is_refused() {
+    for text in ["HTTP/1.1 200 OK\n\n", "HTTP/1.1 200 OK\r\nX: a\nSet-Cookie: b\r\n\r\n"] {
+        let refused = decode_response(&mut BytesMut::from(text), LIMITS, &Method::GET);
+
+        assert!(matches!(refused, Err(HeadError::Malformed(_))), "{text:?}: {refused:?}");
+    }
+}
+
+#[test]
 fn a_response_of_http_1_0_closes_unless_it_says_otherwise() {
     let mut text = BytesMut::from("HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\n");
     let head = decode_response(&mut text, LIMITS, &Method::GET).unwrap().unwrap();

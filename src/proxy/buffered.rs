@@ -168,16 +168,12 @@ impl Buffered {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, GatewayError>>> {
         loop {
             if let Some(file) = &mut self.file {
-                match std::task::ready!(Pin::new(file).poll_frame(cx)) {
-                    Some(frame) => match frame?.into_data() {
-                        Ok(data) => return Poll::Ready(Some(Ok(data))),
-                        Err(_) => continue,
-                    },
-                    None => {
-                        self.file = None;
-                        self.shared.borrow_mut().reading = false;
-                    }
+                if let Some(frame) = std::task::ready!(Pin::new(file).poll_frame(cx)) {
+                    let Ok(data) = frame?.into_data() else { continue };
+                    return Poll::Ready(Some(Ok(data)));
                 }
+                self.file = None;
+                self.shared.borrow_mut().reading = false;
             }
             let mut shared = self.shared.borrow_mut();
             if let Some(data) = shared.chunks.pop_front() {

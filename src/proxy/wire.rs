@@ -60,7 +60,7 @@ enum Sending {
 pub(super) enum WireError {
     #[error("the request could not be sent")]
     Send(#[source] io::Error),
-    #[error("the endpoint took nothing of the request for {} s", .0.as_secs())]
+    #[error("the endpoint took nothing of the request for {0:?}")]
     SendTimeout(Duration),
     /// The client's side of a body that is passed on as it comes.
     #[error("the request body broke off")]
@@ -71,7 +71,7 @@ pub(super) enum WireError {
     Closed,
     #[error("the endpoint closed the connection in the middle of the response head")]
     Truncated,
-    #[error("no response head within {} s", .0.as_secs())]
+    #[error("no response head within {0:?}")]
     HeadTimeout(Duration),
     #[error("the response head is not HTTP")]
     Head(#[source] HeadError),
@@ -120,9 +120,10 @@ impl Wire {
         head: Duration,
         upgrade: bool,
     ) -> Result<ResponseHead, WireError> {
+        let mut broken = None;
         while !self.is_sent() {
             // Ends when some of the request has gone, or when the endpoint has begun to answer.
-            match timeout(progress, poll_fn(|cx| self.poll_send_step(cx))).await {
+            match timeout(progress, poll_fn(|cx| self.poll_send_step(cx, &mut broken))).await {
                 Ok(Ok(Step::Sent)) => {}
                 Ok(Ok(Step::Answering)) => break,
                 Ok(Err(error)) => return Err(error),
@@ -185,24 +186,23 @@ impl Wire {
         }
     }
 
-    fn poll_send_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, WireError>> {
+    /// One step of sending, or the beginning of an answer. `broken` keeps why nothing more can be sent.
+    fn poll_send_step(&mut self, cx: &mut Context<'_>, broken: &mut Option<WireError>) -> Poll<Result<Step, WireError>> {
         match self.poll_send(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(Step::Sent)),
-            Poll::Ready(Err(error @ WireError::RequestBody(_))) => return Poll::Ready(Err(error)),
-            // What made it stop reading may be an answer that is here already, whether we have been told of it or not:
-            // the end of the stream, or the reset, comes behind it.
-            Poll::Ready(Err(error)) => {
-                return match ready!(self.poll_receive(cx)) {
-                    Ok(1..) => Poll::Ready(Ok(Step::Answering)),
-                    _ => Poll::Ready(Err(error)),
-                };
-            }
+            Poll::Ready(Err(error)) => *broken = Some(error),
             Poll::Pending => {}
         }
-        match ready!(self.poll_receive(cx)) {
-            Ok(1..) => Poll::Ready(Ok(Step::Answering)),
-            Ok(0) => Poll::Ready(Err(WireError::Closed)),
-            Err(error) => Poll::Ready(Err(WireError::Receive(error))),
+        // What made it stop reading may be an answer: it is waited for, as the write can fail before the runtime has
+        // seen what there is to read.
+        match self.poll_receive(cx) {
+            Poll::Ready(Ok(1..)) => Poll::Ready(Ok(Step::Answering)),
+            Poll::Ready(Ok(0)) => Poll::Ready(Err(broken.take().unwrap_or(WireError::Closed))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(broken.take().unwrap_or(WireError::Receive(error)))),
+            Poll::Pending => match broken.take_if(|error| matches!(error, WireError::RequestBody(_))) {
+                Some(error) => Poll::Ready(Err(error)),
+                None => Poll::Pending,
+            },
         }
     }
 

@@ -1,5 +1,7 @@
 //! Bodies on their way in and out: whole, byte for byte, within bounds, and never waited for by the application.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a helper that cannot do its part is a failure with its place")]
+
 use std::{
     fs,
     io::{self, Read, Write},
@@ -13,8 +15,8 @@ use std::{
 };
 
 use crate::support::{
-    Backend, Gate, TestGateway, body, connect, header, noise, proxying, raw, read_head, read_request, read_response,
-    read_rest, status, unchunked, wait_for, warnings,
+    Backend, Gate, TestGateway, Warnings, body, connect, header, noise, proxying, raw, read_head, read_request,
+    read_response, read_rest, status, unchunked, wait_for,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -236,6 +238,7 @@ fn an_unbuffered_body_without_a_length_goes_in_chunks() {
 #[test]
 fn an_unbuffered_upload_that_stops_is_the_clients_fault() {
     let backend = counting();
+    let warnings = Warnings::begin();
     let configuration =
         proxying(backend.address, "", "buffer: { request: false }") + "limits: { progress_timeout: 200ms }\n";
     let gateway = TestGateway::start(&configuration);
@@ -244,7 +247,7 @@ fn an_unbuffered_upload_that_stops_is_the_clients_fault() {
     client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\none").unwrap();
 
     assert_eq!(status(&read_response(&mut client)), 408);
-    assert_eq!(warnings(&backend.address.to_string()), [""; 0]);
+    assert_eq!(warnings.naming(backend.address), [""; 0]);
 }
 
 #[test]
@@ -381,13 +384,13 @@ fn a_client_that_goes_gives_back_what_it_had_in_the_spool() {
 /// The first piece of an answer arrives while the backend waits to be told to go on.
 fn is_streamed(head: &str, route: &str) {
     let go_on = Gate::default();
-    let held = go_on.clone();
+    let told = go_on.clone();
     let answer = format!("HTTP/1.1 200 OK\r\n{head}\r\n");
     let backend = Backend::start(move |mut stream| {
         read_request(&mut stream);
         stream.write_all(answer.as_bytes()).unwrap();
         stream.write_all(b"6\r\none...\r\n").unwrap();
-        held.wait();
+        told.wait();
         stream.write_all(b"3\r\ntwo\r\n0\r\n\r\n").unwrap();
     });
     let gateway = TestGateway::start(&proxying(backend.address, "", route));
@@ -440,6 +443,7 @@ fn a_response_that_breaks_off_never_looks_whole() {
     for (what, answer) in answers {
         for route in ["", "buffer: { response: false }"] {
             for typed in ["", "Content-Type: text/html\r\n"] {
+                let warnings = Warnings::begin();
                 let answer = answer.replacen("OK\r\n", &format!("OK\r\n{typed}"), 1);
                 let backend = Backend::start(move |mut stream| {
                     if read_request(&mut stream).is_some() {
@@ -460,7 +464,7 @@ fn a_response_that_breaks_off_never_looks_whole() {
                     None => body.ends_with(b"0\r\n\r\n"),
                 };
                 assert!(!whole, "{what}, {route}, {typed}: {} bytes after {head}", body.len());
-                let named = warnings(&backend.address.to_string());
+                let named = warnings.naming(backend.address);
                 assert_eq!(named.len(), 1, "{what}: {named:?}");
                 assert!(gateway.log(1)[0].contains(&backend.address.to_string()), "{what}");
             }

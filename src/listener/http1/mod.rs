@@ -151,7 +151,7 @@ async fn read_head<Io: Downstream>(
         }
         std::task::ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(if begun {
-            let slow = format!("the request head was not whole within {} s", waits.head.as_secs());
+            let slow = format!("the request head was not whole within {:?}", waits.head);
             NoHead::Refused(GatewayError::downstream(StatusCode::REQUEST_TIMEOUT, slow))
         } else {
             NoHead::Over

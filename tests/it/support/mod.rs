@@ -387,10 +387,25 @@ impl Gate {
     }
 }
 
-/// The warnings and errors logged so far, by all gateways of this process, in which `text` occurs.
-pub(crate) fn warnings(text: &str) -> Vec<String> {
-    let lines = WARNINGS.lock().unwrap();
-    String::from_utf8_lossy(&lines).lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+/// What of the warnings and errors of this process was logged from a moment on.
+pub(crate) struct Warnings(usize);
+
+impl Warnings {
+    /// From now on: the port of a backend may have been another one's before.
+    pub(crate) fn begin() -> Self {
+        Self(WARNINGS.lock().unwrap().len())
+    }
+
+    /// The lines that name `address`.
+    pub(crate) fn naming(&self, address: impl std::fmt::Display) -> Vec<String> {
+        let address = address.to_string();
+        let names = |line: &&str| {
+            let mut after = line.split(address.as_str()).skip(1);
+            after.any(|after| !after.starts_with(|next: char| next.is_ascii_digit()))
+        };
+        let lines = String::from_utf8(WARNINGS.lock().unwrap()[self.0..].to_vec()).unwrap();
+        lines.lines().filter(names).map(str::to_owned).collect()
+    }
 }
 
 fn keep_warnings() {
