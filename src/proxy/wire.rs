@@ -187,7 +187,11 @@ impl Wire {
     }
 
     /// One step of sending, or the beginning of an answer. `broken` keeps why nothing more can be sent.
-    fn poll_send_step(&mut self, cx: &mut Context<'_>, broken: &mut Option<WireError>) -> Poll<Result<Step, WireError>> {
+    fn poll_send_step(
+        &mut self,
+        cx: &mut Context<'_>,
+        broken: &mut Option<WireError>,
+    ) -> Poll<Result<Step, WireError>> {
         match self.poll_send(cx) {
             Poll::Ready(Ok(())) => return Poll::Ready(Ok(Step::Sent)),
             Poll::Ready(Err(error)) => *broken = Some(error),
