@@ -93,7 +93,7 @@ pub struct Trace {
 /// Sends `outbound` to an endpoint of `upstream` and reads the head of its answer.
 ///
 /// An endpoint that cannot be connected to is tried again, or another one, for `hold`. A request that may have been
-/// acted on is sent a second time only if its method is idempotent and its body still there.
+/// acted on is sent again, at most twice, only if its method is idempotent and its body still there.
 /// `place` is given back with the end of the response body, or with the error.
 ///
 /// # Errors
@@ -109,10 +109,10 @@ pub async fn send(
 ) -> Result<Reply, GatewayError> {
     let mut place = Some(place);
     let mut counted = Counted { metrics: &upstream.metrics, outcome: Outcome::Canceled };
-    let mut again = outbound.method.is_idempotent();
+    let mut again = if outbound.method.is_idempotent() { REPEATS } else { 0 };
     loop {
         let began = Instant::now();
-        let connected = connect(upstream, pool, again).await;
+        let connected = connect(upstream, pool, again > 0).await;
         let (endpoint, lease) = connected.inspect_err(|_| counted.outcome = Outcome::ErrorConnect)?;
         trace.connect = Some(began.elapsed());
         trace.endpoint = Some(Arc::clone(&endpoint));
@@ -122,9 +122,8 @@ pub async fn send(
         let outcome = exchange.run(&mut outbound, lease, &mut place).await;
         trace.head = Some(began.elapsed());
         match outcome {
-            Err(error) if again && error.retry == Retry::IfIdempotent && outbound.payload.is_there() => {
-                // Once: a request that ends two connections is not sent to a third.
-                again = false;
+            Err(error) if again > 0 && error.retry == Retry::IfIdempotent && outbound.payload.is_there() => {
+                again -= 1;
                 tracing::debug!(endpoint = %endpoint.label, error = &error as &dyn std::error::Error, "sending again");
             }
             outcome => {
@@ -332,6 +331,10 @@ impl std::fmt::Debug for Body {
     }
 }
 
+/// How often a request whose connection was closed unanswered is sent again. A process that is being stopped takes two:
+/// the one it was serving, and the one that waited at its socket, which closes last. A request that ends three
+/// connections ends no more.
+const REPEATS: u8 = 2;
 /// Between two attempts to connect: from this, doubled, up to that.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);

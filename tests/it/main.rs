@@ -1,6 +1,9 @@
 //! The gateway over real sockets, against real peers: one binary, one module a topic.
 
+#![allow(clippy::unwrap_used, reason = "what a test cannot do fails it")]
+
 mod bodies;
+mod cli;
 mod config;
 mod demo;
 mod files;

@@ -171,13 +171,13 @@ fn a_put_is_sent_once_more_with_its_body() {
 }
 
 #[test]
-fn a_get_that_is_never_answered_is_sent_twice_and_no_more() {
+fn a_get_that_is_never_answered_is_sent_three_times_and_no_more() {
     let (backend, asked) = closing(usize::MAX, 1);
     let warnings = Warnings::begin();
     let gateway = TestGateway::start(&proxying(backend.address, "", ""));
 
     assert_eq!(gateway.get("/").0, 502);
-    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
     assert_eq!(warnings.naming(backend.address).len(), 1);
 }
 

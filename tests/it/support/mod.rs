@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a helper that cannot do its part fails the test that called it")]
 #![allow(dead_code, reason = "each helper has its users in some of the modules")]
 
+pub(crate) mod applications;
+pub(crate) mod clients;
+
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
