@@ -217,6 +217,7 @@ impl Gateway {
         Ok(Signals {
             stop: [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::quit())?],
             reopen: signal(SignalKind::user_defined1())?,
+            reload: signal(SignalKind::hangup())?,
         })
     }
 
@@ -226,6 +227,9 @@ impl Gateway {
             loop {
                 tokio::select! {
                     () = one_of(&mut signals.stop) => break,
+                    _ = signals.reload.recv() => {
+                        tracing::warn!("a reload by SIGHUP is not supported yet: nothing has changed; restart to apply");
+                    }
                     _ = signals.reopen.recv() => {
                         let Some(path) = log_file else { continue };
                         match output::open(path) {
@@ -267,6 +271,7 @@ pub(crate) struct Signals {
     /// TERM, INT and QUIT.
     stop: [Signal; 3],
     reopen: Signal,
+    reload: Signal,
 }
 
 async fn one_of(signals: &mut [Signal]) {

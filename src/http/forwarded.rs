@@ -110,6 +110,11 @@ impl Origin {
         Self { client: told.client, scheme, host, port, trusted: is_trusted }
     }
 
+    /// What a trusted proxy says of a user it has authenticated stays.
+    fn is_ours_to_say(&self, name: &str) -> bool {
+        says_who_the_client_is(name) || (!self.trusted && says_who_the_user_is(name))
+    }
+
     /// Puts `authority`, the host of the request itself, in the place of the one a proxy told.
     pub fn take_host(&mut self, authority: &Authority) {
         self.port = authority.port().unwrap_or_else(|| self.scheme.default_port());
@@ -123,7 +128,7 @@ impl Origin {
     /// there is none. `Host` is not touched.
     pub fn apply(&self, headers: &mut HeaderMap) {
         let others: Vec<HeaderName> =
-            headers.keys().filter(|name| says_who_the_client_is(name.as_str())).cloned().collect();
+            headers.keys().filter(|name| self.is_ours_to_say(name.as_str())).cloned().collect();
         for name in &others {
             headers.remove(name);
         }
@@ -275,12 +280,22 @@ fn last_outside_quotes(text: &str, separator: u8) -> Option<usize> {
     None
 }
 
+/// By which proxies name the user or the certificate they have checked; `HTTP_REMOTE_USER` and its like are believed by
+/// many an application.
+fn says_who_the_user_is(name: &str) -> bool {
+    name.starts_with("x-ssl-")
+        || name.starts_with("ssl-client-")
+        || name.starts_with("x-client-cert")
+        || matches!(name, "client-cert" | "client-cert-chain" | "remote-user" | "remote-addr" | "x-remote-user")
+}
+
 /// Whether an application might take the client's address, scheme, host or path from a field of this name.
 ///
 /// `X-HTTP-Method-Override` is not one of them: it is the application's own matter.
 fn says_who_the_client_is(name: &str) -> bool {
-    name.starts_with("x-forwarded")
+    name.starts_with("x-forward")
         || name.starts_with("x-original-")
+        || name.starts_with("x-real-")
         || matches!(
             name,
             "cf-connecting-ip"
@@ -295,6 +310,7 @@ fn says_who_the_client_is(name: &str) -> bool {
                 | "forwarded"
                 | "forwarded-for"
                 | "front-end-https"
+                | "https"
                 | "proxy-client-ip"
                 | "true-client-ip"
                 | "wl-proxy-client-ip"
@@ -307,17 +323,18 @@ fn says_who_the_client_is(name: &str) -> bool {
                 | "x-cluster-client-ip"
                 | "x-envoy-external-address"
                 | "x-envoy-original-path"
-                | "x-forward-for"
                 | "x-host"
+                | "x-https"
                 | "x-http-host-override"
                 | "x-originating-ip"
+                | "x-proto"
                 | "x-proxyuser-ip"
-                | "x-real-ip"
                 | "x-remote-addr"
                 | "x-remote-ip"
                 | "x-rewrite-url"
                 | "x-scheme"
                 | "x-script-name"
+                | "x-ssl"
                 | "x-url-scheme"
         )
 }

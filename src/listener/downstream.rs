@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use rustix::io::{Errno, ReadWriteFlags};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest},
     net::{TcpStream, UnixStream},
@@ -68,11 +69,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Downstream for TlsStream<S> {
     }
 }
 
+/// Whether the byte at `offset` is in memory, so that the system call that sends it will not wait for the disk.
+pub(super) fn is_cached(file: &File, offset: u64) -> bool {
+    let mut byte = [0];
+    let read = rustix::io::preadv2(file, &mut [io::IoSliceMut::new(&mut byte)], offset, ReadWriteFlags::NOWAIT);
+    !matches!(read, Err(Errno::AGAIN))
+}
+
 /// One `sendfile(2)`, of a piece small enough to leave other connections their turn.
 fn send_file(socket: impl AsFd, file: &File, mut offset: u64, length: u64) -> io::Result<u64> {
     let piece = usize::try_from(length).unwrap_or(usize::MAX).min(PIECE);
     Ok(rustix::fs::sendfile(socket, file, Some(&mut offset), piece)? as u64)
 }
 
-/// The most one system call is asked to send.
-const PIECE: usize = 1024 * 1024;
+/// The most one system call is asked to send: with a file that is only partly in memory, what a disk reads ahead.
+const PIECE: usize = 256 * 1024;

@@ -19,9 +19,9 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt as _;
+use rustix::{io::Errno, net::SocketFlags};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     time::{sleep, timeout},
 };
 use tokio_rustls::server::TlsStream;
@@ -86,8 +86,7 @@ impl Listener {
             () = self.accept_all(&worker) => {}
             () = drain.started() => {}
         }
-        // What the kernel has queued was promised an answer; closing the socket would reset it.
-        while let Some(Ok(())) = self.accept_one(&worker).now_or_never() {}
+        self.accept_queued(&worker);
     }
 
     async fn accept_all(&self, worker: &Rc<Worker>) {
@@ -98,15 +97,38 @@ impl Listener {
         }
     }
 
+    /// Takes what the kernel has queued: it has been promised an answer, and closing the socket would reset it.
+    fn accept_queued(&self, worker: &Rc<Worker>) {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        loop {
+            let accepted = match &self.socket {
+                Socket::Tcp(socket) => rustix::net::accept_with(socket, flags),
+                Socket::Unix(socket) => rustix::net::accept_with(socket, flags),
+            };
+            match (accepted, &self.socket) {
+                (Ok(stream), Socket::Tcp(_)) => {
+                    let stream = std::net::TcpStream::from(stream);
+                    if let (Ok(peer), Ok(stream)) = (stream.peer_addr(), TcpStream::from_std(stream)) {
+                        self.begin_tcp(stream, peer, worker);
+                    }
+                }
+                (Ok(stream), Socket::Unix(_)) => {
+                    if let Ok(stream) = UnixStream::from_std(stream.into()) {
+                        self.begin(stream, Ends { peer: Peer::Unix, local: None }, worker);
+                    }
+                }
+                // That one has gone; the next may not have.
+                (Err(Errno::CONNABORTED | Errno::INTR), _) => {}
+                (Err(_), _) => return,
+            }
+        }
+    }
+
     async fn accept_one(&self, worker: &Rc<Worker>) -> io::Result<()> {
         match &self.socket {
             Socket::Tcp(socket) => {
                 let (stream, peer) = socket.accept().await?;
-                // Heads and bodies leave in whole pieces; what waits for an acknowledgement only waits.
-                // A connection that is refused this has ended already, which is no fault of the listener's.
-                if let (Ok(()), Ok(local)) = (stream.set_nodelay(true), stream.local_addr()) {
-                    self.begin(stream, Ends { peer: Peer::Tcp(peer), local: Some(local) }, worker);
-                }
+                self.begin_tcp(stream, peer, worker);
             }
             Socket::Unix(socket) => {
                 let (stream, _) = socket.accept().await?;
@@ -114,6 +136,14 @@ impl Listener {
             }
         }
         Ok(())
+    }
+
+    fn begin_tcp(&self, stream: TcpStream, peer: SocketAddr, worker: &Rc<Worker>) {
+        // Heads and bodies leave in whole pieces; what waits for an acknowledgement only waits.
+        // A connection that is refused this has ended already, which is no fault of the listener's.
+        if let (Ok(()), Ok(local)) = (stream.set_nodelay(true), stream.local_addr()) {
+            self.begin(stream, Ends { peer: Peer::Tcp(peer), local: Some(local) }, worker);
+        }
     }
 
     fn begin<S: Downstream>(&self, stream: S, ends: Ends, worker: &Rc<Worker>) {

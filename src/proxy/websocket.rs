@@ -100,34 +100,49 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
 {
     let mut last = (Instant::now(), down.carried + up.carried);
+    let mut idle = idle;
+    let mut half_open = false;
     loop {
+        let known = half_open;
         let moving = poll_fn(|cx| {
             let to_client = down.poll_carry(cx, upstream, client)?;
             let to_upstream = up.poll_carry(cx, client, upstream)?;
             match (to_client, to_upstream) {
-                (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(io::Result::Ok(())),
+                (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(io::Result::Ok(Step::Ended)),
                 // One side has ended and we are on our way out: the other has had its Close frame.
                 (Poll::Ready(()), Poll::Pending) | (Poll::Pending, Poll::Ready(())) if down.closing => {
-                    Poll::Ready(Ok(()))
+                    Poll::Ready(Ok(Step::Ended))
                 }
+                _ if !known && (down.ended || up.ended) => Poll::Ready(Ok(Step::HalfOpen)),
                 _ => Poll::Pending,
             }
         });
         tokio::select! {
-            ended = moving => return match ended {
-                Ok(()) => TunnelCause::Closed,
-                Err(error) => TunnelCause::Failed(error),
+            step = moving => match step {
+                Ok(Step::Ended) => return TunnelCause::Closed,
+                Ok(Step::HalfOpen) => {
+                    // The side that is left has little to say, and may never learn that it is alone.
+                    half_open = true;
+                    idle = idle.min(HALF_OPEN);
+                    last = (Instant::now(), down.carried + up.carried);
+                }
+                Err(error) => return TunnelCause::Failed(error),
             },
             () = sleep_until(last.0 + idle) => {
                 let carried = down.carried + up.carried;
                 if carried == last.1 {
-                    return TunnelCause::Idle;
+                    return if half_open { TunnelCause::Closed } else { TunnelCause::Idle };
                 }
                 // Coarse on purpose: a timer set anew for each frame would cost more than the frame.
                 last = (Instant::now(), carried);
             }
         }
     }
+}
+
+enum Step {
+    Ended,
+    HalfOpen,
 }
 
 /// One direction.
@@ -330,6 +345,8 @@ thread_local! {
 
 /// Reads of one direction before the thread is given up.
 const ROUNDS: usize = 16;
+/// How long a tunnel stays open without a byte once one side has closed.
+const HALF_OPEN: Duration = Duration::from_secs(10);
 /// From our Close frames to the end, whatever the peers do.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 

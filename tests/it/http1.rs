@@ -196,7 +196,7 @@ fn a_malformed_request_gets_its_status_a_page_an_end_and_a_line_and_reaches_no_b
             "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n".into(),
             400,
         ),
-        ("CONNECT", "CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n".into(), 405),
+        ("CONNECT", "CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n".into(), 501),
         ("gzip as a transfer coding", post("Transfer-Encoding: gzip, chunked"), 501),
         ("chunked twice", post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), 501),
         ("identity as a transfer coding", post("Transfer-Encoding: identity"), 501),

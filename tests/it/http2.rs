@@ -265,3 +265,45 @@ fn no_header_of_http_1_connections_reaches_an_h2_client() {
         assert!(!answer.headers().contains_key(name), "{name}: {:?}", answer.headers());
     }
 }
+
+#[test]
+fn a_head_request_is_answered_without_a_body_also_by_a_page_of_our_own() {
+    let backend = Backend::echoing();
+    let (gateway, certificate) = before(&backend, "body_limit: 1KiB", "limits: { uri_bytes: 256B }\n");
+
+    let answer = block_on(async {
+        let mut h2 = H2::connect(gateway.address(0), "localhost", &certificate).await;
+        let too_long = format!("/{}", "a".repeat(300));
+        let request = h2.request("HEAD", &too_long).body(Full::default()).unwrap();
+        clients::whole(h2.send(request).await.expect("an answer, and not a stream that is reset")).await
+    });
+
+    assert_eq!((answer.status().as_u16(), answer.body().len()), (414, 0));
+    assert!(answer.headers()["content-length"] != "0", "what a GET would have been told");
+}
+
+#[test]
+fn a_stream_whose_client_takes_nothing_is_ended_and_the_others_go_on() {
+    let backend = Backend::start(|mut stream| {
+        while let Some(request) = read_request(&mut stream) {
+            let length = if request.starts_with(b"GET /large") { 20_000_000 } else { 2 };
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+            if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&vec![b'x'; length])).is_err() {
+                return;
+            }
+        }
+    });
+    let (gateway, certificate) = before(&backend, "", "limits: { progress_timeout: 300ms }\n");
+
+    block_on(async {
+        let mut h2 = H2::connect(gateway.address(0), "localhost", &certificate).await;
+        let request = h2.request("GET", "/large").body(Full::default()).unwrap();
+        let left_standing = h2.send(request).await.unwrap();
+        let begun = std::time::Instant::now();
+        while !gateway.log(0).iter().any(|line| line.contains("/large HTTP/2.0\" 499")) {
+            assert!(begun.elapsed() < PATIENCE, "the stream is still there");
+            assert_eq!(h2.get("/small").await.status().as_u16(), 200);
+        }
+        assert!(left_standing.into_body().collect().await.is_err(), "a part was taken for the whole");
+    });
+}

@@ -134,8 +134,10 @@ async fn read_head<Io: Downstream>(
             if !wire.read.ends_with(b"\r") {
                 wire.read = BytesMut::new();
             }
-            if draining.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(NoHead::Over));
+            // Who is writing a request just now has not heard that we stop; it is answered, and told.
+            if !matches!(armed, Armed::Leaving) && draining.as_mut().poll(cx).is_ready() {
+                armed = Armed::Leaving;
+                timer.as_mut().reset(Instant::now() + waits.idle.min(LAST_REQUEST));
             }
         }
         match (begun, armed) {
@@ -143,7 +145,7 @@ async fn read_head<Io: Downstream>(
                 armed = Armed::Idle;
                 timer.as_mut().reset(Instant::now() + waits.idle);
             }
-            (true, Armed::No | Armed::Idle) => {
+            (true, Armed::No | Armed::Idle | Armed::Leaving) => {
                 armed = Armed::Head;
                 timer.as_mut().reset(Instant::now() + waits.head);
             }
@@ -164,8 +166,12 @@ async fn read_head<Io: Downstream>(
 enum Armed {
     No,
     Idle,
+    Leaving,
     Head,
 }
+
+/// How long a connection without a request stays open once a drain has begun.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Runs `serve`, unless the client closes its side before the answer is there.
 async fn until_gone<Io: Downstream>(serve: impl Future<Output = Answer>, wire: &RefCell<Wire<Io>>) -> Option<Answer> {

@@ -19,7 +19,7 @@ use super::{Exchange, request::Wire};
 use crate::{
     h1::encode::{self, Connection, Framing},
     http::{Body, FileBody, GatewayError},
-    listener::Downstream,
+    listener::{Downstream, downstream::is_cached},
     proxy::Tunnel,
     service::{Answer, LogGuard},
 };
@@ -63,7 +63,7 @@ pub(super) async fn send<Io: Downstream>(
     let mut out = BytesMut::with_capacity(HEAD);
     encode::response_head(&mut out, parts.status, &parts.headers, framing, connection);
     let body = if has_body(exchange, parts.status) { body } else { Body::Empty };
-    let mut writer = Writer::new(out, body, framing);
+    let mut writer = Writer::new(out, body, framing, Io::SENDS_FILES);
 
     let mut waiting = false;
     let written = poll_fn(|cx| {
@@ -145,12 +145,15 @@ fn ends(framing: Framing, exchange: &Exchange, status: StatusCode) -> bool {
 }
 
 /// What is left to be written.
+#[expect(clippy::struct_excessive_bools, reason = "what is known of the body and of the socket, each by itself")]
 struct Writer {
     /// The head, framing and short pieces; comes before `data`.
     out: BytesMut,
     data: Bytes,
     body: Body,
     chunked: bool,
+    /// A file can be sent without being read.
+    sends_files: bool,
     /// `data` is a chunk, whose end is to follow it.
     in_chunk: bool,
     /// Everything has been taken from the body.
@@ -174,10 +177,11 @@ enum Cut {
 }
 
 impl Writer {
-    fn new(out: BytesMut, body: Body, framing: Framing) -> Self {
+    fn new(out: BytesMut, body: Body, framing: Framing, sends_files: bool) -> Self {
         let chunked = framing == Framing::Chunked;
+        let sends_files = sends_files && !chunked;
         let data = Bytes::new();
-        Self { out, data, body, chunked, in_chunk: false, ended: false, waits: Waits::Client, taken: 0 }
+        Self { out, data, body, chunked, sends_files, in_chunk: false, ended: false, waits: Waits::Client, taken: 0 }
     }
 
     /// Bytes of the body that have gone out, but for what may lie behind a head not yet written.
@@ -188,7 +192,7 @@ impl Writer {
     fn poll_write<Io: Downstream>(&mut self, cx: &mut Context<'_>, wire: &RefCell<Wire<Io>>) -> Poll<Result<(), Cut>> {
         loop {
             // Before the wire is taken: behind the body there may be the rest of the request, which reads from it.
-            let body = if self.data.is_empty() { self.poll_fill(cx, Io::SENDS_FILES) } else { Poll::Ready(Ok(())) };
+            let body = if self.data.is_empty() { self.poll_fill(cx) } else { Poll::Ready(Ok(())) };
             if let Poll::Ready(Err(error)) = body {
                 return Poll::Ready(Err(Cut::Body(error)));
             }
@@ -201,17 +205,8 @@ impl Writer {
                 self.data.advance(written - head);
             } else if self.ended {
                 return Pin::new(io).poll_flush(cx).map_err(Cut::Client);
-            } else if let Some(file) = self.whole_file(Io::SENDS_FILES) {
-                let sent = ready!(io.poll_send_file(cx, file.file(), file.offset(), file.remaining()));
-                let sent = sent.map_err(Cut::Client)?;
-                if sent == 0 {
-                    return Poll::Ready(Err(Cut::Body(shorter())));
-                }
-                file.advance(sent);
-                if file.remaining() == 0 {
-                    self.ended = true;
-                }
-                self.taken += sent;
+            } else if body.is_ready() && self.file_to_send().is_some() {
+                ready!(self.poll_send_file(cx, io))?;
             } else if body.is_pending() {
                 // Nothing that was written may lie in a buffer while the body is waited for.
                 if let Poll::Ready(Err(error)) = Pin::new(io).poll_flush(cx) {
@@ -224,8 +219,8 @@ impl Writer {
     }
 
     /// Takes pieces from the body until there is enough for one system call.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, sends_files: bool) -> Poll<Result<(), GatewayError>> {
-        while !self.ended && self.data.is_empty() && self.out.len() < JOINED && self.whole_file(sends_files).is_none() {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        while !self.ended && self.data.is_empty() && self.out.len() < JOINED && self.file_to_send().is_none() {
             if std::mem::take(&mut self.in_chunk) {
                 self.out.extend_from_slice(encode::CHUNK_END);
             }
@@ -251,18 +246,37 @@ impl Writer {
         Poll::Ready(Ok(()))
     }
 
-    /// The file that the socket is to send by itself: a long one, on a plain connection.
-    fn whole_file(&mut self, sends_files: bool) -> Option<&mut FileBody> {
+    /// The file whose next piece the socket is to send by itself: a long one, on a plain connection, and in memory. What
+    /// is not would stop every connection of this thread for the disk; it is read elsewhere, as any body is.
+    fn file_to_send(&mut self) -> Option<&mut FileBody> {
         match &mut self.body {
             Body::File(file)
-                if sends_files
-                    && !self.chunked
+                if self.sends_files
                     && file.remaining() > 0
-                    && (self.taken > 0 || file.remaining() >= SENT_AS_FILE) =>
+                    && (self.taken > 0 || file.remaining() >= SENT_AS_FILE)
+                    && is_cached(file.file(), file.offset()) =>
             {
                 Some(file)
             }
             _ => None,
+        }
+    }
+
+    fn poll_send_file<Io: Downstream>(&mut self, cx: &mut Context<'_>, io: &mut Io) -> Poll<Result<(), Cut>> {
+        let Body::File(file) = &mut self.body else { return Poll::Ready(Ok(())) };
+        match ready!(io.poll_send_file(cx, file.file(), file.offset(), file.remaining())) {
+            Ok(0) => Poll::Ready(Err(Cut::Body(shorter()))),
+            Ok(sent) => {
+                file.advance(sent);
+                self.taken += sent;
+                Poll::Ready(Ok(()))
+            }
+            Err(error) if is_of_the_connection(&error) => Poll::Ready(Err(Cut::Client(error))),
+            // A file system without it, or a fault of the disk, which reading will meet again and name.
+            Err(_) => {
+                self.sends_files = false;
+                Poll::Ready(Ok(()))
+            }
         }
     }
 
@@ -278,6 +292,11 @@ impl Writer {
             written => Poll::Ready(written),
         }
     }
+}
+
+fn is_of_the_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, TimedOut};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | TimedOut)
 }
 
 fn shorter() -> GatewayError {

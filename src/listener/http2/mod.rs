@@ -1,9 +1,10 @@
 //! One HTTP/2 connection. Framing, flow control and HPACK are hyper's; requests go the same way as any other.
 
+mod streams;
+
 use std::{
-    cell::Cell,
     convert::Infallible,
-    future::Future,
+    io,
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
@@ -15,11 +16,10 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::sleep;
 
+use self::streams::{Progress, Streams};
 use super::{Connection, Downstream};
 use crate::{
-    drain::Tasks,
     http::{Body, GatewayError},
     service::{self, Answer, CLIENT_CLOSED_REQUEST, LogGuard},
 };
@@ -28,42 +28,46 @@ use crate::{
 /// lets what has begun come to its end (RFC 9113, 6.8).
 pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
     let limits = connection.worker.current().plan.limits.clone();
-    let streams = Rc::new(Streams::default());
-    let tasks = connection.worker.tasks.clone();
+    let streams = Streams::new(connection.worker.tasks.clone());
     let service = service_fn({
-        let (connection, streams) = (Rc::clone(&connection), Rc::clone(&streams));
+        let (connection, streams) = (Rc::clone(&connection), streams.clone());
         move |request: Request<Incoming>| {
-            let (connection, active) = (Rc::clone(&connection), streams.begin());
-            async move { Ok::<_, Infallible>(answer(request, &connection, active).await) }
+            let (connection, streams) = (Rc::clone(&connection), streams.clone());
+            async move { Ok::<_, Infallible>(answer(request, &connection, &streams).await) }
         }
     });
     let mut served = pin!(
-        hyper::server::conn::http2::Builder::new(OnThisThread(tasks))
+        hyper::server::conn::http2::Builder::new(streams.clone())
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .serve_connection(TokioIo::new(io), service)
     );
     let drain = connection.worker.drain.clone();
-    let ended = tokio::select! {
-        ended = served.as_mut() => ended,
-        () = drain.started() => {
-            served.as_mut().graceful_shutdown();
-            served.await
+    let mut leaving = false;
+    let ended = loop {
+        tokio::select! {
+            ended = served.as_mut() => break ended,
+            () = drain.started(), if !leaving => {}
+            () = streams.watch(limits.progress_timeout, IDLE) => {
+                if leaving {
+                    // What is left is not taken, in spite of the GOAWAY.
+                    return;
+                }
+            }
         }
-        () = streams.idle_for(IDLE) => {
-            served.as_mut().graceful_shutdown();
-            served.await
-        }
+        leaving = true;
+        served.as_mut().graceful_shutdown();
     };
     if let Err(error) = ended {
         tracing::debug!(error = &error as &dyn std::error::Error, "an h2 connection ended");
     }
 }
 
-async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, active: Active) -> Response<Logged> {
+async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, streams: &Streams) -> Response<Logged> {
     let (parts, body) = request.into_parts();
     let is_head = parts.method == http::Method::HEAD;
     let body = if body.is_end_stream() { Body::Empty } else { Body::stream(RequestBody(body)) };
@@ -75,7 +79,9 @@ async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, active:
             *value = copy;
         }
     }
-    Response::from_parts(parts, Logged { body, log, is_head, _active: active })
+    // hyper sends what it is given, to a HEAD as well.
+    let body = if is_head { Body::Empty } else { body };
+    Response::from_parts(parts, Logged { body, log, progress: streams.progress() })
 }
 
 /// A request body as hyper reads it.
@@ -109,8 +115,7 @@ impl http_body::Body for RequestBody {
 struct Logged {
     body: Body,
     log: LogGuard,
-    is_head: bool,
-    _active: Active,
+    progress: Rc<Progress>,
 }
 
 impl http_body::Body for Logged {
@@ -119,13 +124,12 @@ impl http_body::Body for Logged {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
         let this = &mut *self;
+        this.progress.asked();
         match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     this.log.add_sent(data.len() as u64);
-                }
-                if this.body.is_end_stream() {
-                    this.log.complete();
+                    this.progress.offered();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -152,56 +156,12 @@ impl http_body::Body for Logged {
 
 impl Drop for Logged {
     fn drop(&mut self) {
-        // Not asked for at all: an answer without a body, or to a HEAD.
-        if self.body.is_end_stream() || self.is_head {
+        if self.progress.has_stalled() {
+            self.log.cut_by_client(&io::ErrorKind::TimedOut.into());
+        } else if self.body.is_end_stream() {
+            // hyper does not ask for more than there is.
             self.log.complete();
         }
-    }
-}
-
-/// Streams under way, for telling an idle connection.
-#[derive(Default)]
-struct Streams {
-    active: Cell<usize>,
-    begun: Cell<u64>,
-}
-
-impl Streams {
-    fn begin(self: &Rc<Self>) -> Active {
-        self.active.set(self.active.get() + 1);
-        self.begun.set(self.begun.get() + 1);
-        Active(Rc::clone(self))
-    }
-
-    /// Ends when no stream has been under way, and none has begun, for at least `time`.
-    async fn idle_for(&self, time: Duration) {
-        loop {
-            let begun = self.begun.get();
-            sleep(time).await;
-            if self.active.get() == 0 && self.begun.get() == begun {
-                return;
-            }
-        }
-    }
-}
-
-struct Active(Rc<Streams>);
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.0.active.set(self.0.active.get() - 1);
-    }
-}
-
-/// hyper's streams run on the thread of their connection.
-#[derive(Clone)]
-struct OnThisThread(Tasks);
-
-impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for OnThisThread {
-    fn execute(&self, future: F) {
-        self.0.spawn(async move {
-            future.await;
-        });
     }
 }
 
@@ -209,3 +169,5 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for OnThisThre
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// An h2 connection without a stream is closed after this long; opening one anew costs a handshake.
 const IDLE: Duration = Duration::from_secs(75);
+/// Bytes of one stream that hyper holds ready beyond what the client has room for.
+const SEND_BUFFER: usize = 64 * 1024;

@@ -1,0 +1,116 @@
+//! The streams of one connection: how many there are, and which of them their client has left standing.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::Future,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    task::{AbortHandle, Id},
+    time::sleep,
+};
+
+use crate::drain::Tasks;
+
+/// The streams under way, each in a task of its own; given to hyper as what runs them.
+#[derive(Clone)]
+pub(super) struct Streams {
+    tasks: Tasks,
+    under_way: Rc<RefCell<HashMap<Id, Stream>>>,
+    begun: Rc<Cell<u64>>,
+}
+
+struct Stream {
+    task: AbortHandle,
+    progress: Rc<Progress>,
+}
+
+/// What is known of how a response is taken.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Since when the last piece has been waiting for the client to take it. hyper asks for the next one as soon as
+    /// there is room, so this is the client's time.
+    offered: Cell<Option<Instant>>,
+    stalled: Cell<bool>,
+}
+
+impl Progress {
+    /// The client has room for more.
+    pub(super) fn asked(&self) {
+        self.offered.set(None);
+    }
+
+    pub(super) fn offered(&self) {
+        self.offered.set(Some(Instant::now()));
+    }
+
+    /// The stream was ended because its client took nothing.
+    pub(super) fn has_stalled(&self) -> bool {
+        self.stalled.get()
+    }
+}
+
+impl Streams {
+    pub(super) fn new(tasks: Tasks) -> Self {
+        Self { tasks, under_way: Rc::default(), begun: Rc::default() }
+    }
+
+    /// The progress of the stream whose task this is called in.
+    pub(super) fn progress(&self) -> Rc<Progress> {
+        let under_way = self.under_way.borrow();
+        under_way.get(&tokio::task::id()).map_or_else(Rc::default, |stream| Rc::clone(&stream.progress))
+    }
+
+    /// Ends streams whose client takes nothing for `patience`: their tasks are dropped, which resets them. Returns when
+    /// no stream has been under way, and none has begun, for `idle`.
+    pub(super) async fn watch(&self, patience: Duration, idle: Duration) {
+        let pause = (patience / 4).min(idle / 4).max(SHORTEST_PAUSE);
+        let mut quiet = (self.begun.get(), Instant::now());
+        loop {
+            sleep(pause).await;
+            for stream in self.under_way.borrow().values() {
+                if stream.progress.offered.get().is_some_and(|since| since.elapsed() >= patience) {
+                    stream.progress.stalled.set(true);
+                    stream.task.abort();
+                }
+            }
+            if !self.under_way.borrow().is_empty() || self.begun.get() != quiet.0 {
+                quiet = (self.begun.get(), Instant::now());
+            } else if quiet.1.elapsed() >= idle {
+                return;
+            }
+        }
+    }
+}
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, future: F) {
+        self.begun.set(self.begun.get() + 1);
+        let under_way = Rc::clone(&self.under_way);
+        let task = self.tasks.spawn(async move {
+            let _ended = Ended { id: tokio::task::id(), under_way };
+            future.await;
+        });
+        // The task has not run yet: it is on this thread.
+        let stream = Stream { task: task.abort_handle(), progress: Rc::default() };
+        self.under_way.borrow_mut().insert(task.id(), stream);
+    }
+}
+
+/// Takes a stream off the list, however it ends.
+struct Ended {
+    id: Id,
+    under_way: Rc<RefCell<HashMap<Id, Stream>>>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.under_way.borrow_mut().remove(&self.id);
+    }
+}
+
+/// How often a connection is looked at, at most.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
