@@ -31,13 +31,8 @@ impl Downstream for TcpStream {
     const SENDS_FILES: bool = true;
 
     fn poll_send_file(&mut self, cx: &mut Context<'_>, file: &File, offset: u64, length: u64) -> Poll<io::Result<u64>> {
-        loop {
-            ready!(self.poll_write_ready(cx))?;
-            match self.try_io(Interest::WRITABLE, || send_file(&*self, file, offset, length)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => return Poll::Ready(sent),
-            }
-        }
+        let send = || self.try_io(Interest::WRITABLE, || send_file(&*self, file, offset, length));
+        poll_when_ready(|| self.poll_write_ready(cx), send)
     }
 
     fn reset_on_close(&self) {
@@ -51,13 +46,8 @@ impl Downstream for UnixStream {
     const SENDS_FILES: bool = true;
 
     fn poll_send_file(&mut self, cx: &mut Context<'_>, file: &File, offset: u64, length: u64) -> Poll<io::Result<u64>> {
-        loop {
-            ready!(self.poll_write_ready(cx))?;
-            match self.try_io(Interest::WRITABLE, || send_file(&*self, file, offset, length)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => return Poll::Ready(sent),
-            }
-        }
+        let send = || self.try_io(Interest::WRITABLE, || send_file(&*self, file, offset, length));
+        poll_when_ready(|| self.poll_write_ready(cx), send)
     }
 }
 
@@ -66,6 +56,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> Downstream for TlsStream<S> {
 
     fn poll_send_file(&mut self, _: &mut Context<'_>, _: &File, _: u64, _: u64) -> Poll<io::Result<u64>> {
         Poll::Ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+/// Sends as soon as the socket is ready, which it may claim once too often.
+fn poll_when_ready(
+    mut ready: impl FnMut() -> Poll<io::Result<()>>,
+    send: impl Fn() -> io::Result<u64>,
+) -> Poll<io::Result<u64>> {
+    loop {
+        ready!(ready())?;
+        match send() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return Poll::Ready(sent),
+        }
     }
 }
 
