@@ -68,7 +68,7 @@ fn poll_when_ready(
         ready!(ready())?;
         match send() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            sent => return Poll::Ready(sent),
+            done => return Poll::Ready(done),
         }
     }
 }
@@ -80,11 +80,8 @@ pub(super) fn is_cached(file: &File, offset: u64) -> bool {
     !matches!(read, Err(Errno::AGAIN))
 }
 
-/// One `sendfile(2)`, of a piece small enough to leave other connections their turn.
+/// One `sendfile(2)`.
 fn send_file(socket: impl AsFd, file: &File, mut offset: u64, length: u64) -> io::Result<u64> {
-    let piece = usize::try_from(length).unwrap_or(usize::MAX).min(PIECE);
-    Ok(rustix::fs::sendfile(socket, file, Some(&mut offset), piece)? as u64)
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    Ok(rustix::fs::sendfile(socket, file, Some(&mut offset), length)? as u64)
 }
-
-/// The most one system call is asked to send: with a file that is only partly in memory, what a disk reads ahead.
-const PIECE: usize = 256 * 1024;

@@ -57,6 +57,9 @@ impl Upstream {
     /// Ties go to the one that has waited longest, so that a cold start fills every endpoint. When
     /// none could be connected to, all are tried again: being down is a guess, not a verdict.
     pub fn select(&self) -> Arc<Endpoint> {
+        if let [only] = &self.endpoints[..] {
+            return Arc::clone(only);
+        }
         let best = |only_reachable: bool| {
             self.endpoints
                 .iter()

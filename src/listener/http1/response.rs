@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 use super::{Exchange, request::Wire};
 use crate::{
     h1::encode::{self, Connection, Framing},
-    http::{Body, FileBody, GatewayError},
+    http::{Body, GatewayError},
     listener::{Downstream, downstream::is_cached},
     proxy::Tunnel,
     service::{Answer, LogGuard},
@@ -154,6 +154,8 @@ struct Writer {
     chunked: bool,
     /// A file can be sent without being read.
     sends_files: bool,
+    /// How much of the file in `body` is to be sent next.
+    piece: Option<u64>,
     /// `data` is a chunk, whose end is to follow it.
     in_chunk: bool,
     /// Everything has been taken from the body.
@@ -181,7 +183,18 @@ impl Writer {
         let chunked = framing == Framing::Chunked;
         let sends_files = sends_files && !chunked;
         let data = Bytes::new();
-        Self { out, data, body, chunked, sends_files, in_chunk: false, ended: false, waits: Waits::Client, taken: 0 }
+        Self {
+            out,
+            data,
+            body,
+            chunked,
+            sends_files,
+            piece: None,
+            in_chunk: false,
+            ended: false,
+            waits: Waits::Client,
+            taken: 0,
+        }
     }
 
     /// Bytes of the body that have gone out, but for what may lie behind a head not yet written.
@@ -205,8 +218,12 @@ impl Writer {
                 self.data.advance(written - head);
             } else if self.ended {
                 return Pin::new(io).poll_flush(cx).map_err(Cut::Client);
-            } else if body.is_ready() && self.file_to_send().is_some() {
-                ready!(self.poll_send_file(cx, io))?;
+            } else if let Some(piece) = self.piece.take() {
+                let sent = self.poll_send_file(cx, io, piece)?;
+                if sent.is_pending() {
+                    self.piece = Some(piece);
+                    return Poll::Pending;
+                }
             } else if body.is_pending() {
                 // Nothing that was written may lie in a buffer while the body is waited for.
                 if let Poll::Ready(Err(error)) = Pin::new(io).poll_flush(cx) {
@@ -220,7 +237,11 @@ impl Writer {
 
     /// Takes pieces from the body until there is enough for one system call.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
-        while !self.ended && self.data.is_empty() && self.out.len() < JOINED && self.file_to_send().is_none() {
+        while !self.ended && self.data.is_empty() && self.out.len() < JOINED && self.piece.is_none() {
+            self.piece = self.file_piece();
+            if self.piece.is_some() {
+                break;
+            }
             if std::mem::take(&mut self.in_chunk) {
                 self.out.extend_from_slice(encode::CHUNK_END);
             }
@@ -246,25 +267,28 @@ impl Writer {
         Poll::Ready(Ok(()))
     }
 
-    /// The file whose next piece the socket is to send by itself: a long one, on a plain connection, and in memory. What
+    /// How much of a file the socket is to send by itself next: of a long one, on a plain connection, and in memory. What
     /// is not would stop every connection of this thread for the disk; it is read elsewhere, as any body is.
-    fn file_to_send(&mut self) -> Option<&mut FileBody> {
-        match &mut self.body {
-            Body::File(file)
-                if self.sends_files
-                    && file.remaining() > 0
-                    && (self.taken > 0 || file.remaining() >= SENT_AS_FILE)
-                    && is_cached(file.file(), file.offset()) =>
-            {
-                Some(file)
-            }
-            _ => None,
+    fn file_piece(&self) -> Option<u64> {
+        let Body::File(file) = &self.body else { return None };
+        let left = file.remaining();
+        let worth_it = self.sends_files && left > 0 && (self.taken > 0 || left >= SENT_AS_FILE);
+        if !worth_it || !is_cached(file.file(), file.offset()) {
+            return None;
         }
+        let long = left.min(LONG_PIECE);
+        // With its end in memory as well, what lies between most likely is.
+        Some(if is_cached(file.file(), file.offset() + long - 1) { long } else { long.min(READ_AHEAD) })
     }
 
-    fn poll_send_file<Io: Downstream>(&mut self, cx: &mut Context<'_>, io: &mut Io) -> Poll<Result<(), Cut>> {
+    fn poll_send_file<Io: Downstream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut Io,
+        piece: u64,
+    ) -> Poll<Result<(), Cut>> {
         let Body::File(file) = &mut self.body else { return Poll::Ready(Ok(())) };
-        match ready!(io.poll_send_file(cx, file.file(), file.offset(), file.remaining())) {
+        match ready!(io.poll_send_file(cx, file.file(), file.offset(), piece)) {
             Ok(0) => Poll::Ready(Err(Cut::Body(shorter()))),
             Ok(sent) => {
                 file.advance(sent);
@@ -309,3 +333,6 @@ const HEAD: usize = 1024;
 const JOINED: usize = 16 * 1024;
 /// A file of this size is worth a system call of its own.
 const SENT_AS_FILE: u64 = 64 * 1024;
+/// The most of a file that is sent at once, and what a disk has read ahead of what was asked for.
+const LONG_PIECE: u64 = 1024 * 1024;
+const READ_AHEAD: u64 = 128 * 1024;
