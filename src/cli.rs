@@ -14,13 +14,16 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     admin,
-    config::{self, AdminAddress, Outer, Source},
-    demo, gateway, tls,
+    config::{self, AdminAddress, Outer, Plan, Problem, Source},
+    demo, gateway,
+    telemetry::events,
+    tls,
 };
 
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    events::init();
     // clap ends a bad command line with its own message and 2.
     match Command::parse().verb {
         Verb::Serve(options) => with_source(&options, serve),
@@ -72,6 +75,9 @@ struct Options {
 /// Where docassemble keeps its own configuration.
 const DOCASSEMBLE: &str = "/usr/share/docassemble/config/config.yml";
 
+/// What a configuration is held against beyond its own text, at every start as well.
+const INSPECTIONS: &[fn(&Plan) -> Vec<Problem>] = &[config::missing_folders, tls::check];
+
 /// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
 const REFUSED: u8 = 78;
 
@@ -85,15 +91,17 @@ fn with_source(options: &Options, act: impl FnOnce(&Source) -> ExitCode) -> Exit
 
 fn serve(source: &Source) -> ExitCode {
     // Before anything is begun: a refused configuration is not a failed start.
-    if let Err(error) = config::load(source) {
-        complain(&chain(&error));
-        return ExitCode::from(REFUSED);
+    match config::check(source, INSPECTIONS) {
+        Ok(plan) => started(gateway::run(plan)),
+        Err(error) => {
+            complain(&chain(&error));
+            ExitCode::from(REFUSED)
+        }
     }
-    started(gateway::run(source))
 }
 
 fn check(source: &Source) -> ExitCode {
-    match config::check(source, &[config::missing_folders, tls::check]) {
+    match config::check(source, INSPECTIONS) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("{}\n", chain(&error)));

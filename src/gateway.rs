@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::{
     admin::{self, Observer},
-    config::{self, ListenAddress, ListenerPlan, LogSink, Plan, Source},
+    config::{ListenAddress, ListenerPlan, LogSink, Plan},
     drain::{Drain, Tasks},
     keeper::{
         Provisions,
@@ -35,10 +35,7 @@ use crate::{
     runtime::{Current, Runtime},
     service::Worker,
     spool::Spool,
-    telemetry::{
-        access_log::{self, AccessLog, Format, FormatError, LogWriter},
-        events,
-    },
+    telemetry::access_log::{self, AccessLog, Format, FormatError, LogWriter},
     tls::{Certificate, CertificateError, CertificateStore, ServerConfigs},
 };
 
@@ -66,21 +63,16 @@ pub enum StartError {
     Thread(#[from] io::Error),
 }
 
-/// Runs `source` in the foreground until a signal ends it: the work of `vestibule serve`.
+/// Runs `plan` in the foreground until a signal ends it: the work of `vestibule serve`.
 ///
 /// TERM, INT and QUIT drain; a second one ends the process at once. USR1 opens the access log anew.
 ///
 /// # Errors
 ///
 /// What kept it from starting, every fault in a line of its own; and whether a stop had to cut requests off.
-pub fn run(source: &Source) -> Result<(), Box<dyn Error>> {
-    events::init();
-    let plan = config::load(source)?;
+pub fn run(plan: Plan) -> Result<(), Box<dyn Error>> {
     raise_file_limit();
-    let provisions = Provisions::gather(&plan).map_err(|faults| {
-        let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
-        lines.join("\n")
-    })?;
+    let provisions = Provisions::gather(&plan)?;
     let log_file = plan.access_log.as_ref().and_then(|log| match &log.sink {
         LogSink::File(path) => Some(path.clone()),
         LogSink::Stdout => None,

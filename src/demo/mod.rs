@@ -21,7 +21,6 @@ use crate::{
     config::{self, ListenAddress, Source},
     gateway::Gateway,
     keeper::Provisions,
-    telemetry::events,
 };
 
 /// Runs until TERM or INT; prints the addresses when they are open, and the access log after them.
@@ -30,17 +29,13 @@ use crate::{
 ///
 /// What is missing on this machine, and what to do about it.
 pub fn run() -> Result<(), Box<dyn Error>> {
-    events::init();
     // Dropped in the reverse order: the folder after everybody who has files in it.
     let folder = Folder::make()?;
     let application = application::start(folder.path())?;
     let echo = Echo::bind()?;
     let file = configuration::write(folder.path(), &application.address, echo.address()?)?;
     let plan = config::load(&Source { file: file.clone() })?;
-    let provisions = Provisions::gather(&plan).map_err(|faults| {
-        let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
-        lines.join("\n")
-    })?;
+    let provisions = Provisions::gather(&plan)?;
     let deadline = plan.drain;
     let gateway = Gateway::start(plan, provisions)?;
     gateway.control().spawn(echo.run());

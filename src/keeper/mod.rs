@@ -12,7 +12,7 @@ pub mod sockets;
 pub(crate) mod testing;
 
 use std::{
-    io,
+    fmt, io,
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
 };
@@ -20,7 +20,7 @@ use std::{
 use rustix::fs::{Access, AtFlags, Mode, OFlags};
 
 use crate::{
-    config::{AdminAddress, ListenAddress, Plan},
+    config::{AdminAddress, Plan},
     files::{Roots, RootsError},
     tls::CertificateMaterial,
 };
@@ -50,19 +50,7 @@ impl Provisions {
     /// # Errors
     ///
     /// Every fault at once. What could be opened is closed again; files and folders that were made stay.
-    pub fn gather(plan: &Plan) -> Result<Self, Vec<ProvisionFault>> {
-        Self::open(plan, None)
-    }
-
-    /// Opens what `plan` asks for beside `in_force`: only listeners and an admin socket whose addresses are new are
-    /// bound, since the sockets of the others are kept, with the connections that wait in them.
-    ///
-    /// Certificates, log and spool are opened anew. Errors are those of [`Self::gather`].
-    pub fn gather_beside(plan: &Plan, in_force: &Plan) -> Result<Self, Vec<ProvisionFault>> {
-        Self::open(plan, Some(in_force))
-    }
-
-    fn open(plan: &Plan, in_force: Option<&Plan>) -> Result<Self, Vec<ProvisionFault>> {
+    pub fn gather(plan: &Plan) -> Result<Self, ProvisionFaults> {
         let mut faults = Vec::new();
 
         // Before the sockets: the fewer connections wait in them, the fewer are lost if there is a fault.
@@ -80,22 +68,15 @@ impl Provisions {
         let spool = spool(&plan.spool.path)
             .map_err(|source| faults.push(ProvisionFault::Spool { path: plan.spool.path.clone(), source }));
 
-        let is_kept = |address: &ListenAddress| {
-            in_force.is_some_and(|old| old.listeners.iter().any(|listener| listener.address == *address))
-        };
         let mut listeners = Vec::new();
         for (position, listener) in plan.listeners.iter().enumerate() {
-            if is_kept(&listener.address) {
-                continue;
-            }
             match sockets::bind(listener, plan.workers) {
                 Ok(bound) => listeners.push(bound),
                 Err(fault) => faults.push(ProvisionFault::Listener { position, fault }),
             }
         }
         let admin = match &plan.admin {
-            Some(address) if in_force.is_none_or(|old| old.admin.as_ref() != Some(address)) => {
-                let AdminAddress::Unix(path) = address;
+            Some(AdminAddress::Unix(path)) => {
                 sockets::bind_admin(path).map_err(|fault| faults.push(ProvisionFault::Admin { fault })).ok()
             }
             _ => None,
@@ -117,8 +98,21 @@ impl Provisions {
 
         match spool {
             Ok(spool) if faults.is_empty() => Ok(Self { listeners, certificates, access_log, spool, admin, files }),
-            _ => Err(faults),
+            _ => Err(ProvisionFaults(faults)),
         }
+    }
+}
+
+/// Everything of the system that cannot be had, one a line.
+#[derive(Debug)]
+pub struct ProvisionFaults(pub Vec<ProvisionFault>);
+
+impl std::error::Error for ProvisionFaults {}
+
+impl fmt::Display for ProvisionFaults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&lines.join("\n"))
     }
 }
 
@@ -231,7 +225,7 @@ mod tests {
 
         let faults = Provisions::gather(&plan).unwrap_err();
 
-        let keys: Vec<String> = faults.iter().map(ProvisionFault::at).collect();
+        let keys: Vec<String> = faults.0.iter().map(ProvisionFault::at).collect();
         assert_eq!(
             keys,
             [
@@ -243,29 +237,9 @@ mod tests {
                 "admin"
             ]
         );
-        for fault in &faults {
+        for fault in &faults.0 {
             assert!(fault.to_string().starts_with(&format!("{}: ", fault.at())), "{fault}");
         }
-    }
-
-    #[test]
-    fn beside_a_plan_in_force_only_new_addresses_are_bound() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut in_force = testing::tls_plan(folder.path());
-        in_force.admin = Some(AdminAddress::Unix(folder.path().join("admin.sock")));
-        let first = Provisions::gather(&in_force).unwrap();
-        // The port is known now, and taken.
-        in_force.listeners[0].address = first.listeners[0].address.clone();
-        let mut next = in_force.clone();
-        next.listeners.push(in_force.listeners[0].clone());
-        next.listeners[1].address = ListenAddress::Unix(folder.path().join("new.sock"));
-
-        let beside = Provisions::gather_beside(&next, &in_force).unwrap();
-
-        assert_eq!(beside.listeners.len(), 1);
-        assert_eq!(beside.listeners[0].address, next.listeners[1].address);
-        assert!(beside.admin.is_none());
-        assert_eq!(beside.certificates.len(), 1);
     }
 
     #[test]
