@@ -14,9 +14,12 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     admin,
-    config::{self, AdminAddress, Outer, Plan, Problem, Source},
+    config::{self, AdminAddress, ConfigError, Outer, Plan, Problem, Source},
     demo, gateway,
-    telemetry::events,
+    telemetry::{
+        access_log::{self, Format, FormatError},
+        events,
+    },
     tls,
 };
 
@@ -28,7 +31,7 @@ pub fn main() -> ExitCode {
     match Command::parse().verb {
         Verb::Serve(options) => with_source(&options, serve),
         Verb::Demo => started(demo::run()),
-        Verb::Status(options) => with_source(&options, |source| started(status(source))),
+        Verb::Status(options) => with_source(&options, status),
         Verb::Check(options) => with_source(&options, check),
         Verb::Explain { options, outer } => with_source(&options, |source| explain(source, outer)),
     }
@@ -45,6 +48,7 @@ struct Command {
 #[derive(Subcommand)]
 enum Verb {
     /// Run in the foreground until SIGTERM or SIGINT.
+    #[command(after_help = ENVIRONMENT)]
     Serve(Options),
     /// Show a front door with a small application behind it, and print its addresses.
     Demo,
@@ -75,8 +79,15 @@ struct Options {
 /// Where docassemble keeps its own configuration.
 const DOCASSEMBLE: &str = "/usr/share/docassemble/config/config.yml";
 
+/// What of the environment `serve` reads, besides the variables that a configuration names.
+const ENVIRONMENT: &str = "\
+Environment:
+  VESTIBULE_LOG         What is told on standard error: `info` (the default), `debug`, `vestibule=debug,hyper=warn`
+  RUST_LOG              The same, where VESTIBULE_LOG is not set
+  VESTIBULE_LOG_FORMAT  `text` (the default), or `json`: one object a line";
+
 /// What a configuration is held against beyond its own text, at every start as well.
-const INSPECTIONS: &[fn(&Plan) -> Vec<Problem>] = &[config::missing_folders, tls::check];
+const INSPECTIONS: &[fn(&Plan) -> Vec<Problem>] = &[log_format, config::unusable_folders, tls::check];
 
 /// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
 const REFUSED: u8 = 78;
@@ -93,10 +104,7 @@ fn serve(source: &Source) -> ExitCode {
     // Before anything is begun: a refused configuration is not a failed start.
     match config::check(source, INSPECTIONS) {
         Ok(plan) => started(gateway::run(plan)),
-        Err(error) => {
-            complain(&chain(&error));
-            ExitCode::from(REFUSED)
-        }
+        Err(error) => refused(&error),
     }
 }
 
@@ -114,10 +122,7 @@ fn explain(source: &Source, outer: Option<Outer>) -> ExitCode {
     match (config::load(source), outer) {
         (Ok(plan), None) => say(&config::explain(&plan)),
         (Ok(plan), Some(outer)) => say(&config::explain_outer(&plan, outer)),
-        (Err(error), _) => {
-            complain(&chain(&error));
-            return ExitCode::from(REFUSED);
-        }
+        (Err(error), _) => return refused(&error),
     }
     ExitCode::SUCCESS
 }
@@ -132,15 +137,40 @@ fn started(ended: Result<(), Box<dyn Error>>) -> ExitCode {
     }
 }
 
-fn status(source: &Source) -> Result<(), Box<dyn Error>> {
-    let plan = config::load(source)?;
-    let Some(AdminAddress::Unix(socket)) = plan.admin else {
+fn refused(error: &ConfigError) -> ExitCode {
+    complain(&chain(error));
+    ExitCode::from(REFUSED)
+}
+
+fn status(source: &Source) -> ExitCode {
+    match config::load(source) {
+        Ok(plan) => started(ask(&plan)),
+        Err(error) => refused(&error),
+    }
+}
+
+fn ask(plan: &Plan) -> Result<(), Box<dyn Error>> {
+    let Some(AdminAddress::Unix(socket)) = &plan.admin else {
         return Err("the configuration has no `admin`; add for example `admin: unix:/run/vestibule/admin.sock`".into());
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(admin::client::get(&socket, "/status"))?;
+    let answer = runtime.block_on(admin::client::get(socket, "/status"))?;
     say(&admin::render_status(&serde_json::from_slice(&answer.body)?));
     Ok(())
+}
+
+/// A template of the access log that is not one.
+fn log_format(plan: &Plan) -> Vec<Problem> {
+    let Some(Err(error)) = plan.access_log.as_ref().map(|log| Format::compile(&log.format)) else {
+        return Vec::new();
+    };
+    let mut problem = error.to_string();
+    if matches!(error, FormatError::UnknownField { nearest: None, .. }) {
+        let known: Vec<_> = access_log::fields().iter().map(|field| field.name).collect();
+        problem.push_str("; there are ");
+        problem.push_str(&known.join(", "));
+    }
+    vec![Problem { at: "access_log.format".to_owned(), problem }]
 }
 
 /// The error and what caused it, in one line.

@@ -26,6 +26,9 @@ impl Scalar for ListenAddress {
         if let Ok(address) = text.parse() {
             return Ok(Self::Tcp(address));
         }
+        if text.starts_with('/') {
+            return Err(format!("a socket begins with `unix:`; write `unix:{text}`"));
+        }
         if text.parse::<IpAddr>().is_ok() {
             return Err(format!("`{text}` has no port; write it as in `[::]:443` or `127.0.0.1:8080`"));
         }
@@ -54,6 +57,9 @@ impl Scalar for EndpointAddress {
         }
         if let Some(path) = text.strip_prefix("unix:") {
             return socket_path(path, base).map(Self::Unix);
+        }
+        if text.starts_with('/') {
+            return Err(format!("a socket begins with `unix:`; write `unix:{text}`"));
         }
         let Some((host, port)) = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()) else {
             return Err(unexpected::<Self>(text));
@@ -86,6 +92,7 @@ impl Scalar for AdminAddress {
         }
         match text.strip_prefix("unix:") {
             Some(path) => socket_path(path, base).map(Self::Unix),
+            None if text.starts_with('/') => Err(format!("a socket begins with `unix:`; write `unix:{text}`")),
             None => Err(unexpected::<Self>(text)),
         }
     }

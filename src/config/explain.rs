@@ -71,6 +71,9 @@ fn host(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let health: Vec<_> = plan.upstreams.values().filter_map(|upstream| upstream.health_path.as_ref()).collect();
     if !health.is_empty() {
         writeln!(f, "  answered for every name, for the health checks of a load balancer: {}", list(health))?;
+        if plan.listeners.iter().any(|listener| listener.redirect.is_some()) {
+            writeln!(f, "  but not where every request is redirected (see above): ask for it elsewhere")?;
+        }
     }
     Ok(())
 }

@@ -1,23 +1,159 @@
-//! The folders a plan names, looked at without binding or changing anything: for `check`.
+//! The folders a plan names, looked at without binding or changing anything: for `check`, and before a start.
 //!
 //! Certificates and keys are for [`crate::tls::check`] to look at.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use super::{error::Problem, plan::Plan};
+use rustix::{
+    fs::{Access, AtFlags, CWD},
+    io::Errno,
+    process::geteuid,
+};
 
-/// The folders of `plan` that are not there and could not be made.
-pub fn missing_folders(plan: &Plan) -> Vec<Problem> {
-    let spool = folder_or_its_parent(&plan.spool.path);
-    spool.err().map(|problem| Problem { at: "spool.path".to_owned(), problem }).into_iter().collect()
+use super::{
+    error::Problem,
+    plan::{AdminAddress, ListenAddress, LogSink, Plan},
+};
+
+/// The folders of `plan` that are not there and would not be made, or that the user this runs as cannot write in.
+pub fn unusable_folders(plan: &Plan) -> Vec<Problem> {
+    let mut folders = Folders::default();
+    let mut problems = Vec::new();
+    let mut note = |at: String, outcome: Result<(), String>| {
+        problems.extend(outcome.err().map(|problem| Problem { at, problem }));
+    };
+
+    // In the order of a start: what one key makes may hold what the next one names.
+    if plan.tls.certificates.is_empty() && plan.listeners.iter().any(|listener| listener.tls) {
+        note("tls.storage".to_owned(), folders.storage(&plan.tls.storage));
+    }
+    if let Some(LogSink::File(path)) = plan.access_log.as_ref().map(|log| &log.sink) {
+        note("access_log.path".to_owned(), folders.log(path));
+    }
+    note("spool.path".to_owned(), folders.ours(&plan.spool.path));
+    for (position, listener) in plan.listeners.iter().enumerate() {
+        if let ListenAddress::Unix(path) = &listener.address {
+            note(format!("listeners[{position}].address"), folders.socket(path));
+        }
+    }
+    if let Some(AdminAddress::Unix(path)) = &plan.admin {
+        note("admin".to_owned(), folders.ours(folder_of(path)));
+    }
+    for (position, route) in plan.routes.iter().enumerate() {
+        for (place, folder) in route.files.iter().enumerate() {
+            note(format!("routes[{position}].files[{place}]"), folders.served(folder));
+        }
+    }
+    problems
 }
 
-/// A start makes the last part of a folder, and no more.
-fn folder_or_its_parent(path: &Path) -> Result<(), String> {
-    match fs::metadata(path) {
-        Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => Err(format!("{} is not a folder", path.display())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) => Ok(()),
-        Err(error) => Err(format!("cannot read {}: {error}", path.display())),
+/// What there will be once a start has made what it makes.
+#[derive(Default)]
+struct Folders {
+    made: Vec<PathBuf>,
+}
+
+impl Folders {
+    /// A folder that is made unless it is there, and written in.
+    fn ours(&mut self, folder: &Path) -> Result<(), String> {
+        self.make(folder)?;
+        self.writable(folder)
     }
+
+    /// Self-signed certificates have a folder within, of a mode of its own.
+    fn storage(&mut self, storage: &Path) -> Result<(), String> {
+        self.make(storage)?;
+        self.ours(&storage.join("self-signed"))
+    }
+
+    fn log(&mut self, file: &Path) -> Result<(), String> {
+        match fs::metadata(file) {
+            Ok(found) if found.is_dir() => Err(format!("{} is a folder; name a file in it", file.display())),
+            Ok(_) => access(file, Access::WRITE_OK).map_err(|errno| refused(file, "write to", errno)),
+            Err(_) => self.ours(folder_of(file)),
+        }
+    }
+
+    /// The folder of a listener's socket is never made: whoever connects has to find it.
+    fn socket(&self, socket: &Path) -> Result<(), String> {
+        let folder = folder_of(socket);
+        if self.is_there(folder)? { self.writable(folder) } else { Err(absent(folder)) }
+    }
+
+    fn served(&self, folder: &Path) -> Result<(), String> {
+        if self.is_there(folder)? {
+            return Ok(());
+        }
+        Err(format!("{} is not there, so no file could be sent from it; create it, or take it out", folder.display()))
+    }
+
+    /// A start makes the last part of a folder, and no more.
+    fn make(&mut self, folder: &Path) -> Result<(), String> {
+        if self.is_there(folder)? {
+            return Ok(());
+        }
+        let outer = folder_of(folder);
+        if !self.is_there(outer)? {
+            return Err(format!("{}; a start makes the last part of a folder only", absent(outer)));
+        }
+        self.writable(outer)?;
+        self.made.push(folder.to_owned());
+        Ok(())
+    }
+
+    fn is_there(&self, folder: &Path) -> Result<bool, String> {
+        match fs::metadata(folder) {
+            Ok(found) if found.is_dir() => Ok(true),
+            Ok(_) => Err(format!("{} is not a folder", folder.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(self.made.iter().any(|made| made == folder)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(format!("{}, who this runs as, cannot look at {}", user(), folder.display()))
+            }
+            Err(error) => Err(format!("cannot look at {}: {error}", folder.display())),
+        }
+    }
+
+    fn writable(&self, folder: &Path) -> Result<(), String> {
+        if self.made.iter().any(|made| made == folder) {
+            return Ok(());
+        }
+        access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| refused(folder, "write in", errno))
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(path)
+}
+
+fn absent(folder: &Path) -> String {
+    format!("the folder {} is not there; create it", folder.display())
+}
+
+/// For the user that counts when a file is opened, which the kernel knows best (capabilities, read-only mounts).
+fn access(path: &Path, wanted: Access) -> Result<(), Errno> {
+    rustix::fs::accessat(CWD, path, wanted, AtFlags::EACCESS)
+}
+
+fn refused(path: &Path, act: &str, errno: Errno) -> String {
+    match errno {
+        Errno::ACCESS | Errno::PERM => {
+            format!("{}, who this runs as, cannot {act} {}; let it, or name another place", user(), path.display())
+        }
+        errno => format!("cannot {act} {}: {}", path.display(), io::Error::from(errno)),
+    }
+}
+
+/// The user this runs as, by name where the machine's own list has one.
+fn user() -> String {
+    let id = geteuid().as_raw().to_string();
+    let named = |line: &str| {
+        let mut parts = line.split(':');
+        let name = parts.next()?;
+        (parts.nth(1)? == id).then(|| name.to_owned())
+    };
+    let list = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    list.lines().find_map(named).unwrap_or_else(|| format!("the user {id}"))
 }

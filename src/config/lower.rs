@@ -3,7 +3,7 @@
 //! A key that could not be read is passed over by every rule that needs it: its fault has been told.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hash,
     num::NonZeroUsize,
     thread,
@@ -23,10 +23,12 @@ use super::{
 /// What `file` means. Every broken rule is told to `reading`.
 pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, Told> {
     let trusted_proxies = file.trusted_proxies.map(trust);
+    // As written: a route may name an upstream that is wrong in itself.
+    let names = file.upstreams.as_ref().map(|upstreams| upstreams.keys().cloned().collect()).map_err(|told| *told);
     let upstreams = file.upstreams.and_then(|upstreams| lower_upstreams(upstreams, reading));
     let listeners =
         file.listeners.and_then(|listeners| lower_listeners(listeners, &file.host, &trusted_proxies, reading));
-    let routes = file.routes.and_then(|routes| lower_routes(routes, &upstreams, reading));
+    let routes = file.routes.and_then(|routes| lower_routes(routes, &names, reading));
     let tls = file.tls.and_then(|tls| lower_tls(tls, reading));
     let spool = file.spool.and_then(|spool| lower_spool(&spool, reading));
     let limits = file.limits.and_then(|limits| lower_limits(&limits, reading));
@@ -225,7 +227,7 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
 
 fn lower_routes(
     routes: Vec<raw::Route>,
-    upstreams: &Result<BTreeMap<String, UpstreamPlan>, Told>,
+    upstreams: &Result<BTreeSet<String>, Told>,
     reading: &mut Reading<'_>,
 ) -> Result<Vec<RoutePlan>, Told> {
     if routes.is_empty() {
@@ -246,9 +248,9 @@ fn lower_routes(
             reading.refuse_at(&format!("{at}.prefix"), problem);
         }
         if let (Ok(name), Ok(upstreams)) = (&route.upstream, upstreams)
-            && !upstreams.contains_key(name)
+            && !upstreams.contains(name)
         {
-            let near = suggestion(name, upstreams.keys().map(String::as_str));
+            let near = suggestion(name, upstreams.iter().map(String::as_str));
             reading.refuse_at(&format!("{at}.upstream"), format!("no upstream is named `{name}`{near}"));
         }
         if let Ok(Some(limit)) = route.body_limit

@@ -31,7 +31,7 @@ use std::{
 pub use environment::Environment;
 pub use error::{ConfigError, Fault, Position, Problem};
 pub use explain::explain;
-pub use files::missing_folders;
+pub use files::unusable_folders;
 pub use outer::{Outer, explain_outer};
 pub use plan::*;
 

@@ -96,6 +96,13 @@ impl Forwarding<'_> {
         longest.max().unwrap_or_default().as_secs() + 5
     }
 
+    /// How long a proxy may keep an idle connection, in seconds: less than we do, so that it never sends a request into
+    /// one that we are closing.
+    fn keep(&self) -> u64 {
+        let ours = self.plan.limits.keep_alive.as_secs();
+        ours.saturating_sub(5).max(ours / 2).max(1)
+    }
+
     /// The largest body that any route takes; `None`: no limit.
     fn body_limit(&self) -> Option<u64> {
         let limits: Option<Vec<_>> = self.plan.routes.iter().map(|route| route.body_limit).collect();
@@ -151,22 +158,28 @@ impl fmt::Display for Apache<'_> {
         if forwarding.listener.tls {
             writeln!(f, "SSLProxyEngine On")?;
         }
-        writeln!(f, "# The host that the browser asked for, so that links and cookies are right.")?;
-        writeln!(f, "ProxyPreserveHost On")?;
-        writeln!(f, "# Apache adds the client's address and host to what the client sent: only ours may remain.")?;
-        writeln!(f, "RequestHeader unset Forwarded")?;
-        writeln!(f, "RequestHeader unset X-Forwarded-Host")?;
-        writeln!(f, "RequestHeader unset X-Forwarded-Port")?;
-        writeln!(f, "RequestHeader set X-Forwarded-Proto expr=%{{REQUEST_SCHEME}}")?;
-        match forwarding.body_limit() {
-            Some(limit) => writeln!(f, "LimitRequestBody {limit}")?,
-            None => writeln!(f, "LimitRequestBody 0")?,
-        }
+        writeln!(f, "# Of the whole site, because Apache knows it nowhere else: without it a path with %2F is answered 404.")?;
         writeln!(f, "AllowEncodedSlashes NoDecode")?;
-        writeln!(f, "# Websockets go through the same rules. Paths are passed on as they came.")?;
         for prefix in forwarding.prefixes() {
             let path = if prefix.is_empty() { "/" } else { prefix };
-            writeln!(f, "ProxyPass {path} {base}{path} nocanon upgrade=websocket timeout={}", forwarding.patience())?;
+            writeln!(f, "<Location \"{path}\">")?;
+            writeln!(f, "    # Websockets go the same way. Paths are passed on as they came. Idle connections are closed")?;
+            writeln!(f, "    # before vestibule does it (`limits.keep_alive`).")?;
+            writeln!(
+                f,
+                "    ProxyPass \"{base}{path}\" nocanon upgrade=websocket timeout={} ttl={}",
+                forwarding.patience(),
+                forwarding.keep()
+            )?;
+            writeln!(f, "    # The host that the browser asked for, so that links and cookies are right.")?;
+            writeln!(f, "    ProxyPreserveHost On")?;
+            writeln!(f, "    # Apache adds the client's address and host to what the client sent: only ours may remain.")?;
+            writeln!(f, "    RequestHeader unset Forwarded")?;
+            writeln!(f, "    RequestHeader unset X-Forwarded-Host")?;
+            writeln!(f, "    RequestHeader unset X-Forwarded-Port")?;
+            writeln!(f, "    RequestHeader set X-Forwarded-Proto expr=%{{REQUEST_SCHEME}}")?;
+            writeln!(f, "    LimitRequestBody {}", forwarding.body_limit().unwrap_or(0))?;
+            writeln!(f, "</Location>")?;
         }
         Ok(())
     }
@@ -183,7 +196,8 @@ impl fmt::Display for Nginx<'_> {
         };
         writeln!(f, "# nginx, in http {{ }}:")?;
         writeln!(f, "map $http_upgrade $vestibule_connection {{\n    default upgrade;\n    ''      '';\n}}")?;
-        writeln!(f, "upstream vestibule {{\n    server {server};\n    keepalive 32;\n}}")?;
+        writeln!(f, "upstream vestibule {{\n    server {server};\n    keepalive 32;")?;
+        writeln!(f, "    keepalive_timeout {}s;  # less than our `limits.keep_alive`\n}}", forwarding.keep())?;
         writeln!(f, "\n# and in the server {{ }} of the site:")?;
         for prefix in forwarding.prefixes() {
             // A location without its slash would take /dashboard for /da.
@@ -250,6 +264,7 @@ impl fmt::Display for Caddy<'_> {
         writeln!(f, "        flush_interval -1")?;
         writeln!(f, "        transport http {{")?;
         writeln!(f, "            response_header_timeout {}s", forwarding.patience())?;
+        writeln!(f, "            keepalive {}s  # less than our `limits.keep_alive`", forwarding.keep())?;
         if forwarding.listener.tls {
             writeln!(f, "            tls_insecure_skip_verify  # or tls_trust_pool, with our certificate")?;
         }

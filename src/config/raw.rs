@@ -137,7 +137,8 @@ keys! {
 keys! {
     /// The health page of an upstream.
     struct Health {
-        /// The path as the browser sees it, prefix included; answered for every host, never redirected. `null`: none.
+        /// The path as the browser sees it, prefix included; answered for every host, never redirected to `host`.
+        /// A listener with `redirect: https` redirects it like everything else. `null`: none.
         path: Option<PagePath> = "null",
     }
     not_yet ["interval"]

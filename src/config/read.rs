@@ -95,7 +95,12 @@ impl<T: Read> Read for Option<T> {
 impl<T: Read> Read for Vec<T> {
     fn read(node: &Node, reading: &mut Reading<'_>) -> Result<Self, Told> {
         let Value::Sequence(items) = &node.value else {
-            return Err(reading.mismatch(node, "a list"));
+            return Err(match &node.value {
+                Value::Mapping(_) => {
+                    reading.refuse(node.position, "expected a list, found a mapping; begin each entry with `- `")
+                }
+                _ => reading.mismatch(node, "a list"),
+            });
         };
         // All of them are read before the first that failed ends it.
         let read = |(index, item)| reading.within(&format!("[{index}]"), item, T::read);

@@ -115,8 +115,19 @@ fn parse(text: &str, units: &[(&str, u64)], examples: &str) -> Option<Result<u64
     if let Some((_, factor)) = units.iter().find(|(name, _)| *name == unit) {
         return Some(number.checked_mul(*factor).ok_or_else(too_large));
     }
+    if let Some(meant) = meant(unit, units) {
+        return Some(Err(format!("`{unit}` is not a unit here; write `{number}{meant}`")));
+    }
     let known: Vec<_> = units.iter().map(|(name, _)| format!("`{name}`")).collect();
     Some(Err(format!("`{unit}` is not a unit here; there are {}", known.join(", "))))
+}
+
+/// The unit that `unit` is short for (`M`), or the same in other letters (`mb`).
+fn meant<'u>(unit: &str, units: &[(&'u str, u64)]) -> Option<&'u str> {
+    let mut names = units.iter().map(|(name, _)| *name);
+    let same = names.clone().find(|name| name.eq_ignore_ascii_case(unit));
+    let begins = |name: &&str| unit.len() == 1 && name[..1].eq_ignore_ascii_case(unit);
+    same.or_else(|| names.find(begins))
 }
 
 const SIZES: &[(&str, u64)] = &[
@@ -177,9 +188,12 @@ mod tests {
             ("large", "expected a size such as `16MiB`, found `large`"),
             ("-1MiB", "expected a size such as `16MiB`, found `-1MiB`"),
             ("", "expected a size such as `16MiB`, found ``"),
+            ("16M", "`M` is not a unit here; write `16MiB`"),
+            ("512k", "`k` is not a unit here; write `512KiB`"),
+            ("16mb", "`mb` is not a unit here; write `16MB`"),
             (
-                "16mb",
-                "`mb` is not a unit here; there are `B`, `KiB`, `MiB`, `GiB`, `TiB`, `KB`, `kB`, `MB`, `GB`, `TB`",
+                "16Mbit",
+                "`Mbit` is not a unit here; there are `B`, `KiB`, `MiB`, `GiB`, `TiB`, `KB`, `kB`, `MB`, `GB`, `TB`",
             ),
             ("1.5MiB", "`1.5MiB` is not whole; write a whole number of a smaller unit"),
             ("99999999TiB", "`99999999TiB` is more than can be counted"),
@@ -209,6 +223,7 @@ mod tests {
         for (text, problem) in [
             ("30", "`30` has no unit; write `30s`, `5m` or `500ms`"),
             ("soon", "expected a time such as `30s`, found `soon`"),
+            ("30S", "`S` is not a unit here; write `30s`"),
             ("30sec", "`sec` is not a unit here; there are `ms`, `s`, `m`, `h`, `d`"),
             ("366d", "`366d` is longer than a year (`365d`)"),
         ] {

@@ -54,9 +54,9 @@ struct Root {
     directory: OwnedFd,
 }
 
-/// A root that was left out because it does not exist: files under it are not served until the next reload.
+/// A root that was left out because it does not exist: files under it are not served until the next start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} does not exist: no file under it is served until it is there and the configuration is reloaded")]
+#[error("{0} does not exist: no file under it is served until it is there and vestibule is started again")]
 pub struct MissingRoot(pub PathBuf);
 
 /// Why the roots cannot be used as they are given.

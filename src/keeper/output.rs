@@ -52,6 +52,6 @@ fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound => "create its folder",
         io::ErrorKind::IsADirectory => "name a file, not a folder",
-        _ => "let the user Vestibule runs as write there, or log to `stdout`",
+        _ => "let the user Vestibule runs as write there, or log to standard output, which is `-`",
     }
 }

@@ -5,11 +5,14 @@ use std::{fs, path::Path};
 use serde_json::Value as Json;
 
 use super::{minimal, plan};
-use crate::config::{
-    Plan,
-    keys::to_json,
-    schema,
-    tree::{self, Node, Value},
+use crate::{
+    config::{
+        Plan,
+        keys::to_json,
+        schema,
+        tree::{self, Node, Value},
+    },
+    telemetry::access_log::{Field, fields},
 };
 
 /// `config/vestibule.yml` with the keys in it that are not in use.
@@ -42,6 +45,15 @@ fn the_documentation_shows_every_key_with_its_default() {
     compare("", &schema(), &tree::parse(&text).unwrap(), &lines, &mut wrong);
 
     assert!(wrong.is_empty(), "config/vestibule.yml and src/config/raw.rs differ:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_documentation_lists_every_field_of_a_log_template() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/vestibule.yml")).unwrap();
+    let shown = |field: &Field| format!("  #   {:<16} {}\n", field.name, field.doc);
+    let block: String = fields().iter().map(shown).collect();
+
+    assert!(text.contains(&block), "config/vestibule.yml must say of `access_log.format`:\n{block}");
 }
 
 fn compare(at: &str, schema: &Json, node: &Node, lines: &[&str], wrong: &mut Vec<String>) {

@@ -211,6 +211,11 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         ("drain:", "4:6: drain: expected a time such as `30s`, found nothing"),
         ("tls: { storage: ~ }", "4:17: tls.storage: expected a path such as `/etc/vestibule/site.pem`, found nothing"),
         // Values.
+        ("spool: { limit: 16M }", "4:17: spool.limit: `M` is not a unit here; write `16MiB`"),
+        (
+            "admin: /run/admin.sock",
+            "4:8: admin: a socket begins with `unix:`; write `unix:/run/admin.sock`",
+        ),
         ("host: https://example.com/", "4:7: host: write the host name alone, without a scheme: `example.com`"),
         ("host: example.com:443", "4:7: host: write the host name alone, without a port: `example.com`"),
         (
@@ -324,6 +329,25 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             listener("{ address: 'unix:/a', proxy_protocol: required }]\ntrusted_proxies: [loopback"),
             "3:51: listeners[0].proxy_protocol: nobody is trusted to send the PROXY header here; add `unix` to \
              `trusted_proxies`",
+        ),
+        (
+            listener("{ address: /run/v.sock }"),
+            "3:24: listeners[0].address: a socket begins with `unix:`; write `unix:/run/v.sock`",
+        ),
+        (
+            format!("{routes}{upstreams}listeners: {{ address: '[::]:80' }}"),
+            "3:12: listeners: expected a list, found a mapping; begin each entry with `- `",
+        ),
+        (
+            upstream("endpoints: [/var/run/uwsgi.sock]"),
+            "3:33: upstreams.app.endpoints[0]: a socket begins with `unix:`; write `unix:/var/run/uwsgi.sock`",
+        ),
+        (
+            format!(
+                "listeners: [{{ address: '[::]:80' }}]\nroutes: [{{ prefix: /, upstream: wev }}]\n\
+                 upstreams: {{ web: {{ endpoints: ['a:0'] }} }}"
+            ),
+            "2:33: routes[0].upstream: no upstream is named `wev`; did you mean `web`?",
         ),
         (listener("{ address: fd:web }"), "3:24: listeners[0].address: `fd:` (socket activation) is not supported yet"),
         (upstream(""), "3:19: upstreams.app: the key `endpoints` is missing"),
