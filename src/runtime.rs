@@ -28,6 +28,8 @@ pub struct Runtime {
     pub upstreams: BTreeMap<String, Arc<Upstream>>,
     /// Hosts that are served as they are; certificates' names come on top.
     hosts: HashSet<String>,
+    /// The applications' own health pages.
+    health_paths: HashSet<String>,
 }
 
 /// A route with all it refers to.
@@ -71,7 +73,13 @@ impl Runtime {
             .chain(plan.routes.iter().filter_map(|route| route.host.as_ref()))
             .map(|host| host.as_str().to_owned())
             .collect();
-        Self { generation, plan, routes, upstreams, hosts }
+        let health_paths = plan.upstreams.values().filter_map(|upstream| upstream.health_path.clone()).collect();
+        Self { generation, plan, routes, upstreams, hosts, health_paths }
+    }
+
+    /// Whether `path`, as it came, is an application's health page.
+    pub fn is_health_path(&self, path: &str) -> bool {
+        self.health_paths.contains(path)
     }
 
     /// Whether `host`, in lower case and without a port, is one of the site's.
@@ -91,10 +99,5 @@ impl Current {
 
     pub fn load(&self) -> Guard<Arc<Runtime>> {
         self.0.load()
-    }
-
-    /// Puts `next` in force and answers with what was; requests that have begun keep that.
-    pub fn replace(&self, next: Runtime) -> Arc<Runtime> {
-        self.0.swap(Arc::new(next))
     }
 }

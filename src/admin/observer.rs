@@ -51,7 +51,8 @@ impl AdminState for Observer {
                 .iter()
                 .map(|endpoint| EndpointStatus {
                     address: endpoint.label.to_string(),
-                    state: if endpoint.is_reachable() { "up" } else { "unreachable" }.to_owned(),
+                    state: if endpoint.unreachable_for().is_some() { "unreachable" } else { "up" }.to_owned(),
+                    unreachable_seconds: endpoint.unreachable_for().map(|time| time.as_secs()),
                 })
                 .collect(),
             in_flight: upstream.in_flight() as u64,
@@ -62,7 +63,7 @@ impl AdminState for Observer {
         let certificates = self.certificates.certificates();
         let certificates = certificates.iter().map(|certificate| CertificateStatus {
             names: certificate.names().iter().map(ToString::to_string).collect(),
-            source: if certificate.self_signed() { "self-signed" } else { "files" }.to_owned(),
+            source: if certificate.self_signed() { "self-signed" } else { certificate.at() }.to_owned(),
             not_after: certificate.not_after().to_string(),
             days_left: certificate.days_left(now),
         });

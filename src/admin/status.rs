@@ -51,14 +51,16 @@ pub struct UpstreamStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EndpointStatus {
     pub address: String,
-    /// In words, such as `up` or `down`.
+    /// `up`, or `unreachable` while the last attempt to connect has failed.
     pub state: String,
+    /// How long no connection could be made.
+    pub unreachable_seconds: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CertificateStatus {
     pub names: Vec<String>,
-    /// Where it comes from: the path of a file, or `self-signed`.
+    /// The key path of its entry in the configuration, or `self-signed`.
     pub source: String,
     /// See [`timestamp`].
     pub not_after: String,
@@ -107,8 +109,14 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
             "  {} ({}): {}{places} in flight, {} of {} waiting",
             upstream.name, upstream.protocol, upstream.in_flight, upstream.queue_depth, upstream.queue_limit
         )?;
-        let endpoints = upstream.endpoints.iter();
-        table(endpoints.map(|endpoint| [format!("  {}", endpoint.address), endpoint.state.clone()]).collect(), text)?;
+        let endpoints = upstream.endpoints.iter().map(|endpoint| {
+            let state = match endpoint.unreachable_seconds {
+                None => endpoint.state.clone(),
+                Some(seconds) => format!("{} for {}", endpoint.state, duration(seconds)),
+            };
+            [format!("  {}", endpoint.address), state]
+        });
+        table(endpoints.collect(), text)?;
     }
 
     writeln!(text, "\ncertificates")?;
@@ -176,8 +184,16 @@ mod tests {
                     name: "app".to_owned(),
                     protocol: "uwsgi".to_owned(),
                     endpoints: vec![
-                        EndpointStatus { address: "unix:/run/app.sock".to_owned(), state: "up".to_owned() },
-                        EndpointStatus { address: "10.0.0.7:5000".to_owned(), state: "down".to_owned() },
+                        EndpointStatus {
+                            address: "unix:/run/app.sock".to_owned(),
+                            state: "up".to_owned(),
+                            unreachable_seconds: None,
+                        },
+                        EndpointStatus {
+                            address: "10.0.0.7:5000".to_owned(),
+                            state: "unreachable".to_owned(),
+                            unreachable_seconds: Some(7),
+                        },
                     ],
                     in_flight: 6,
                     concurrency: Some(6),

@@ -1,6 +1,7 @@
 //! The body of a request or a response, in whatever way it comes.
 
 use std::{
+    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -76,5 +77,17 @@ impl http_body::Body for Body {
             Self::File(file) => file.size_hint(),
             Self::Stream(stream) => stream.size_hint(),
         }
+    }
+}
+
+/// Says which shape it has; the bytes are nobody's to print.
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "Empty",
+            Self::Full(_) => "Full",
+            Self::File(_) => "File",
+            Self::Stream(_) => "Stream",
+        })
     }
 }

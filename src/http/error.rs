@@ -98,3 +98,9 @@ impl Error for GatewayError {
         self.source.as_deref().map(|source| source as &(dyn Error + 'static))
     }
 }
+
+/// The client closed the connection before it had its answer; nginx's number, known to every log reader.
+pub const CLIENT_CLOSED_REQUEST: StatusCode = match StatusCode::from_u16(499) {
+    Ok(status) => status,
+    Err(_) => panic!("499 is three digits"),
+};

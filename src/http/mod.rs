@@ -14,5 +14,5 @@ pub mod page;
 pub mod path;
 
 pub use body::Body;
-pub use error::{GatewayError, Retry, Side};
+pub use error::{CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side};
 pub use file::{FileBody, Sequence};

@@ -71,8 +71,10 @@ pub async fn collect(mut body: Body, bounds: Bounds, spool: &Arc<Spool>) -> Resu
     while let Some(frame) = next(&mut body, bounds.progress).await {
         let Ok(data) = frame?.into_data() else { continue };
         length += data.len() as u64;
-        if bounds.limit.is_some_and(|limit| length > limit) {
-            return Err(too_large(bounds.limit));
+        if let Some(limit) = bounds.limit
+            && length > limit
+        {
+            return Err(too_large(limit));
         }
         pieces.push(data);
         // On disk it goes in pieces worth a system call.
@@ -95,8 +97,7 @@ pub async fn collect(mut body: Body, bounds: Bounds, spool: &Arc<Spool>) -> Resu
 }
 
 /// The refusal of a body beyond the route's limit.
-pub fn too_large(limit: Option<u64>) -> GatewayError {
-    let limit = limit.unwrap_or_default();
+pub fn too_large(limit: u64) -> GatewayError {
     GatewayError::downstream(StatusCode::PAYLOAD_TOO_LARGE, format!("the request body has more than {limit} bytes"))
         .hint(format!("At most {} can be sent at once.", human(limit)))
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::wire::{Wire, is_disconnect};
 use crate::{
-    h1::{BodyDecoder, BodyError, BodyLength, Decoded},
+    h1::{BodyDecoder, BodyLength, Decoded},
     http::GatewayError,
     upstream::{Endpoint, InFlight, Place, Pool},
 };
@@ -185,10 +185,4 @@ impl http_body::Body for Incoming {
 
 fn broken(endpoint: &str, what: &str) -> GatewayError {
     GatewayError::upstream(StatusCode::BAD_GATEWAY, format!("endpoint {endpoint} {what}"))
-}
-
-impl From<BodyError> for io::Error {
-    fn from(error: BodyError) -> Self {
-        Self::new(io::ErrorKind::InvalidData, error)
-    }
 }

@@ -162,7 +162,7 @@ async fn connect(upstream: &Upstream, pool: &Pool, can_repeat: bool) -> Result<(
         let connected = timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await;
         let error = match connected {
             Ok(Ok(stream)) => {
-                if endpoint.connected(true) {
+                if endpoint.connected() {
                     tracing::info!(upstream = %upstream.name, endpoint = %endpoint.label, "endpoint answers again");
                 }
                 return Ok((endpoint, Lease::new(stream)));
@@ -170,7 +170,7 @@ async fn connect(upstream: &Upstream, pool: &Pool, can_repeat: bool) -> Result<(
             Ok(Err(error)) => error,
             Err(elapsed) => elapsed.into(),
         };
-        if endpoint.connected(false) {
+        if endpoint.refused() {
             tracing::warn!(
                 upstream = %upstream.name,
                 endpoint = %endpoint.label,
@@ -323,12 +323,6 @@ pub enum Delivery {
     Buffered,
     /// Each piece at once, the endpoint slowed by a slow client.
     AsItComes,
-}
-
-impl std::fmt::Debug for Body {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Body")
-    }
 }
 
 /// How often a request whose connection was closed unanswered is sent again. A process that is being stopped takes two:

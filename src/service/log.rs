@@ -15,9 +15,9 @@ use bytes::Bytes;
 use http::{StatusCode, header, request};
 use http_body::{Frame, SizeHint};
 
-use super::{CLIENT_CLOSED_REQUEST, Connection};
+use super::Connection;
 use crate::{
-    http::{Body, GatewayError, Side, forwarded::Peer},
+    http::{Body, CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side, forwarded::Peer},
     metrics::RouteMetrics,
     proxy::{Trace, too_large},
     runtime::Route,
@@ -164,6 +164,10 @@ fn report(error: &GatewayError, record: &Record) {
     let cause = error as &dyn std::error::Error;
     let (status, upstream) = (error.status.as_u16(), record.upstream.as_deref());
     match error.side {
+        // Of an endpoint that cannot be connected to there has been an event already, with the first request it refused.
+        Side::Upstream if error.retry == Retry::Unsent => {
+            tracing::debug!(error = cause, status, upstream, id = %record.request_id, "not sent");
+        }
         Side::Upstream => tracing::warn!(error = cause, status, upstream, id = %record.request_id, "upstream failed"),
         Side::Gateway => tracing::warn!(error = cause, status, upstream, id = %record.request_id, "request refused"),
         Side::Downstream => tracing::debug!(error = cause, status, id = %record.request_id, "request refused"),
@@ -227,8 +231,10 @@ impl http_body::Body for Counted {
         if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
             let passed = self.passed.get() + data.len() as u64;
             self.passed.set(passed);
-            if self.limit.is_some_and(|limit| passed > limit) {
-                return Poll::Ready(Some(Err(too_large(self.limit))));
+            if let Some(limit) = self.limit
+                && passed > limit
+            {
+                return Poll::Ready(Some(Err(too_large(limit))));
             }
         }
         Poll::Ready(frame)

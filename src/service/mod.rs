@@ -99,7 +99,7 @@ async fn respond(
     }
     log.client(origin.client);
     let upgrade = wants_websocket(request);
-    check_host(&runtime, connection, &origin, request.version, upgrade)?;
+    refuse_misdirected(&runtime, connection, &origin, request.version, upgrade)?;
     if let Some(host) = redirected_host(&runtime, connection, &origin, &path, upgrade) {
         return Ok(Reached::Response(answer::redirect_to_host(host, origin.port, target)));
     }
@@ -117,7 +117,7 @@ async fn respond(
     if let (Some(length), Some(limit)) = (body.length(), limit)
         && length > limit
     {
-        return Err(proxy::too_large(Some(limit)));
+        return Err(proxy::too_large(limit));
     }
 
     headers::strip_hop_by_hop(&mut request.headers);
@@ -138,11 +138,10 @@ async fn respond(
     let progress = runtime.plan.limits.progress_timeout;
     let payload = receive(body, route, progress, worker, log).await?;
     // A handshake has to wait as any request, or it would be a way past the queue; what comes of it holds no place.
-    let place = enter(route, log).await?;
+    let place = wait_for_place(route, log).await?;
 
     let view = View { request, path: &path, origin: &origin, found: &found, target, progress };
-    let sent = exchange(&view, payload, place, upgrade, worker, &mut log.trace).await;
-    let mut reply = sent?;
+    let mut reply = exchange(&view, payload, place, upgrade, worker, &mut log.trace).await?;
 
     headers::strip_response(&mut reply.parts.headers);
     if reply.parts.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -158,7 +157,7 @@ async fn respond(
     let offload = files::take_offload(&mut reply.parts.headers, &route.plan.accel_prefix);
     let (mut parts, body) = match offload.target {
         Some(target) if !route.files.is_empty() => offloaded(route, &target, request, reply).await?.into_parts(),
-        Some(_) => return Err(no_files(route)),
+        Some(_) => return Err(files_not_allowed(route)),
         None => {
             let delivery = delivery(route, &reply.parts.headers, offload.buffering);
             reply.into_body(delivery, &worker.spool, &worker.tasks)
@@ -235,7 +234,7 @@ fn wants_websocket(request: &request::Parts) -> bool {
 
 /// A host whose certificate is another one than this connection was opened with: the client reuses a connection it
 /// should not (RFC 9110, 7.4).
-fn check_host(
+fn refuse_misdirected(
     runtime: &Runtime,
     connection: &Connection,
     origin: &Origin,
@@ -274,8 +273,7 @@ fn redirected_host<'a>(
         return None;
     }
     let host = origin.host.host();
-    let health = |path: &str| runtime.plan.upstreams.values().any(|plan| plan.health_path.as_deref() == Some(path));
-    (!is_known(runtime, connection, host) && !health(path.raw())).then_some(canonical)
+    (!is_known(runtime, connection, host) && !runtime.is_health_path(path.raw())).then_some(canonical)
 }
 
 fn host_for_nobody(runtime: &Runtime) -> HeaderValue {
@@ -311,7 +309,7 @@ async fn receive(
     Ok(Payload::Collected(collected))
 }
 
-async fn enter(route: &Route, log: &mut LogGuard) -> Result<Place, GatewayError> {
+async fn wait_for_place(route: &Route, log: &mut LogGuard) -> Result<Place, GatewayError> {
     let upstream = &route.upstream;
     log.queue_begins();
     let entered = upstream.queue.enter().await;
@@ -421,10 +419,10 @@ async fn offloaded(
     files::send(&route.files, target, &request.method, &request.headers, parts).await
 }
 
-fn no_files(route: &Route) -> GatewayError {
-    GatewayError::upstream(
+fn files_not_allowed(route: &Route) -> GatewayError {
+    GatewayError::gateway(
         StatusCode::NOT_FOUND,
-        format!("the application names a file, but the route {} has no `files`", route.name),
+        format!("the application names a file to send; list its folder in `files` of the route {}", route.name),
     )
 }
 
@@ -439,9 +437,3 @@ fn delivery(route: &Route, headers: &HeaderMap, asked: Option<bool>) -> Delivery
         Delivery::Buffered
     }
 }
-
-/// The client closed the connection before it had its answer; nginx's number, known to every log reader.
-pub const CLIENT_CLOSED_REQUEST: StatusCode = match StatusCode::from_u16(499) {
-    Ok(status) => status,
-    Err(_) => panic!("499 is three digits"),
-};

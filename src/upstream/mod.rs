@@ -9,7 +9,6 @@ mod queue;
 mod stream;
 
 use std::{
-    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -60,13 +59,11 @@ impl Upstream {
         if let [only] = &self.endpoints[..] {
             return Arc::clone(only);
         }
-        let best = |only_reachable: bool| {
-            self.endpoints
-                .iter()
-                .filter(|endpoint| !only_reachable || endpoint.is_reachable())
-                .min_by_key(|endpoint| (endpoint.in_flight(), endpoint.selected.load(Ordering::Relaxed)))
+        let order = |endpoint: &&Arc<Endpoint>| {
+            (endpoint.is_passed_over(), endpoint.in_flight(), endpoint.selected.load(Ordering::Relaxed))
         };
-        let endpoint = best(true).or_else(|| best(false)).expect("a plan has at least one endpoint for each upstream");
+        let endpoint =
+            self.endpoints.iter().min_by_key(order).expect("a plan has at least one endpoint for each upstream");
         endpoint.selected.store(now_micros(), Ordering::Relaxed);
         Arc::clone(endpoint)
     }
@@ -93,8 +90,11 @@ pub struct Endpoint {
     pub(super) id: u64,
     in_flight: AtomicUsize,
     selected: AtomicU64,
-    /// Microseconds on [`now_micros`]'s clock until which it counts as unreachable; 0 when it is reachable.
-    unreachable_until: AtomicU64,
+    /// Since when no connection could be made, in microseconds on [`now_micros`]'s clock; 0 when one could, or none
+    /// was tried.
+    unreachable_since: AtomicU64,
+    /// Until when it is passed over.
+    passed_over_until: AtomicU64,
     /// The same for its closing connections without having said so.
     closes_until: AtomicU64,
 }
@@ -108,7 +108,8 @@ impl Endpoint {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             in_flight: AtomicUsize::new(0),
             selected: AtomicU64::new(0),
-            unreachable_until: AtomicU64::new(0),
+            unreachable_since: AtomicU64::new(0),
+            passed_over_until: AtomicU64::new(0),
             closes_until: AtomicU64::new(0),
         })
     }
@@ -117,15 +118,30 @@ impl Endpoint {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// A connection could be made, as far as is known.
-    pub fn is_reachable(&self) -> bool {
-        self.unreachable_until.load(Ordering::Relaxed) <= now_micros()
+    /// How long no connection could be made; `None` when the last one could, or none was tried.
+    pub fn unreachable_for(&self) -> Option<Duration> {
+        match self.unreachable_since.load(Ordering::Relaxed) {
+            0 => None,
+            since => Some(Duration::from_micros(now_micros().saturating_sub(since))),
+        }
     }
 
-    /// Remembers how the last attempt to connect ended; answers whether that is news.
-    pub fn connected(&self, success: bool) -> bool {
-        let until = if success { 0 } else { now_micros() + micros(UNREACHABLE) };
-        (self.unreachable_until.swap(until, Ordering::Relaxed) == 0) != success
+    /// Not worth an attempt while there is another endpoint.
+    fn is_passed_over(&self) -> bool {
+        self.passed_over_until.load(Ordering::Relaxed) > now_micros()
+    }
+
+    /// A connection was made; answers whether that is news.
+    pub fn connected(&self) -> bool {
+        self.passed_over_until.store(0, Ordering::Relaxed);
+        self.unreachable_since.load(Ordering::Relaxed) != 0 && self.unreachable_since.swap(0, Ordering::Relaxed) != 0
+    }
+
+    /// No connection could be made; answers whether that is news.
+    pub fn refused(&self) -> bool {
+        let now = now_micros();
+        self.passed_over_until.store(now + micros(UNREACHABLE), Ordering::Relaxed);
+        self.unreachable_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// The endpoint closes connections after a response without announcing it, as uWSGI's HTTP socket does.
@@ -149,16 +165,6 @@ pub struct InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl fmt::Display for EndpointAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
     }
 }
 
@@ -213,17 +219,18 @@ mod tests {
     fn an_endpoint_that_refused_is_passed_over_while_another_answers() {
         let upstream = upstream(&["a", "b"]);
         let refusing = upstream.select();
-        assert!(refusing.connected(false), "a first failure is news");
+        assert!(refusing.refused(), "a first failure is news");
 
         assert_ne!(upstream.select().id, refusing.id);
-        assert!(!refusing.connected(false), "a second failure is not");
-        assert!(refusing.connected(true), "an end of the failures is");
+        assert!(!refusing.refused(), "a second failure is not");
+        assert!(refusing.connected(), "an end of the failures is");
+        assert!(!refusing.connected(), "a second success is not");
     }
 
     #[test]
     fn with_every_endpoint_refusing_one_is_selected_all_the_same() {
         let upstream = upstream(&["a"]);
-        upstream.endpoints()[0].connected(false);
+        upstream.endpoints()[0].refused();
 
         assert_eq!(&*upstream.select().label, "a:1");
     }

@@ -18,9 +18,8 @@ use tokio_util::io::poll_read_buf;
 
 use crate::{
     h1::{BodyDecoder, BodyLength, Decoded, RequestHead, encode},
-    http::GatewayError,
+    http::{CLIENT_CLOSED_REQUEST, GatewayError},
     listener::Downstream,
-    service::CLIENT_CLOSED_REQUEST,
 };
 
 /// A connection while it is served; the request body and the response both use it, in turn.

@@ -20,8 +20,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use self::streams::{Progress, Streams};
 use super::{Connection, Downstream};
 use crate::{
-    http::{Body, GatewayError},
-    service::{self, Answer, CLIENT_CLOSED_REQUEST, LogGuard},
+    http::{Body, CLIENT_CLOSED_REQUEST, GatewayError},
+    service::{self, Answer, LogGuard},
 };
 
 /// Serves streams until the client goes, nothing has been asked for long enough, or a drain begins: then a GOAWAY
