@@ -157,3 +157,91 @@ fn user() -> String {
     let list = fs::read_to_string("/etc/passwd").unwrap_or_default();
     list.lines().find_map(named).unwrap_or_else(|| format!("the user {id}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    /// What is found wrong with the least that can run and `more`, in a folder that has `file` and `there` in it.
+    fn problems(more: &str) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("there")).unwrap();
+        fs::write(folder.path().join("file"), "").unwrap();
+        let name = folder.path().join("v.yml");
+        let text = format!(
+            "upstreams: {{ app: {{ endpoints: ['127.0.0.1:8000'] }} }}\n{}",
+            more.replace("HERE", &folder.path().display().to_string())
+        );
+        let plan = parse(name.to_str().unwrap(), &text, &|_| None).unwrap_or_else(|error| panic!("{error}"));
+        let shown = |found: Problem| format!("{}: {}", found.at, found.problem);
+        let here = format!("{}/", folder.path().display());
+        unusable_folders(&plan).into_iter().map(|found| shown(found).replace(&here, "")).collect()
+    }
+
+    const PLAIN: &str = "listeners: [{ address: '[::]:80' }]\nroutes: [{ prefix: /, upstream: app }]\n";
+    const TLS: &str = "listeners: [{ address: '[::]:443', tls: true }]\nroutes: [{ prefix: /, upstream: app }]\n";
+
+    #[test]
+    fn what_is_there_or_can_be_made_is_no_problem() {
+        for text in [
+            "spool: { path: there }\n",
+            "spool: { path: new }\n",
+            "access_log: { path: file }\n",
+            "access_log: { path: there/access.log }\n",
+            "access_log: { path: new/access.log }\n",
+            "admin: unix:new/admin.sock\n",
+            "tls: { storage: absent/absent }\n",
+            // Each is made in what the one before has made.
+            "access_log: { path: new/access.log }\nspool: { path: new/spool }\nadmin: unix:new/admin.sock\n",
+        ] {
+            assert_eq!(problems(&format!("{PLAIN}{text}")), [""; 0], "{text}");
+        }
+        let served = "listeners: [{ address: 'unix:there/front.sock' }, { address: 'unix:new/front.sock' }]\n\
+            routes: [{ prefix: /, upstream: app, files: [HERE/there] }]\nspool: { path: new }\n";
+        assert_eq!(problems(served), [""; 0]);
+        assert_eq!(problems(&format!("{TLS}tls: {{ storage: new }}\nspool: {{ path: new/spool }}\n")), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_start_could_not_use_is_told_with_its_key() {
+        let only = "a start makes the last part of a folder only";
+        for (text, problem) in [
+            ("spool: { path: file }\n", "spool.path: file is not a folder".to_owned()),
+            ("spool: { path: a/b }\n", format!("spool.path: the folder a is not there; create it; {only}")),
+            (
+                "access_log: { path: a/b/c.log }\n",
+                format!("access_log.path: the folder a is not there; create it; {only}"),
+            ),
+            ("access_log: { path: there }\n", "access_log.path: there is a folder; name a file in it".to_owned()),
+            ("admin: unix:a/b/admin.sock\n", format!("admin: the folder a is not there; create it; {only}")),
+        ] {
+            assert_eq!(problems(&format!("{PLAIN}{text}")), [problem], "{text}");
+        }
+    }
+
+    #[test]
+    fn self_signed_certificates_need_their_folder_and_others_do_not() {
+        assert_eq!(
+            problems(&format!("{TLS}tls: {{ storage: a/b }}\n")),
+            ["tls.storage: the folder a is not there; create it; a start makes the last part of a folder only"]
+        );
+        let own = "tls: { storage: a/b, certificates: [{ files: { certificate: c.pem, key: k.pem } }] }\n";
+        assert_eq!(problems(&format!("{TLS}{own}")), [""; 0]);
+    }
+
+    #[test]
+    fn the_folder_of_a_listener_and_that_of_files_are_never_made() {
+        let text = "listeners: [{ address: 'unix:new/front.sock' }]\n\
+            routes: [{ prefix: /, upstream: app, files: [HERE/there, HERE/new, HERE/file] }]\n";
+
+        assert_eq!(
+            problems(text),
+            [
+                "listeners[0].address: the folder new is not there; create it",
+                "routes[0].files[1]: new is not there, so no file could be sent from it; create it, or take it out",
+                "routes[0].files[2]: file is not a folder",
+            ]
+        );
+    }
+}

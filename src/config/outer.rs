@@ -158,12 +158,18 @@ impl fmt::Display for Apache<'_> {
         if forwarding.listener.tls {
             writeln!(f, "SSLProxyEngine On")?;
         }
-        writeln!(f, "# Of the whole site, because Apache knows it nowhere else: without it a path with %2F is answered 404.")?;
+        writeln!(
+            f,
+            "# Of the whole site, because Apache knows it nowhere else: without it a path with %2F is answered 404."
+        )?;
         writeln!(f, "AllowEncodedSlashes NoDecode")?;
         for prefix in forwarding.prefixes() {
             let path = if prefix.is_empty() { "/" } else { prefix };
             writeln!(f, "<Location \"{path}\">")?;
-            writeln!(f, "    # Websockets go the same way. Paths are passed on as they came. Idle connections are closed")?;
+            writeln!(
+                f,
+                "    # Websockets go the same way. Paths are passed on as they came. Idle connections are closed"
+            )?;
             writeln!(f, "    # before vestibule does it (`limits.keep_alive`).")?;
             writeln!(
                 f,
@@ -173,7 +179,10 @@ impl fmt::Display for Apache<'_> {
             )?;
             writeln!(f, "    # The host that the browser asked for, so that links and cookies are right.")?;
             writeln!(f, "    ProxyPreserveHost On")?;
-            writeln!(f, "    # Apache adds the client's address and host to what the client sent: only ours may remain.")?;
+            writeln!(
+                f,
+                "    # Apache adds the client's address and host to what the client sent: only ours may remain."
+            )?;
             writeln!(f, "    RequestHeader unset Forwarded")?;
             writeln!(f, "    RequestHeader unset X-Forwarded-Host")?;
             writeln!(f, "    RequestHeader unset X-Forwarded-Port")?;

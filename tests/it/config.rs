@@ -3,7 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a helper that cannot do its part is a failure with its place")]
 
 use std::{
-    env, fs,
+    env, fs, io,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -15,8 +19,8 @@ use vestibule::config;
 fn vestibule(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_vestibule"))
         .args(arguments)
-        .env_remove("DAHOSTNAME")
-        .env_remove("SERVERADMIN")
+        .env("DAHOSTNAME", "justice.example.com")
+        .env("SERVERADMIN", "webmaster@justice.example.com")
         .output()
         .unwrap()
 }
@@ -47,7 +51,10 @@ const EXAMPLES: [&str; 4] = ["vestibule.yml", "front-door.yml", "behind-load-bal
 #[test]
 fn check_accepts_every_example_without_a_word() {
     for name in EXAMPLES {
-        let output = vestibule(&["check", "--config", example(name).to_str().unwrap()]);
+        // Not everybody who runs the tests may write in /var/lib.
+        let text = fs::read_to_string(example(name)).unwrap().replace("storage: /var/lib/vestibule", "storage: kept");
+        let (_folder, file) = written(&text);
+        let output = vestibule(&["check", "--config", &file]);
 
         assert_eq!((stdout(&output), stderr(&output)), (String::new(), String::new()), "{name}");
         assert_eq!(output.status.code(), Some(0), "{name}");
@@ -79,6 +86,81 @@ fn check_prints_every_fault_with_its_place_and_exits_78() {
     );
     assert_eq!(output.status.code(), Some(78));
 }
+
+#[test]
+fn an_example_is_nobodys_site_until_it_is_told_whose() {
+    for name in ["front-door.yml", "behind-load-balancer.yml"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_vestibule"))
+            .args(["check", "--config"])
+            .arg(example(name))
+            .env_remove("DAHOSTNAME")
+            .output()
+            .unwrap();
+
+        let said = stdout(&output);
+        assert!(said.contains(": host: the environment variable `DAHOSTNAME` is not set; set it"), "{name}: {said}");
+        assert_eq!(output.status.code(), Some(78), "{name}");
+    }
+}
+
+#[test]
+fn a_log_template_is_checked_before_it_is_served_with() {
+    for (format, problem) in [
+        ("{statis}", "no log field is named `statis`; did you mean `status`?"),
+        ("{status", "the `{` at byte 0 is not closed; a brace itself is written `{{`"),
+    ] {
+        let (_folder, file) = written(&format!("{PLAIN}access_log: {{ format: '{format}' }}\n"));
+
+        for (verb, said) in [("check", stdout as fn(&Output) -> String), ("serve", stderr)] {
+            let output = vestibule(&[verb, "--config", &file]);
+
+            assert_eq!(said(&output), format!("{file}:4:23: access_log.format: {problem}\n"), "{verb}");
+            assert_eq!(output.status.code(), Some(78), "{verb}");
+        }
+    }
+}
+
+#[test]
+fn a_log_field_that_is_like_no_other_is_answered_with_all_of_them() {
+    let (_folder, file) = written(&format!("{PLAIN}access_log: {{ format: '{{foo}}' }}\n"));
+
+    let said = stdout(&vestibule(&["check", "--config", &file]));
+
+    assert!(said.contains("no log field is named `foo`; there are time, time_common, request_id, "), "{said}");
+}
+
+#[test]
+fn a_folder_that_may_not_be_written_in_is_told_with_the_user() {
+    let (folder, file) = written(&format!("{PLAIN}spool: {{ path: . }}\n"));
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).unwrap();
+    let mut check = Command::new(env!("CARGO_BIN_EXE_vestibule"));
+    check.args(["check", "--config", &file]);
+    // Root may write everywhere; this is the user of nobody on every Linux.
+    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    if root {
+        check.uid(65534);
+    }
+
+    let output = match check.output() {
+        // The folder of the build is its owner's alone.
+        Err(error) if root && error.kind() == io::ErrorKind::PermissionDenied => return,
+        output => output.unwrap(),
+    };
+
+    let said = stdout(&output);
+    let here = folder.path().display();
+    assert!(said.starts_with(&format!("{file}:4:16: spool.path: ")), "{said}");
+    assert!(
+        said.ends_with(&format!(", who this runs as, cannot write in {here}/.; let it, or name another place\n")),
+        "{said}"
+    );
+    assert!(!root || said.contains(": nobody, "), "{said}");
+    assert_eq!(output.status.code(), Some(78));
+}
+
+const PLAIN: &str = "listeners: [{ address: '[::]:80' }]\n\
+    upstreams: { app: { endpoints: ['127.0.0.1:8000'] } }\n\
+    routes: [{ prefix: /, upstream: app }]\n";
 
 const LEAST: &str = "listeners: [{ address: '[::]:443', tls: true }]\n\
     upstreams: { app: { endpoints: ['127.0.0.1:8000'] } }\n\
@@ -140,10 +222,10 @@ fn a_file_that_is_no_text_is_refused() {
 }
 
 #[test]
-fn serve_and_explain_refuse_a_faulty_configuration_on_standard_error() {
+fn each_other_verb_refuses_a_faulty_configuration_on_standard_error() {
     let (_folder, file) = written(&format!("{LEAST}drain: soon\n"));
 
-    for verb in ["serve", "explain"] {
+    for verb in ["serve", "explain", "status"] {
         let output = vestibule(&[verb, "--config", &file]);
 
         assert_eq!(
@@ -188,6 +270,15 @@ fn the_help_names_only_what_works() {
 }
 
 #[test]
+fn the_help_of_serve_names_what_it_reads_of_the_environment() {
+    let help = stdout(&vestibule(&["serve", "--help"]));
+
+    for name in ["VESTIBULE_LOG ", "RUST_LOG ", "VESTIBULE_LOG_FORMAT "] {
+        assert!(help.contains(&format!("\n  {name}")), "{name}is missing:\n{help}");
+    }
+}
+
+#[test]
 fn explain_says_what_each_part_does() {
     let output = vestibule(&["explain", "--config", example("front-door.yml").to_str().unwrap()]);
 
@@ -195,12 +286,13 @@ fn explain_says_what_each_part_does() {
     for line in [
         "  [::]:80: every request is answered with a redirect to https://justice.example.com\n",
         "  [::]:443: https (HTTP/2 and HTTP/1.1)\n",
+        "  but not where every request is redirected (see above): ask for it elsewhere\n",
         "  /ws and all below /ws/ goes to `websockets`\n    which sees the path without /ws\n",
         "    it may have files sent from /usr, /tmp (X-Sendfile; X-Accel-Redirect after /xaccel/)\n",
         "  `app` speaks the uwsgi protocol at unix:/var/run/uwsgi/docassemble.sock\n",
         "    6 requests inside at once; 512 more may wait, up to 30s; others are answered 503\n",
         "  nobody: X-Forwarded-* headers of clients are taken off and set anew\n",
-        "  error pages name webmaster@example.com\n",
+        "  error pages name webmaster@justice.example.com\n",
     ] {
         assert!(text.contains(line), "{line}is missing:\n{text}");
     }
@@ -243,8 +335,9 @@ fn each_outer_proxy_forwards_the_outermost_prefixes_upgrades_and_the_scheme() {
         (
             "apache",
             [
-                "ProxyPass /da http://127.0.0.1:8000/da nocanon upgrade=websocket timeout=125\n",
-                "RequestHeader set X-Forwarded-Proto expr=%{REQUEST_SCHEME}\n",
+                "<Location \"/da\">\n",
+                "    ProxyPass \"http://127.0.0.1:8000/da\" nocanon upgrade=websocket timeout=125 ttl=70\n",
+                "    RequestHeader set X-Forwarded-Proto expr=%{REQUEST_SCHEME}\n",
                 "# For a proxy on the same machine it does.\n",
             ],
         ),
@@ -252,11 +345,20 @@ fn each_outer_proxy_forwards_the_outermost_prefixes_upgrades_and_the_scheme() {
             "nginx",
             [
                 "location /da/ {\n",
+                "    keepalive_timeout 70s;",
                 "    proxy_set_header Upgrade $http_upgrade;",
                 "    proxy_set_header X-Forwarded-Proto $scheme;\n",
             ],
         ),
-        ("caddy", ["@vestibule path /da /da/*\n", "reverse_proxy http://127.0.0.1:8000 {\n", "max_size 16777216\n"]),
+        (
+            "caddy",
+            [
+                "@vestibule path /da /da/*\n",
+                "reverse_proxy http://127.0.0.1:8000 {\n",
+                "keepalive 70s ",
+                "max_size 16777216\n",
+            ],
+        ),
     ] {
         let output = vestibule(&["explain", "--config", file.to_str().unwrap(), "--outer", proxy]);
 
@@ -321,6 +423,17 @@ fn apache_takes_what_is_printed_for_it() {
     fs::write(&file, whole).unwrap();
 
     is_taken("/usr/sbin/apache2", &["-t", "-f"], &file);
+}
+
+#[test]
+fn an_apache_that_serves_other_things_is_changed_below_the_prefix_only() {
+    let file = example("alongside-apache.yml");
+    let text = stdout(&vestibule(&["explain", "--config", file.to_str().unwrap(), "--outer", "apache"]));
+
+    let outside: Vec<_> = text.lines().filter(|line| !line.is_empty() && !line.starts_with(['#', ' ', '<'])).collect();
+
+    // Apache takes this one in a <VirtualHost> only.
+    assert_eq!(outside, ["AllowEncodedSlashes NoDecode"], "{text}");
 }
 
 #[test]

@@ -188,6 +188,7 @@ drain: 1s
             "8:16: upstreams.web.endpoints: at least one endpoint is needed, such as `127.0.0.1:8000`",
             "9:18: upstreams.web.concurrency: expected a whole number, or `null` for no bound, found `many`",
             "11:13: routes[0].prefix: `app` is not a path prefix; write `/app`",
+            "12:15: routes[0].upstream: no upstream is named `wev`; did you mean `web`?",
             "13:14: routes[0].timeout: `30` has no unit; write `30s`, `5m` or `500ms`",
             "14:5: routes[1].prefx: unknown key `prefx`; did you mean `prefix`?",
             "14:5: routes[1]: the key `prefix` is missing",
@@ -212,10 +213,7 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         ("tls: { storage: ~ }", "4:17: tls.storage: expected a path such as `/etc/vestibule/site.pem`, found nothing"),
         // Values.
         ("spool: { limit: 16M }", "4:17: spool.limit: `M` is not a unit here; write `16MiB`"),
-        (
-            "admin: /run/admin.sock",
-            "4:8: admin: a socket begins with `unix:`; write `unix:/run/admin.sock`",
-        ),
+        ("admin: /run/admin.sock", "4:8: admin: a socket begins with `unix:`; write `unix:/run/admin.sock`"),
         ("host: https://example.com/", "4:7: host: write the host name alone, without a scheme: `example.com`"),
         ("host: example.com:443", "4:7: host: write the host name alone, without a port: `example.com`"),
         (
