@@ -341,10 +341,9 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:33: upstreams.app.endpoints[0]: a socket begins with `unix:`; write `unix:/var/run/uwsgi.sock`",
         ),
         (
-            format!(
-                "listeners: [{{ address: '[::]:80' }}]\nroutes: [{{ prefix: /, upstream: wev }}]\n\
-                 upstreams: {{ web: {{ endpoints: ['a:0'] }} }}"
-            ),
+            "listeners: [{ address: '[::]:80' }]\nroutes: [{ prefix: /, upstream: wev }]\n\
+             upstreams: { web: { endpoints: ['a:0'] } }"
+                .to_owned(),
             "2:33: routes[0].upstream: no upstream is named `wev`; did you mean `web`?",
         ),
         (listener("{ address: fd:web }"), "3:24: listeners[0].address: `fd:` (socket activation) is not supported yet"),
