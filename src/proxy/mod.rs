@@ -177,7 +177,7 @@ async fn connect(upstream: &Upstream, pool: &Pool, can_repeat: bool) -> Result<(
                 endpoint = %endpoint.label,
                 error = &error as &dyn std::error::Error,
                 hold = ?upstream.plan.hold,
-                "endpoint cannot be connected to; requests wait for it"
+                "endpoint cannot be connected to; requests wait for it as long as `hold`"
             );
         }
         if held.elapsed() + pause > upstream.plan.hold {
