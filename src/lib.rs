@@ -35,7 +35,7 @@
 //! through [`service::serve`], which is the law and reads from top to bottom: the log record, the listener's redirect,
 //! one reading of host, path and client, the host rule, the route, the body's announced length, the headers made true,
 //! the body collected, a place waited for, the exchange, and the answer with its `Location`, its file and its
-//! compression. A websocket leaves that path after the headers and becomes a tunnel. Whatever happens, one line is
+//! compression. A websocket's handshake takes that path as any request and leaves it with its 101, as a tunnel. Whatever happens, one line is
 //! logged, when the last byte has gone or the client has.
 //!
 //! An error is one type, [`http::GatewayError`]: its status, whose doing it is and whether the request may be sent again.

@@ -205,7 +205,7 @@ mod tests {
             certificates: vec![
                 CertificateStatus {
                     names: vec!["justice.example.com".to_owned(), "www.example.com".to_owned()],
-                    source: "/etc/ssl/site.pem".to_owned(),
+                    source: "tls.certificates[0]".to_owned(),
                     not_after: "2027-01-01T00:00:00Z".to_owned(),
                     days_left: 39,
                 },
@@ -231,12 +231,12 @@ listeners
 upstreams
   app (uwsgi): 6 of 6 in flight, 2 of 512 waiting
     unix:/run/app.sock  up
-    10.0.0.7:5000       down
+    10.0.0.7:5000       unreachable for 7s
   ws (http): 0 in flight, 0 of 0 waiting
   none
 
 certificates
-  justice.example.com, www.example.com  39 days left       2027-01-01T00:00:00Z  /etc/ssl/site.pem
+  justice.example.com, www.example.com  39 days left       2027-01-01T00:00:00Z  tls.certificates[0]
   localhost                             EXPIRED 1 day ago  2026-11-21T00:00:00Z  self-signed
 ";
         assert_eq!(render_status(&status), expected);

@@ -45,7 +45,7 @@ pub fn request_head(
 
 /// What becomes of the connection after a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Connection {
+pub enum Persistence {
     /// It stays, as is the rule in HTTP/1.1: nothing is said.
     Stays,
     /// It stays, to a client of HTTP/1.0, which has to be told.
@@ -61,7 +61,7 @@ pub fn response_head(
     status: StatusCode,
     headers: &HeaderMap,
     framing: Framing,
-    connection: Connection,
+    persistence: Persistence,
 ) {
     out.reserve(512);
     out.put_slice(b"HTTP/1.1 ");
@@ -74,11 +74,11 @@ pub fn response_head(
         write_date(out);
     }
     write_framing(out, framing);
-    match connection {
-        Connection::Stays => {}
-        Connection::KeepAlive => field(out, "connection", b"keep-alive"),
-        Connection::Close => field(out, "connection", b"close"),
-        Connection::Upgrade => field(out, "connection", b"upgrade"),
+    match persistence {
+        Persistence::Stays => {}
+        Persistence::KeepAlive => field(out, "connection", b"keep-alive"),
+        Persistence::Close => field(out, "connection", b"close"),
+        Persistence::Upgrade => field(out, "connection", b"upgrade"),
     }
     out.put_slice(b"\r\n");
 }

@@ -17,7 +17,7 @@ use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsag
 use super::{folder, secrets::SecretFault};
 use crate::{
     config::Plan,
-    tls::{Certificate, CertificateMaterial, SecretBytes},
+    tls::{Certificate, CertificateMaterial, MADE_BY_US, SecretBytes},
 };
 
 /// The certificates for the hosts of `plan` and for `localhost`, read back or made.
@@ -65,7 +65,7 @@ fn kept(folder: &Path, host: &str, now: Timestamp) -> Option<CertificateMaterial
 
 fn material(folder: &Path, host: &str, certificate: Vec<u8>, key: SecretBytes) -> CertificateMaterial {
     CertificateMaterial {
-        at: "tls.storage".to_owned(),
+        at: MADE_BY_US.to_owned(),
         certificate,
         key,
         chain: None,

@@ -9,6 +9,7 @@ mod http2;
 pub mod proxy_protocol;
 
 use std::{
+    cell::Cell,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -43,6 +44,8 @@ pub struct Listener {
     pub metrics: ListenerMetrics,
     /// Connections of all listeners and threads.
     pub connections: Arc<Connections>,
+    /// The system refuses to accept, and that has been told.
+    pub refused: Cell<bool>,
 }
 
 /// A listening socket of this thread's runtime.
@@ -61,18 +64,18 @@ impl Connections {
     }
 
     /// Counts one more, unless that is more than `limit`.
-    fn enter(self: &Arc<Self>, limit: usize) -> Option<Counted> {
+    fn enter(self: &Arc<Self>, limit: usize) -> Option<OpenConnection> {
         if self.0.fetch_add(1, Ordering::Relaxed) < limit {
-            return Some(Counted(Arc::clone(self)));
+            return Some(OpenConnection(Arc::clone(self)));
         }
         self.0.fetch_sub(1, Ordering::Relaxed);
         None
     }
 }
 
-struct Counted(Arc<Connections>);
+struct OpenConnection(Arc<Connections>);
 
-impl Drop for Counted {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -91,8 +94,9 @@ impl Listener {
 
     async fn accept_all(&self, worker: &Rc<Worker>) {
         loop {
-            if let Err(error) = self.accept_one(worker).await {
-                self.accept_failed(&error).await;
+            match self.accept_one(worker).await {
+                Ok(()) => self.refused.set(false),
+                Err(error) => self.accept_failed(&error).await,
             }
         }
     }
@@ -223,12 +227,15 @@ impl Listener {
             return;
         }
         self.metrics.accept_error();
-        tracing::error!(
+        // Once an episode: it comes again at every attempt.
+        if !self.refused.replace(true) {
+            tracing::error!(
             listener = %self.plan.address,
             error = error as &dyn std::error::Error,
             pause = ?ACCEPT_PAUSE,
-            "cannot accept connections; raise the limit of open files if it says so"
-        );
+            "cannot accept connections, and tries again and again; raise the limit of open files if it says so"
+            );
+        }
         sleep(ACCEPT_PAUSE).await;
     }
 }

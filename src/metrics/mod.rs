@@ -67,7 +67,11 @@ impl Metrics {
         registry.register("bytes_sent", "Bytes of response bodies", bytes_sent.clone());
 
         let upstream_requests = Family::default();
-        registry.register("upstream_requests", "Exchanges with an upstream, by outcome", upstream_requests.clone());
+        registry.register(
+            "upstream_requests",
+            "Exchanges with an upstream, by how the head of the answer came",
+            upstream_requests.clone(),
+        );
         let upstream_in_flight = Family::default();
         registry.register("upstream_in_flight", "Requests inside an upstream", upstream_in_flight.clone());
         let upstream_queue_depth = Family::default();

@@ -34,6 +34,9 @@ pub(super) fn drain(incoming: Incoming, spool: Arc<Spool>, tasks: &Tasks) -> Bod
 }
 
 /// What passes from the one who fills to the one who reads.
+///
+/// What is in memory comes before what is in the file. Only the filler makes and ends the file; it is `None` while the
+/// filler writes to it.
 #[derive(Default)]
 struct Shared {
     /// Comes before what is in the file.

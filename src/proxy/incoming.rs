@@ -14,7 +14,7 @@ use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use super::wire::{Wire, is_disconnect};
+use super::wire::{EndpointWire, is_disconnect};
 use crate::{
     h1::{BodyDecoder, BodyLength, Decoded},
     http::GatewayError,
@@ -36,7 +36,7 @@ pub struct Incoming {
 
 /// What is held until the body has been read.
 struct Source {
-    wire: Wire,
+    wire: EndpointWire,
     pool: Rc<Pool>,
     endpoint: Arc<Endpoint>,
     /// The connection may carry another exchange after this one.
@@ -48,7 +48,7 @@ struct Source {
 impl Incoming {
     #[expect(clippy::too_many_arguments, reason = "these are the parts of one exchange, put together in one place")]
     pub(super) fn new(
-        wire: Wire,
+        wire: EndpointWire,
         length: BodyLength,
         keep_alive: bool,
         endpoint: Arc<Endpoint>,
@@ -91,7 +91,7 @@ impl Incoming {
     }
 
     /// The socket and what has been read beyond the head: for a tunnel.
-    pub(super) fn into_wire(self) -> Option<(Wire, InFlight)> {
+    pub(super) fn into_wire(self) -> Option<(EndpointWire, InFlight)> {
         self.source.map(|source| (source.wire, source.in_flight))
     }
 

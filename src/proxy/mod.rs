@@ -30,12 +30,12 @@ pub use self::{
 };
 use self::{
     uwsgi::Environment,
-    wire::{Wire, WireError},
+    wire::{EndpointWire, WireError},
 };
 use crate::{
     drain::Tasks,
     h1::encode,
-    http::{Body, GatewayError, Retry},
+    http::{Body, GatewayError, Retry, Side},
     metrics::{Outcome, UpstreamMetrics},
     spool::Spool,
     upstream::{Endpoint, InFlight, Lease, Place, Pool, Upstream, UpstreamStream},
@@ -129,6 +129,7 @@ pub async fn send(
             outcome => {
                 counted.outcome = match &outcome {
                     Ok(_) => Outcome::Ok,
+                    Err(error) if error.side == Side::Downstream => Outcome::Canceled,
                     Err(error) if error.status == StatusCode::GATEWAY_TIMEOUT => Outcome::ErrorTimeout,
                     Err(_) => Outcome::ErrorProtocol,
                 };
@@ -176,7 +177,7 @@ async fn connect(upstream: &Upstream, pool: &Pool, can_repeat: bool) -> Result<(
                 endpoint = %endpoint.label,
                 error = &error as &dyn std::error::Error,
                 hold = ?upstream.plan.hold,
-                "endpoint cannot be connected to; requests wait for it"
+                "endpoint cannot be connected to; requests wait for it as long as `hold`"
             );
         }
         if held.elapsed() + pause > upstream.plan.hold {
@@ -222,7 +223,7 @@ impl Exchange<'_> {
             }
         }
         let one_exchange = matches!(outbound.head, Head::Uwsgi(_));
-        let mut wire = Wire::new(lease, head, outbound.payload.take(), chunked);
+        let mut wire = EndpointWire::new(lease, head, outbound.payload.take(), chunked);
         let read = wire.head(outbound.method, outbound.progress, outbound.timeout, outbound.upgrade).await;
         match read {
             Ok(head) => {

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::wire::Wire;
+use super::wire::EndpointWire;
 use crate::{
     drain::Drain,
     upstream::{Endpoint, InFlight, UpstreamStream},
@@ -58,7 +58,7 @@ pub enum TunnelCause {
 }
 
 impl Tunnel {
-    pub(super) fn new(wire: Wire, in_flight: InFlight, endpoint: Arc<Endpoint>, idle: Duration) -> Self {
+    pub(super) fn new(wire: EndpointWire, in_flight: InFlight, endpoint: Arc<Endpoint>, idle: Duration) -> Self {
         // Copied, so that the read buffer of the handshake is not kept for the life of the tunnel.
         let early = BytesMut::from(&wire.incoming[..]);
         Self { upstream: wire.lease.stream, early, idle, endpoint, _in_flight: in_flight }

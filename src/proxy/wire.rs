@@ -26,7 +26,7 @@ use crate::{
 /// Both are moved whenever either is waited for: an endpoint may answer before it has read the request, and may stop
 /// reading until its answer is read.
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(super) struct EndpointWire {
     pub(super) lease: Lease,
     /// What has been read and not yet been taken.
     pub(super) incoming: BytesMut,
@@ -81,7 +81,7 @@ pub(super) enum WireError {
     Unasked,
 }
 
-impl Wire {
+impl EndpointWire {
     /// `head` is sent first, then `body`, in chunks where `chunked`.
     pub(super) fn new(lease: Lease, head: BytesMut, body: Body, chunked: bool) -> Self {
         let mut outgoing = Outgoing { buffer: head, data: Bytes::new(), body, chunked, state: Sending::Body };

@@ -10,7 +10,10 @@ mod log;
 use std::{borrow::Cow, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request, response};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request, response,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use self::{
     answer::Answer,
@@ -31,7 +34,6 @@ use crate::{
         page::Accept,
         path::Path,
     },
-    listener::Downstream,
     proxy::{
         self, Bounds, Collected, Delivery, Head, Outbound, Payload, Reply, Trace, Tunnel, TunnelCause,
         uwsgi::Environment,
@@ -176,7 +178,7 @@ pub fn refuse(connection: &Rc<Connection>, error: &GatewayError) -> Answer {
 }
 
 /// Carries a websocket to its end and logs it.
-pub async fn tunnel<Io: Downstream>(
+pub async fn tunnel<Io: AsyncRead + AsyncWrite + Unpin>(
     tunnel: Tunnel,
     client: Io,
     early: BytesMut,
@@ -202,6 +204,10 @@ fn check_limits(request: &request::Parts, limits: &LimitsPlan) -> Result<(), Gat
     if target > limits.uri_bytes {
         return Err(HeadError::TargetTooLong(limits.uri_bytes).into());
     }
+    let field = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + FIELD_OVERHEAD;
+    if request.version == Version::HTTP_2 && request.headers.iter().map(field).sum::<usize>() > limits.header_bytes {
+        return Err(HeadError::TooLarge(limits.header_bytes).into());
+    }
     if request.headers.len() > limits.header_count {
         return Err(HeadError::TooManyFields(limits.header_count).into());
     }
@@ -221,7 +227,7 @@ fn origin_form<'a>(method: &Method, uri: &'a Uri) -> Result<&'a str, GatewayErro
 
 /// By the header, whatever the query says; nothing but websockets is switched to (RFC 6455, 4.1).
 fn wants_websocket(request: &request::Parts) -> bool {
-    let has = |name: header::HeaderName, token: &[u8]| {
+    let has = |name: HeaderName, token: &[u8]| {
         request.headers.get_all(name).iter().any(|value| {
             value.as_bytes().split(|byte| *byte == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
         })
@@ -282,7 +288,7 @@ fn host_for_nobody(runtime: &Runtime) -> HeaderValue {
 }
 
 fn is_known(runtime: &Runtime, connection: &Connection, host: &str) -> bool {
-    runtime.knows(host) || connection.worker.certificates.certificate_for(host).is_some()
+    runtime.knows(host) || connection.worker.certificates.is_configured_for(host)
 }
 
 /// The request body: whole, or as it comes where the route says so and the endpoint can be told its length.
@@ -437,3 +443,6 @@ fn delivery(route: &Route, headers: &HeaderMap, asked: Option<bool>) -> Delivery
         Delivery::Buffered
     }
 }
+
+/// What a field of HTTP/1.1 has beside its name and value: `: ` and the line end.
+const FIELD_OVERHEAD: usize = 4;

@@ -154,6 +154,9 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, MaterialProblem> {
 /// Bytes of one file. A chain of RSA-4096 certificates has about 10 KiB.
 const LIMIT: u64 = 1024 * 1024;
 
+/// The key path ([`CertificateMaterial::at`]) of a certificate that no one has configured.
+pub const MADE_BY_US: &str = "tls.storage";
+
 #[cfg(test)]
 mod tests {
     use super::*;

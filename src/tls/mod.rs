@@ -20,5 +20,5 @@ pub use check::check;
 pub use config::{ServerConfigs, server_config};
 pub use info::TlsInfo;
 pub(crate) use material::read_bounded;
-pub use material::{CertificateMaterial, MaterialFault, MaterialProblem, Role, SecretBytes};
+pub use material::{CertificateMaterial, MADE_BY_US, MaterialFault, MaterialProblem, Role, SecretBytes};
 pub use store::{CertificateId, CertificateStore};

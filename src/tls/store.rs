@@ -10,7 +10,10 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::certificate::{self, Certificate, CertificateName};
+use super::{
+    MADE_BY_US,
+    certificate::{self, Certificate, CertificateName},
+};
 
 /// The certificates in force, found by the name a client asks for.
 ///
@@ -46,6 +49,13 @@ impl CertificateStore {
     /// back under another name: for it there is nothing to compare.
     pub fn certificate_for(&self, name: &str) -> Option<CertificateId> {
         self.index.load().candidates(name).and_then(|found| found.first().copied()).map(CertificateId)
+    }
+
+    /// Whether the operator has a certificate for `name`; one that we have made ourselves makes no host a known one.
+    pub fn is_configured_for(&self, name: &str) -> bool {
+        let index = self.index.load();
+        let found = index.candidates(name).and_then(|found| found.first().copied());
+        found.is_some_and(|position| index.certificates[position].at() != MADE_BY_US)
     }
 
     /// The certificate for the address a client has connected to, for a client that names no server because it

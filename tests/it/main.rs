@@ -6,6 +6,7 @@ mod bodies;
 mod cli;
 mod config;
 mod demo;
+mod descriptors;
 mod files;
 mod forwarding;
 mod http1;

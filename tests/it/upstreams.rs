@@ -52,9 +52,9 @@ fn a_backend_that_refuses_is_waited_for_and_then_said_to_be_starting() {
     assert_eq!((status(&answer), header(&answer, "retry-after").as_deref()), (503, Some("10")));
     assert!(answer.contains("<h1>Starting up</h1>"), "{answer}");
     let lines = warnings.naming(address);
-    let said = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
-    // The state of the endpoint once, however often it was tried, and what became of the request.
-    assert_eq!((said("requests wait for it"), said("upstream failed"), lines.len()), (1, 1, 2), "{lines:?}");
+    // Once, however often it was tried and whatever became of the request.
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("cannot be connected to"), "{lines:?}");
 }
 
 #[test]

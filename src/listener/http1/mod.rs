@@ -16,7 +16,7 @@ use bytes::BytesMut;
 use http::{Method, Request, StatusCode, Version};
 use tokio::time::{Instant, Sleep, sleep};
 
-use self::request::{RequestBody, Wire};
+use self::request::{ClientWire, RequestBody};
 use super::{Connection, Downstream};
 use crate::{
     h1::{HeadLimits, RequestHead, decode_request},
@@ -28,7 +28,7 @@ use crate::{
 pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
     let limits = connection.worker.current().plan.limits.clone();
     let head_limits = HeadLimits { bytes: limits.header_bytes, fields: limits.header_count, target: limits.uri_bytes };
-    let wire = Rc::new(RefCell::new(Wire::new(io)));
+    let wire = Rc::new(RefCell::new(ClientWire::new(io)));
     let mut timer = pin!(sleep(limits.head_timeout));
     let drain = connection.worker.drain.clone();
     let mut draining = pin!(drain.started());
@@ -42,16 +42,16 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
             Err(NoHead::Over) => return,
             Err(NoHead::Refused(error)) => {
                 let answer = service::refuse(&connection, &error);
-                let exchange = Exchange { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
-                response::send(&wire, answer, &exchange, timer.as_mut(), limits.progress_timeout).await;
+                let asked = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
+                response::send(&wire, answer, &asked, timer.as_mut(), limits.progress_timeout).await;
                 request::linger(&wire, timer.as_mut()).await;
                 return;
             }
         };
         idle = limits.keep_alive;
 
-        let mut exchange =
-            Exchange { method: head.parts.method.clone(), version: head.parts.version, keep_alive: head.keep_alive };
+        let mut asked =
+            Asked { method: head.parts.method.clone(), version: head.parts.version, keep_alive: head.keep_alive };
         wire.borrow_mut().begin(&head);
         let body = if wire.borrow().body_is_read() {
             Body::Empty
@@ -63,8 +63,8 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         // A client that has gone takes its request with it: out of the queue, off the endpoint.
         let Some(answer) = until_gone(service::serve(request, &connection), &wire).await else { return };
 
-        exchange.keep_alive &= !drain.is_on();
-        let next = response::send(&wire, answer, &exchange, timer.as_mut(), limits.progress_timeout).await;
+        asked.keep_alive &= !drain.is_on();
+        let next = response::send(&wire, answer, &asked, timer.as_mut(), limits.progress_timeout).await;
         match next {
             response::Next::Request => {}
             response::Next::Gone => return,
@@ -81,7 +81,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
 }
 
 /// What of the request decides how its answer is written.
-struct Exchange {
+struct Asked {
     method: Method,
     version: Version,
     keep_alive: bool,
@@ -100,7 +100,7 @@ enum NoHead {
 }
 
 async fn read_head<Io: Downstream>(
-    wire: &RefCell<Wire<Io>>,
+    wire: &RefCell<ClientWire<Io>>,
     limits: HeadLimits,
     waits: Waits,
     mut timer: Pin<&mut Sleep>,
@@ -174,7 +174,10 @@ enum Armed {
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Runs `serve`, unless the client closes its side before the answer is there.
-async fn until_gone<Io: Downstream>(serve: impl Future<Output = Answer>, wire: &RefCell<Wire<Io>>) -> Option<Answer> {
+async fn until_gone<Io: Downstream>(
+    serve: impl Future<Output = Answer>,
+    wire: &RefCell<ClientWire<Io>>,
+) -> Option<Answer> {
     let mut serve = pin!(serve);
     poll_fn(|cx| {
         if let Poll::Ready(answer) = serve.as_mut().poll(cx) {

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A connection while it is served; the request body and the response both use it, in turn.
-pub(super) struct Wire<Io> {
+pub(super) struct ClientWire<Io> {
     pub(super) io: Io,
     /// Read and not yet taken.
     pub(super) read: BytesMut,
@@ -34,7 +34,7 @@ pub(super) struct Wire<Io> {
     withheld: bool,
 }
 
-impl<Io: Downstream> Wire<Io> {
+impl<Io: Downstream> ClientWire<Io> {
     pub(super) fn new(io: Io) -> Self {
         let body = BodyDecoder::new(BodyLength::Fixed(0));
         Self { io, read: BytesMut::new(), body, proceed: None, withheld: false }
@@ -144,12 +144,12 @@ fn gone() -> GatewayError {
 
 /// The body of the request that is being served.
 pub(super) struct RequestBody<Io> {
-    wire: Rc<RefCell<Wire<Io>>>,
+    wire: Rc<RefCell<ClientWire<Io>>>,
     length: Option<u64>,
 }
 
 impl<Io> RequestBody<Io> {
-    pub(super) fn new(wire: Rc<RefCell<Wire<Io>>>, head: &RequestHead) -> Self {
+    pub(super) fn new(wire: Rc<RefCell<ClientWire<Io>>>, head: &RequestHead) -> Self {
         let length = match head.body {
             BodyLength::Fixed(length) => Some(length),
             BodyLength::Chunked | BodyLength::UntilClose => None,
@@ -177,7 +177,7 @@ impl<Io: Downstream> http_body::Body for RequestBody<Io> {
 }
 
 /// Closes a connection on which everything has been read.
-pub(super) async fn close<Io: Downstream>(wire: &RefCell<Wire<Io>>) {
+pub(super) async fn close<Io: Downstream>(wire: &RefCell<ClientWire<Io>>) {
     // A peer that does not take our goodbye, or not in time, is gone all the same.
     let goodbye = poll_fn(|cx| Pin::new(&mut wire.borrow_mut().io).poll_shutdown(cx));
     drop(timeout(LINGER_PAUSE, goodbye).await);
@@ -185,7 +185,7 @@ pub(super) async fn close<Io: Downstream>(wire: &RefCell<Wire<Io>>) {
 
 /// Closes our side and reads over what the client still sends, so that it gets to read the answer: a socket that is
 /// closed with bytes unread resets the connection, and the answer with it.
-pub(super) async fn linger<Io: Downstream>(wire: &RefCell<Wire<Io>>, mut timer: Pin<&mut Sleep>) {
+pub(super) async fn linger<Io: Downstream>(wire: &RefCell<ClientWire<Io>>, mut timer: Pin<&mut Sleep>) {
     let end = Instant::now() + LINGER;
     timer.as_mut().reset(Instant::now() + LINGER_PAUSE);
     close(wire).await;

@@ -15,9 +15,9 @@ use http::{Method, StatusCode, header};
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep};
 
-use super::{Exchange, request::Wire};
+use super::{Asked, request::ClientWire};
 use crate::{
-    h1::encode::{self, Connection, Framing},
+    h1::encode::{self, Framing, Persistence},
     http::{Body, GatewayError},
     listener::{Downstream, downstream::is_cached},
     proxy::Tunnel,
@@ -40,29 +40,29 @@ pub(super) enum Next {
 ///
 /// `progress` bounds each pause the client makes.
 pub(super) async fn send<Io: Downstream>(
-    wire: &Rc<RefCell<Wire<Io>>>,
+    wire: &Rc<RefCell<ClientWire<Io>>>,
     answer: Answer,
-    exchange: &Exchange,
+    asked: &Asked,
     mut timer: Pin<&mut Sleep>,
     progress: Duration,
 ) -> Next {
     let Answer { response, tunnel, mut log } = answer;
     let (parts, body) = response.into_parts();
-    let framing = framing(exchange, parts.status, &parts.headers, &body);
+    let framing = framing(asked, parts.status, &parts.headers, &body);
     // A body that somebody else holds is on its way to the endpoint, which has begun to answer before its end.
     let held = Rc::strong_count(wire) > 1;
     let read = if held { wire.borrow().body_is_read() } else { wire.borrow_mut().skip_body() };
     wire.borrow_mut().answering();
-    let stays = exchange.keep_alive && read && !log.closes() && ends(framing, exchange, parts.status);
-    let connection = match (&tunnel, stays) {
-        (Some(_), _) => Connection::Upgrade,
-        (None, false) => Connection::Close,
-        (None, true) if exchange.version < http::Version::HTTP_11 => Connection::KeepAlive,
-        (None, true) => Connection::Stays,
+    let stays = asked.keep_alive && read && !log.closes() && ends(framing, asked, parts.status);
+    let persistence = match (&tunnel, stays) {
+        (Some(_), _) => Persistence::Upgrade,
+        (None, false) => Persistence::Close,
+        (None, true) if asked.version < http::Version::HTTP_11 => Persistence::KeepAlive,
+        (None, true) => Persistence::Stays,
     };
     let mut out = BytesMut::with_capacity(HEAD);
-    encode::response_head(&mut out, parts.status, &parts.headers, framing, connection);
-    let body = if has_body(exchange, parts.status) { body } else { Body::Empty };
+    encode::response_head(&mut out, parts.status, &parts.headers, framing, persistence);
+    let body = if has_body(asked, parts.status) { body } else { Body::Empty };
     let mut writer = Writer::new(out, body, framing, Io::SENDS_FILES);
 
     let mut waiting = false;
@@ -115,18 +115,18 @@ pub(super) async fn send<Io: Downstream>(
 }
 
 /// Whether a response of this status to this method has a body (RFC 9110, 6.4.1).
-fn has_body(exchange: &Exchange, status: StatusCode) -> bool {
-    exchange.method != Method::HEAD
+fn has_body(asked: &Asked, status: StatusCode) -> bool {
+    asked.method != Method::HEAD
         && !status.is_informational()
         && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
-fn framing(exchange: &Exchange, status: StatusCode, headers: &http::HeaderMap, body: &Body) -> Framing {
-    if !has_body(exchange, status) {
+fn framing(asked: &Asked, status: StatusCode, headers: &http::HeaderMap, body: &Body) -> Framing {
+    if !has_body(asked, status) {
         // What a GET would have been told (RFC 9110, 8.6); never with 1xx and 204.
         let said = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         return match said {
-            Some(length) if exchange.method == Method::HEAD || status == StatusCode::NOT_MODIFIED => {
+            Some(length) if asked.method == Method::HEAD || status == StatusCode::NOT_MODIFIED => {
                 Framing::Length(length)
             }
             _ => Framing::Unsaid,
@@ -134,14 +134,14 @@ fn framing(exchange: &Exchange, status: StatusCode, headers: &http::HeaderMap, b
     }
     match body.length() {
         Some(length) => Framing::Length(length),
-        None if encode::can_chunk(exchange.version) => Framing::Chunked,
+        None if encode::can_chunk(asked.version) => Framing::Chunked,
         None => Framing::Unsaid,
     }
 }
 
 /// The client can tell where this response ends without the connection being closed.
-fn ends(framing: Framing, exchange: &Exchange, status: StatusCode) -> bool {
-    framing != Framing::Unsaid || !has_body(exchange, status)
+fn ends(framing: Framing, asked: &Asked, status: StatusCode) -> bool {
+    framing != Framing::Unsaid || !has_body(asked, status)
 }
 
 /// What is left to be written.
@@ -202,7 +202,11 @@ impl Writer {
         self.taken - self.data.len() as u64
     }
 
-    fn poll_write<Io: Downstream>(&mut self, cx: &mut Context<'_>, wire: &RefCell<Wire<Io>>) -> Poll<Result<(), Cut>> {
+    fn poll_write<Io: Downstream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        wire: &RefCell<ClientWire<Io>>,
+    ) -> Poll<Result<(), Cut>> {
         loop {
             // Before the wire is taken: behind the body there may be the rest of the request, which reads from it.
             let body = if self.data.is_empty() { self.poll_fill(cx) } else { Poll::Ready(Ok(())) };

@@ -40,7 +40,8 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         hyper::server::conn::http2::Builder::new(streams.clone())
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.streams)
-            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+            // Twice, since whatever is beyond it hyper refuses by itself, without a page and without a line.
+            .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX).saturating_mul(2))
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
@@ -52,7 +53,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         tokio::select! {
             ended = served.as_mut() => break ended,
             () = drain.started(), if !leaving => {}
-            () = streams.watch(limits.progress_timeout, IDLE) => {
+            () = streams.watch(limits.progress_timeout, limits.keep_alive) => {
                 if leaving {
                     // What is left is not taken, in spite of the GOAWAY.
                     return;
@@ -167,7 +168,5 @@ impl Drop for Logged {
 
 /// A peer that answers no PING for this long, this long after it was last heard of, is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// An h2 connection without a stream is closed after this long; opening one anew costs a handshake.
-const IDLE: Duration = Duration::from_secs(75);
 /// Bytes of one stream that hyper holds ready beyond what the client has room for.
 const SEND_BUFFER: usize = 64 * 1024;

@@ -2,40 +2,28 @@
 //!
 //! A [`Gateway`] is given everything of the system that its plan asks for ([`Provisions`]) and opens nothing itself.
 
+mod signals;
+mod traffic;
+
 use std::{
     error::Error,
-    future::poll_fn,
     io,
-    net::TcpListener,
-    os::unix::net::UnixListener,
-    rc::Rc,
     sync::{Arc, mpsc},
-    task::Poll,
     thread,
     time::{Duration, SystemTime},
 };
 
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    task::LocalSet,
-    time::{MissedTickBehavior, interval},
-};
-
+use self::traffic::{Bound, Share};
 use crate::{
     admin::{self, Observer},
-    config::{ListenAddress, ListenerPlan, LogSink, Plan},
-    drain::{Drain, Tasks},
-    keeper::{
-        Provisions,
-        output::{self, LogOutput},
-        sockets::BoundSockets,
-    },
-    listener::{Connections, Listener, Socket},
+    config::{ListenAddress, LogSink, Plan},
+    drain::Drain,
+    keeper::{Provisions, output::LogOutput, sockets::BoundSockets},
+    listener::Connections,
     metrics::Metrics,
     runtime::{Current, Runtime},
-    service::Worker,
     spool::Spool,
-    telemetry::access_log::{self, AccessLog, Format, FormatError, LogWriter},
+    telemetry::access_log::{self, AccessLog, Format, FormatError},
     tls::{Certificate, CertificateError, CertificateStore, ServerConfigs},
 };
 
@@ -201,46 +189,6 @@ impl Gateway {
         }
     }
 
-    /// Catches the signals to stop from here on; before, one of them ends the process where it stands.
-    ///
-    /// Comes before anybody is told that we listen: whoever is told may send one.
-    pub(crate) fn catch_signals(&self) -> io::Result<Signals> {
-        let _inside = self.control.enter();
-        Ok(Signals {
-            stop: [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::quit())?],
-            reopen: signal(SignalKind::user_defined1())?,
-            reload: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Until it is told to stop; a second time, then, ends the process at once.
-    pub(crate) fn wait_for(&self, mut signals: Signals, log_file: Option<&std::path::Path>) {
-        self.control.block_on(async {
-            loop {
-                tokio::select! {
-                    () = one_of(&mut signals.stop) => break,
-                    _ = signals.reload.recv() => {
-                        tracing::warn!("a reload by SIGHUP is not supported yet: nothing has changed; restart to apply");
-                    }
-                    _ = signals.reopen.recv() => {
-                        let Some(path) = log_file else { continue };
-                        match output::open(path) {
-                            Ok(file) => self.reopen(file),
-                            Err(error) => {
-                                tracing::error!(error = &error as &dyn Error, "the access log stays in its old file");
-                            }
-                        }
-                    }
-                }
-            }
-        });
-        self.control.spawn(async move {
-            one_of(&mut signals.stop).await;
-            tracing::warn!("stopped at once by a second signal");
-            std::process::exit(1);
-        });
-    }
-
     /// Closes the door: no new connections, an end to those that are idle, `deadline` for requests in flight.
     ///
     /// Answers whether all came to their end.
@@ -258,22 +206,6 @@ impl Gateway {
     }
 }
 
-/// The signals that concern a gateway, caught for as long as the process lives.
-pub(crate) struct Signals {
-    /// TERM, INT and QUIT.
-    stop: [Signal; 3],
-    reopen: Signal,
-    reload: Signal,
-}
-
-async fn one_of(signals: &mut [Signal]) {
-    poll_fn(|cx| {
-        let came = signals.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
-        if came { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-}
-
 fn certificates(provisions: &Provisions) -> Result<Vec<Certificate>, StartError> {
     let now = jiff::Timestamp::now();
     let load = |material| {
@@ -287,99 +219,6 @@ fn certificates(provisions: &Provisions) -> Result<Vec<Certificate>, StartError>
     provisions.certificates.iter().map(load).collect()
 }
 
-/// What one traffic thread is given.
-struct Share {
-    listeners: Vec<(ListenerPlan, ListenAddress, Bound)>,
-    current: Arc<Current>,
-    spool: Arc<Spool>,
-    certificates: Arc<CertificateStore>,
-    tls: ServerConfigs,
-    metrics: Arc<Metrics>,
-    log: Option<(LogWriter, Arc<Format>)>,
-    connections: Arc<Connections>,
-    drain: Drain,
-}
-
-/// A socket before it has a runtime.
-enum Bound {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Share {
-    /// One core's traffic, from its runtime's start to the end of its last connection or of the drain's deadline.
-    fn run(self, ready: &mpsc::Sender<io::Result<()>>) -> bool {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                // Whoever started us has gone if nobody hears this.
-                drop(ready.send(Err(error)));
-                return true;
-            }
-        };
-        let local = LocalSet::new();
-        local.block_on(&runtime, self.serve(ready))
-    }
-
-    async fn serve(self, ready: &mpsc::Sender<io::Result<()>>) -> bool {
-        let tasks = Tasks::default();
-        let deadline = self.current.load().plan.drain;
-        let worker = Worker::new(
-            self.current,
-            self.spool,
-            self.certificates,
-            Arc::clone(&self.metrics),
-            self.log,
-            self.drain.clone(),
-            tasks.clone(),
-        );
-        let tls = Rc::new(self.tls);
-        let mut listeners = Vec::new();
-        for (plan, address, socket) in self.listeners {
-            let socket = match Socket::try_from(socket) {
-                Ok(socket) => socket,
-                Err(error) => {
-                    drop(ready.send(Err(error)));
-                    return true;
-                }
-            };
-            listeners.push(Listener {
-                tls: plan.tls.then(|| Rc::clone(&tls)),
-                metrics: self.metrics.listener(&address.to_string()),
-                plan: Rc::new(plan),
-                socket,
-                connections: Arc::clone(&self.connections),
-            });
-        }
-        for listener in listeners {
-            tasks.spawn(listener.run(Rc::clone(&worker)));
-        }
-        drop(ready.send(Ok(())));
-
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !self.drain.is_on() {
-            tokio::select! {
-                _ = tick.tick() => worker.pool.prune(),
-                () = self.drain.started() => {}
-            }
-        }
-        tasks.finished(deadline).await
-    }
-}
-
-impl TryFrom<Bound> for Socket {
-    type Error = io::Error;
-
-    /// Must be called inside the runtime that is to accept on it.
-    fn try_from(bound: Bound) -> io::Result<Self> {
-        Ok(match bound {
-            Bound::Tcp(socket) => Self::Tcp(tokio::net::TcpListener::from_std(socket)?),
-            Bound::Unix(socket) => Self::Unix(tokio::net::UnixListener::from_std(socket)?),
-        })
-    }
-}
-
 /// A connection is a descriptor, and so is its way to the endpoint: as many as the system allows.
 fn raise_file_limit() {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
@@ -389,7 +228,5 @@ fn raise_file_limit() {
     }
 }
 
-/// How often a traffic thread looks after its idle connections to endpoints.
-const TICK: Duration = Duration::from_millis(500);
 /// How long a stop waits for the last lines of the access log.
 const LAST_LINES: Duration = Duration::from_secs(5);
