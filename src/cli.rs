@@ -86,8 +86,11 @@ Environment:
   RUST_LOG              The same, where VESTIBULE_LOG is not set
   VESTIBULE_LOG_FORMAT  `text` (the default), or `json`: one object a line";
 
-/// What a configuration is held against beyond its own text, at every start as well.
+/// What `check` holds a configuration against beyond its own text.
 const INSPECTIONS: &[fn(&Plan) -> Vec<Problem>] = &[log_format, config::unusable_folders, tls::check];
+
+/// What a start is refused for: no folder, which may come with the application, and no date of a certificate.
+const AT_A_START: &[fn(&Plan) -> Vec<Problem>] = &[log_format, tls::faults];
 
 /// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
 const REFUSED: u8 = 78;
@@ -102,7 +105,7 @@ fn with_source(options: &Options, act: impl FnOnce(&Source) -> ExitCode) -> Exit
 
 fn serve(source: &Source) -> ExitCode {
     // Before anything is begun: a refused configuration is not a failed start.
-    match config::check(source, INSPECTIONS) {
+    match config::check(source, AT_A_START) {
         Ok(plan) => started(gateway::run(plan)),
         Err(error) => refused(&error),
     }

@@ -7,19 +7,34 @@ use jiff::Timestamp;
 use super::{Certificate, CertificateMaterial, Role};
 use crate::config::{HostName, Plan, Problem};
 
-/// Reads and checks every configured certificate: files, pairs, dates, and whether each known host is covered.
+/// Reads and checks every configured certificate: files, pairs, dates, and whether the site's hosts are covered.
 ///
 /// Without a TLS listener nothing is read: an unused key stays on its disk. Without a certificate there is nothing to
 /// check, since self-signed ones will be made for the known hosts.
 pub fn check(plan: &Plan) -> Vec<Problem> {
-    check_at(plan, Timestamp::now())
+    let Examined { mut faults, warnings } = examine(plan, Timestamp::now());
+    faults.extend(warnings);
+    faults
 }
 
-fn check_at(plan: &Plan, now: Timestamp) -> Vec<Problem> {
+/// What keeps a certificate from being served at all. One that has expired, or is for another name, is better than a
+/// closed door: [`check`] tells, and so does an event at the start.
+pub fn faults(plan: &Plan) -> Vec<Problem> {
+    examine(plan, Timestamp::now()).faults
+}
+
+#[derive(Default)]
+struct Examined {
+    faults: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+fn examine(plan: &Plan, now: Timestamp) -> Examined {
+    let mut examined = Examined::default();
     if plan.tls.certificates.is_empty() || !plan.listeners.iter().any(|listener| listener.tls) {
-        return Vec::new();
+        return examined;
     }
-    let mut problems = Vec::new();
+    let Examined { faults: problems, warnings } = &mut examined;
     let mut certificates = Vec::new();
     for entry in &plan.tls.certificates {
         let at = |role: Role, problem: String| Problem { at: format!("{}.files.{role}", entry.at), problem };
@@ -40,7 +55,7 @@ fn check_at(plan: &Plan, now: Timestamp) -> Vec<Problem> {
         }
         match Certificate::from_material(&material) {
             Ok(certificate) => {
-                problems.extend(certificate.warning(now).map(|warning| {
+                warnings.extend(certificate.warning(now).map(|warning| {
                     at(Role::Certificate, format!("{}: {warning}", material.certificate_file.display()))
                 }));
                 certificates.push(certificate);
@@ -50,9 +65,9 @@ fn check_at(plan: &Plan, now: Timestamp) -> Vec<Problem> {
     }
     // What a certificate that cannot be read would have covered is not known.
     if certificates.len() == plan.tls.certificates.len() {
-        problems.extend(uncovered(plan, &certificates));
+        warnings.extend(uncovered(plan, &certificates));
     }
-    problems
+    examined
 }
 
 fn uncovered<'a>(plan: &'a Plan, certificates: &'a [Certificate]) -> impl Iterator<Item = Problem> + 'a {
@@ -134,13 +149,13 @@ mod tests {
             texts(&plan),
             [
                 format!(
-                    "tls.certificates[0].files.certificate: {path}/0.crt: the certificate expired at 2021-01-01T00:00:00Z: clients \
-                     refuse it; replace it"
-                ),
-                format!(
                     "tls.certificates[1].files.key: the key {path}/1.key does not belong to the certificate {path}/1.crt"
                 ),
                 format!("tls.certificates[2].files.key: cannot read {path}/2.key: there is no such file"),
+                format!(
+                    "tls.certificates[0].files.certificate: {path}/0.crt: the certificate expired at 2021-01-01T00:00:00Z: clients \
+                     refuse it; replace it"
+                ),
             ]
         );
 

@@ -16,7 +16,7 @@ mod store;
 pub(crate) mod testing;
 
 pub use certificate::{Certificate, CertificateError, CertificateName, CertificateWarning};
-pub use check::check;
+pub use check::{check, faults};
 pub use config::{ServerConfigs, server_config};
 pub use info::TlsInfo;
 pub(crate) use material::read_bounded;

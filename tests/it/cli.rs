@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Backend, PATIENCE, body, read_request, status, wait_for};
+use crate::support::{Backend, PATIENCE, Peer, body, read_request, status, wait_for};
 
 /// `vestibule serve`, killed when dropped.
 struct Served {
@@ -248,4 +248,38 @@ fn an_idle_connection_does_not_hold_up_a_stop() {
 
     assert_eq!(served.ended().code(), Some(0));
     assert!(stopped.elapsed() < Duration::from_secs(5), "{:?}", stopped.elapsed());
+}
+
+#[test]
+fn an_expired_certificate_for_another_host_keeps_no_door_shut() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["old.example".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    fs::write(folder.path().join("site.crt"), certificate.pem()).unwrap();
+    fs::write(folder.path().join("site.key"), key.serialize_pem()).unwrap();
+    let file = folder.path().join("vestibule.yml");
+    let configuration = "listeners: [{ address: '127.0.0.1:0', tls: true }]\nhost: site.example\n\
+        tls: { certificates: [{ files: { certificate: site.crt, key: site.key } }], storage: . }\n\
+        upstreams: { app: { endpoints: ['127.0.0.1:9'] } }\n\
+        routes: [{ prefix: /, upstream: app, files: [/not/there/yet] }]\nspool: { path: . }\naccess_log: null\n";
+    fs::write(&file, configuration).unwrap();
+    let run = |verb: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vestibule"));
+        command.args([verb, "--config"]).arg(&file);
+        command
+    };
+
+    let checked = run("check").output().unwrap();
+    let events = folder.path().join("events");
+    let _served = Peer::start(&mut run("serve"), &events);
+
+    let told = String::from_utf8(checked.stdout).unwrap();
+    for part in ["expired at 2021", "no certificate is for `site.example`", "/not/there/yet"] {
+        assert!(told.contains(part), "{part} is missing:\n{told}");
+    }
+    assert_eq!(checked.status.code(), Some(78));
+    wait_for("the gateway to listen all the same", || fs::read_to_string(&events).unwrap().contains("listening"));
+    assert!(fs::read_to_string(&events).unwrap().contains("expired at 2021"));
 }
