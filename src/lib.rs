@@ -62,13 +62,14 @@
 //! |---|---|---|
 //! | a request head | 32 KiB | `limits.header_bytes` |
 //! | requests sent ahead on one connection | 64 KiB | fixed |
-//! | a request or response body in memory, the rest on disk | 256 KiB each | `spool.memory` |
+//! | a request or response body in memory, the rest on disk | 256 KiB each, a request's twice while it is sent | `spool.memory` |
 //! | bodies on disk, in all | 1 GiB | `spool.limit` |
 //! | a response head | 64 KiB | fixed |
 //! | a read of a long body, either side | 128 KiB | fixed |
 //! | a compressor | 2 MiB | fixed |
 //! | an idle tunnel | none beyond its sockets | |
-//! | streams of an h2 connection | 100 | `limits.streams` |
+//! | of an h2 connection: streams, each with bodies as above | 100 | `limits.streams` |
+//! | of an h2 connection: what is received ahead, what is held ready to send | 1 MiB, 64 KiB a stream | fixed |
 //!
 //! # Where this differs from what one would expect
 //!
@@ -77,6 +78,12 @@
 //!   and the operator a line, and keeps the socket from a tunnel and from `sendfile`. HTTP/2 is hyper's.
 //! - Both wires to an application share one reader, since uWSGI answers its own protocol with an HTTP response.
 //! - A path with a dot segment, plain or encoded, has no route ([`http::path`] says why).
+//! - A websocket's handshake waits for a place in the upstream as any request, since it would otherwise be a way past the
+//!   queue, and gives it back with its 101.
+//! - The JSON schema is made from the declarations the configuration is read by ([`config::schema`]), not from a twin of
+//!   every type.
+//! - An application that names a file on a route without `files` gets 404 sent for it, and an event that names the key: its
+//!   own answer has the length of the file and no body.
 
 pub mod admin;
 pub mod backends;

@@ -22,7 +22,7 @@ pub struct Status {
     pub certificates: Vec<CertificateStatus>,
     /// Open connections, over all listeners.
     pub connections: u64,
-    /// Open websockets and other upgraded connections.
+    /// Open websockets.
     pub tunnels: u64,
 }
 

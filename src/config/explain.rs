@@ -196,7 +196,7 @@ fn certificates(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     if plan.tls.certificates.is_empty() {
         writeln!(f, "  none of your own: a self-signed one is made and kept in {storage}; browsers warn of it")?;
     } else {
-        writeln!(f, "  for a name that none of them has: a self-signed one, kept in {storage}")?;
+        writeln!(f, "  for a name that none of them has: the first of them")?;
     }
     match (plan.tls.tls12, plan.tls.tls13) {
         (true, true) => writeln!(f, "  TLS 1.2 and 1.3 are spoken"),

@@ -75,7 +75,7 @@ keys! {
     struct Tls {
         /// The versions that are spoken: `TLSv1.2`, `TLSv1.3`.
         protocols: Vec<TlsVersion> = "[TLSv1.2, TLSv1.3]",
-        /// Certificates of your own. Without one that fits, a self-signed one is made.
+        /// Certificates of your own. Where there is none, a self-signed one is made.
         certificates: Vec<Certificate> = "[]",
         /// The folder where self-signed certificates are kept.
         storage: FilePath = "/var/lib/vestibule",

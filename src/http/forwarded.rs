@@ -10,7 +10,8 @@
 //! - The scheme, the host and the port are the right-most values of `X-Forwarded-Proto`, `-Host` and `-Port`: those of
 //!   the nearest hop, the only one that is known to have written them. A proxy behind another must pass on what it was
 //!   told. What cannot be read there is taken from the connection and `Host`, never from a value further left.
-//!   Such a proxy must set or drop all three: one that lets its client's `X-Forwarded-Host` through vouches for it.
+//!   Such a proxy should set or drop all three: one that lets its client's `X-Forwarded-Host` through vouches for it.
+//!   Where the site has a `host`, a told host that is none of the site's gives way to `Host` ([`Origin::take_host`]).
 //! - `Forwarded` (RFC 7239) is read only when there is no `X-Forwarded-For`, `-Proto` or `-Host`: a proxy that writes
 //!   these usually passes on whatever `Forwarded` its client sent. Its elements are searched by the same rule, and
 //!   `proto` and `host` are those of the element the search ended at, since the proxy that wrote it saw the client.

@@ -152,7 +152,7 @@ impl ProvisionFault {
     }
 }
 
-/// What is never served, whatever `files` says: the configuration, certificates and their storage, the spool.
+/// What is never served, whatever `files` says: the configuration, certificates and their storage.
 fn private(plan: &Plan) -> Vec<PathBuf> {
     let certificates = plan.tls.certificates.iter().flat_map(|certificate| {
         [Some(&certificate.certificate), Some(&certificate.key), certificate.chain.as_ref()].into_iter().flatten()

@@ -38,7 +38,7 @@ pub struct Metrics {
     connections_shed: Family<ListenerLabel, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
     tls_handshakes: Family<HandshakeLabel, Counter>,
-    /// Websockets and other upgraded connections.
+    /// Websockets.
     pub tunnels: Gauge,
     /// Bytes of bodies on disk.
     pub spool_bytes: Gauge,
@@ -95,7 +95,7 @@ impl Metrics {
         let tls_handshakes = Family::default();
         registry.register("tls_handshakes", "TLS handshakes, by outcome", tls_handshakes.clone());
         let tunnels = Gauge::default();
-        registry.register("tunnels", "Open websockets and other upgraded connections", tunnels.clone());
+        registry.register("tunnels", "Open websockets", tunnels.clone());
 
         let spool_bytes = Gauge::default();
         registry.register("spool_bytes", "Bytes of bodies on disk", spool_bytes.clone());
