@@ -75,7 +75,7 @@ impl From<HeadError> for GatewayError {
     }
 }
 
-/// Takes one request head off the front of `buffer`; `None` while it is not whole.
+/// Takes one request head off the front of `buffer`; `None` while it is not whole. On an error `buffer` is as it was.
 ///
 /// Empty lines before the request line are skipped (RFC 9112, 2.2). Refused, beyond what is not HTTP:
 /// `Transfer-Encoding` beside `Content-Length` or in HTTP/1.0, differing lengths, codings other than
@@ -116,9 +116,24 @@ pub fn decode_request(buffer: &mut BytesMut, limits: HeadLimits) -> Result<Optio
     let version = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
 
     let head = buffer.split_to(length).freeze();
-    let target = Uri::from_maybe_shared(target.slice(&head))
+    read_request(method, target, version, &ranges, &head).map(Some).inspect_err(|_| {
+        // Left as it was, so that it can be told what was refused.
+        let mut whole = BytesMut::from(&head[..]);
+        whole.extend_from_slice(buffer);
+        *buffer = whole;
+    })
+}
+
+fn read_request(
+    method: Method,
+    target: Range,
+    version: Version,
+    ranges: &Ranges,
+    head: &Bytes,
+) -> Result<RequestHead, HeadError> {
+    let target = Uri::from_maybe_shared(target.slice(head))
         .map_err(|_| HeadError::Malformed("the request target is not a URI"))?;
-    let headers = headers(&ranges, &head)?;
+    let headers = headers(ranges, head)?;
 
     let framing = Framing::read(&headers)?;
     let body = match (framing.chunked, framing.length) {
@@ -139,7 +154,7 @@ pub fn decode_request(buffer: &mut BytesMut, limits: HeadLimits) -> Result<Optio
     parts.uri = target;
     parts.version = version;
     parts.headers = headers;
-    Ok(Some(RequestHead { parts, body, keep_alive, expect_continue }))
+    Ok(RequestHead { parts, body, keep_alive, expect_continue })
 }
 
 /// Takes one response head off the front of `buffer`; `None` while it is not whole.

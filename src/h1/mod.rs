@@ -12,9 +12,11 @@
 
 mod body;
 pub mod encode;
+mod glimpse;
 mod head;
 
 pub use body::{BodyDecoder, BodyError, BodyLength, Decoded};
+pub use glimpse::Glimpse;
 pub use head::{HeadError, HeadLimits, RequestHead, ResponseHead, decode_request, decode_response};
 
 #[cfg(test)]

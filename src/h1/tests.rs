@@ -2,7 +2,7 @@ use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode, Version};
 use proptest::prelude::*;
 
-use super::{BodyDecoder, BodyLength, Decoded, HeadError, HeadLimits, decode_request, decode_response};
+use super::{BodyDecoder, BodyLength, Decoded, Glimpse, HeadError, HeadLimits, decode_request, decode_response};
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 4096, fields: 20, target: 1024 };
 
@@ -244,5 +244,26 @@ proptest! {
         for (name, value) in &fields {
             prop_assert_eq!(head.parts.headers[name].as_bytes(), value.as_bytes());
         }
+    }
+}
+
+#[test]
+fn a_refused_request_is_left_as_it_was_and_shows_what_it_asked_for() {
+    let text =
+        "POST /api/x?y HTTP/1.1\r\nAccept: application/json\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nbody";
+    let mut buffer = BytesMut::from(text);
+    decode_request(&mut buffer, LIMITS).unwrap_err();
+
+    let glimpse = Glimpse::of(&buffer);
+
+    assert_eq!(&buffer[..], text.as_bytes());
+    assert_eq!((glimpse.method, glimpse.target), (Some(Method::POST), Some("/api/x?y".parse().unwrap())));
+    assert_eq!(glimpse.headers["accept"], "application/json");
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_a_glimpse_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        drop(Glimpse::of(&bytes));
     }
 }

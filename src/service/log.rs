@@ -17,6 +17,7 @@ use http_body::{Frame, SizeHint};
 
 use super::Connection;
 use crate::{
+    h1::Glimpse,
     http::{Body, CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side, forwarded::Peer},
     metrics::RouteMetrics,
     proxy::{Trace, too_large},
@@ -44,7 +45,7 @@ pub struct LogGuard {
 impl LogGuard {
     /// For a request whose head has been read.
     pub(super) fn begin(connection: &Rc<Connection>, request: &request::Parts) -> Self {
-        let mut guard = Self::unread(connection);
+        let mut guard = Self::new(connection);
         let record = &mut *guard.record;
         record.method = Some(request.method.clone());
         record.target = Some(request.uri.clone());
@@ -56,7 +57,15 @@ impl LogGuard {
     }
 
     /// For what was refused before there was a request.
-    pub(super) fn unread(connection: &Rc<Connection>) -> Self {
+    pub(super) fn unread(connection: &Rc<Connection>, glimpse: Glimpse) -> Self {
+        let mut guard = Self::new(connection);
+        guard.record.method = glimpse.method;
+        guard.record.target = glimpse.target;
+        guard.record.version = glimpse.version;
+        guard
+    }
+
+    fn new(connection: &Rc<Connection>) -> Self {
         let peer = match connection.peer {
             Peer::Tcp(address) => Some(address.ip().to_canonical()),
             Peer::Unix => None,

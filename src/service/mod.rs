@@ -23,7 +23,7 @@ pub use self::{
 use crate::{
     config::{EndpointAddress, HostName, LimitsPlan, Protocol, Slash},
     files::{self, Target},
-    h1::HeadError,
+    h1::{Glimpse, HeadError},
     http::{
         Body, GatewayError,
         authority::Authority,
@@ -31,7 +31,7 @@ use crate::{
         forwarded::{Origin, Scheme},
         headers,
         location::Mapping,
-        page::Accept,
+        page::{Accept, is_api},
         path::Path,
     },
     proxy::{
@@ -170,11 +170,12 @@ async fn respond(
     Ok(Reached::Response(Response::from_parts(parts, body)))
 }
 
-/// Answers what was refused before there was a request.
-pub fn refuse(connection: &Rc<Connection>, error: &GatewayError) -> Answer {
-    let mut log = LogGuard::unread(connection);
+/// Answers what was refused before there was a request, of which `glimpse` could be made out.
+pub fn refuse(connection: &Rc<Connection>, error: &GatewayError, glimpse: Glimpse) -> Answer {
+    let form = Accept::read(&glimpse.headers, glimpse.target.as_ref().is_some_and(|target| is_api(target.path())));
+    let mut log = LogGuard::unread(connection, glimpse);
     log.close();
-    Answer::failed(error, Accept::Html, log)
+    Answer::failed(error, form, log)
 }
 
 /// Carries a websocket to its end and logs it.

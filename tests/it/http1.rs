@@ -515,3 +515,15 @@ fn connections_beyond_the_limit_are_closed_and_the_others_served() {
     });
     assert_eq!(status(&served.lock().unwrap()), 200);
 }
+
+#[test]
+fn a_program_is_refused_in_json_and_the_line_says_what_it_asked_for() {
+    let backend = Backend::echoing();
+    let gateway = TestGateway::start(&proxying(backend.address, "", ""));
+
+    let answer = gateway.raw("POST /x HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nContent-Length: +1\r\n\r\n");
+
+    assert_eq!(status(&answer), 400);
+    assert_eq!(header(&answer, "content-type").as_deref(), Some("application/json"));
+    assert!(gateway.log(1)[0].contains("\"POST /x"), "{:?}", gateway.log(1));
+}

@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use self::request::{ClientWire, RequestBody};
 use super::{Connection, Downstream};
 use crate::{
-    h1::{HeadLimits, RequestHead, decode_request},
+    h1::{Glimpse, HeadLimits, RequestHead, decode_request},
     http::{Body, GatewayError},
     service::{self, Answer},
 };
@@ -41,7 +41,8 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
             Ok(head) => head,
             Err(NoHead::Over) => return,
             Err(NoHead::Refused(error)) => {
-                let answer = service::refuse(&connection, &error);
+                let glimpse = Glimpse::of(&wire.borrow().read);
+                let answer = service::refuse(&connection, &error, glimpse);
                 let asked = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
                 response::send(&wire, answer, &asked, timer.as_mut(), limits.progress_timeout).await;
                 request::linger(&wire, timer.as_mut()).await;
