@@ -4,8 +4,8 @@ use std::{cmp::Reverse, fmt};
 
 use super::{
     plan::{
-        AccessLogPlan, AdminAddress, EndpointAddress, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan, Protocol,
-        RoutePlan, Slash, UpstreamPlan,
+        AccessLogPlan, AdminAddress, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan, Protocol, RoutePlan, Slash,
+        UpstreamPlan,
     },
     units::{show_size, show_time},
 };
@@ -36,7 +36,7 @@ fn listeners(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "Listeners: where connections are taken")?;
     for listener in &plan.listeners {
         let ListenerPlan { address, tls, redirect, proxy_protocol } = listener;
-        write!(f, "  {}: ", Shown(address))?;
+        write!(f, "  {address}: ")?;
         match (redirect, tls) {
             (Some(redirect), _) => {
                 let port = if redirect.port == 443 { String::new() } else { format!(":{}", redirect.port) };
@@ -138,7 +138,7 @@ fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             Protocol::Http => "HTTP/1.1",
             Protocol::Uwsgi => "the uwsgi protocol",
         };
-        writeln!(f, "  `{name}` speaks {protocol} at {}", list(endpoints.iter().map(Shown)))?;
+        writeln!(f, "  `{name}` speaks {protocol} at {}", list(endpoints))?;
         match concurrency {
             Some(places) => writeln!(
                 f,
@@ -253,38 +253,13 @@ fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
     match &plan.admin {
         Some(AdminAddress::Unix(path)) => {
-            writeln!(
-                f,
-                "  commands and metrics at {}, for the user it runs as",
-                Shown(&ListenAddress::Unix(path.clone()))
-            )?;
+            writeln!(f, "  commands and metrics at {}, for the user it runs as", ListenAddress::Unix(path.clone()))?;
         }
         None => writeln!(f, "  no admin socket: no commands and no metrics")?,
     }
     match &plan.administrator {
         Some(address) => writeln!(f, "  error pages name {address}"),
         None => writeln!(f, "  error pages name nobody to write to"),
-    }
-}
-
-/// An address as it is written in a configuration.
-struct Shown<'a, A>(&'a A);
-
-impl fmt::Display for Shown<'_, ListenAddress> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            ListenAddress::Tcp(address) => address.fmt(f),
-            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-impl fmt::Display for Shown<'_, EndpointAddress> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            EndpointAddress::Tcp { host, port } => write!(f, "{host}:{port}"),
-            EndpointAddress::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request, response};
 
 use super::BodyLength;
-use crate::http::GatewayError;
+use crate::http::{GatewayError, headers::has_token};
 
 /// Bounds on one head.
 #[derive(Clone, Copy, Debug)]
@@ -295,12 +295,8 @@ fn digits(text: &[u8]) -> Option<u64> {
 }
 
 fn keep_alive(version: Version, headers: &HeaderMap) -> bool {
-    let says = |option: &[u8]| {
-        headers.get_all(header::CONNECTION).iter().any(|value| {
-            value.as_bytes().split(|byte| *byte == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(option))
-        })
-    };
-    if version == Version::HTTP_11 { !says(b"close") } else { says(b"keep-alive") && !says(b"close") }
+    let says = |option: &str| has_token(headers, &header::CONNECTION, option);
+    if version == Version::HTTP_11 { !says("close") } else { says("keep-alive") && !says("close") }
 }
 
 /// A piece of the buffer, kept while the buffer is taken apart. A head is never longer than 4 GiB.

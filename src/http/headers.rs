@@ -8,6 +8,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use super::GatewayError;
 
+/// Whether a field that is a list, over all its lines, has `token` in it, in any letter case (RFC 9110, 5.6.1).
+pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let mut elements = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    elements.any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
 /// Removes the fields that are meant for the next hop alone (RFC 9110, 7.6.1), `Connection` and what it names included.
 ///
 /// `Connection` cannot name a field that must reach the other end, or one that we set: `Connection: X-Real-IP` would

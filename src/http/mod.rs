@@ -12,6 +12,7 @@ pub mod headers;
 pub mod location;
 pub mod page;
 pub mod path;
+mod weight;
 
 pub use body::Body;
 pub use error::{CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side};

@@ -228,15 +228,10 @@ fn origin_form<'a>(method: &Method, uri: &'a Uri) -> Result<&'a str, GatewayErro
 
 /// By the header, whatever the query says; nothing but websockets is switched to (RFC 6455, 4.1).
 fn wants_websocket(request: &request::Parts) -> bool {
-    let has = |name: HeaderName, token: &[u8]| {
-        request.headers.get_all(name).iter().any(|value| {
-            value.as_bytes().split(|byte| *byte == b',').any(|part| part.trim_ascii().eq_ignore_ascii_case(token))
-        })
-    };
     request.version == Version::HTTP_11
         && request.method == Method::GET
-        && has(header::UPGRADE, b"websocket")
-        && has(header::CONNECTION, b"upgrade")
+        && headers::has_token(&request.headers, &header::UPGRADE, "websocket")
+        && headers::has_token(&request.headers, &header::CONNECTION, "upgrade")
 }
 
 /// A host whose certificate is another one than this connection was opened with: the client reuses a connection it

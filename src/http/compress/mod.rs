@@ -7,7 +7,7 @@ mod encoder;
 use std::cmp::Reverse;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    HeaderMap, HeaderValue, Method, StatusCode,
     header::{
         ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
         ETAG, VARY,
@@ -16,7 +16,7 @@ use http::{
 };
 
 use self::encoder::EncodedBody;
-use super::Body;
+use super::{Body, headers::has_token, weight::thousandths};
 
 /// A content coding we can apply (RFC 9110, 8.4.1; RFC 7932; RFC 8878).
 ///
@@ -143,20 +143,6 @@ fn list(value: &str) -> impl Iterator<Item = (&str, u16)> {
     })
 }
 
-/// A weight (RFC 9110, 12.4.2): `0` to `1`, with at most three decimals.
-fn thousandths(text: &str) -> Option<u16> {
-    let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
-    if decimals.len() > 3 || !decimals.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let fraction = format!("{decimals:0<3}").parse().ok()?;
-    match whole {
-        "0" => Some(fraction),
-        "1" if fraction == 0 => Some(1000),
-        _ => None,
-    }
-}
-
 /// Types that become notably smaller. Not `text/event-stream`: it lives by each event arriving at once.
 fn is_compressible(content_type: &HeaderValue) -> bool {
     let Ok(text) = content_type.to_str() else { return false };
@@ -173,11 +159,6 @@ fn is_compressible(content_type: &HeaderValue) -> bool {
         "font" => matches!(subtype, "ttf" | "otf"),
         _ => subtype.ends_with("+json") || subtype.ends_with("+xml"),
     }
-}
-
-fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.any(|value| value.split(',').any(|element| element.trim().eq_ignore_ascii_case(token)))
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

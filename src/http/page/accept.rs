@@ -2,6 +2,8 @@
 
 use http::{HeaderMap, header};
 
+use crate::http::weight::thousandths;
+
 /// In which form an answer of ours is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accept {
@@ -73,17 +75,7 @@ fn quality<'a>(parameters: impl Iterator<Item = &'a str>) -> Option<u16> {
     let Some((_, value)) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("q")) else {
         return Some(1000);
     };
-    let value = value.trim();
-    let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
-    if fraction.len() > 3 || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let thousandths = format!("{fraction:0<3}").parse().ok()?;
-    match whole {
-        "0" => Some(thousandths),
-        "1" if thousandths == 0 => Some(1000),
-        _ => None,
-    }
+    thousandths(value.trim())
 }
 
 #[cfg(test)]
