@@ -150,7 +150,7 @@ pub enum Protocol {
 /// One address of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EndpointAddress {
-    /// A host name is resolved at each connect.
+    /// A host name is resolved at each connect; an IPv6 address has its brackets, as in a URL.
     Tcp {
         host: String,
         port: u16,
@@ -161,7 +161,6 @@ pub enum EndpointAddress {
 impl fmt::Display for EndpointAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }

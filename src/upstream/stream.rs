@@ -25,7 +25,8 @@ impl UpstreamStream {
     pub async fn connect(address: &EndpointAddress) -> io::Result<Self> {
         match address {
             EndpointAddress::Tcp { host, port } => {
-                let stream = match host.parse::<std::net::IpAddr>() {
+                let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+                let stream = match literal.parse::<std::net::IpAddr>() {
                     Ok(address) => TcpStream::connect((address, *port)).await?,
                     Err(_) => TcpStream::connect((host.as_str(), *port)).await?,
                 };
@@ -89,5 +90,25 @@ impl AsyncWrite for UpstreamStream {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_ipv6_address_is_connected_to_as_it_is_written() {
+        let Ok(listener) = std::net::TcpListener::bind("[::1]:0") else {
+            assert!(std::env::var_os("CI").is_none(), "this machine has no IPv6 loopback");
+            return;
+        };
+        let port = listener.local_addr().unwrap().port();
+        let address = EndpointAddress::Tcp { host: "[::1]".to_owned(), port };
+
+        let connected = UpstreamStream::connect(&address).await;
+
+        assert!(connected.is_ok(), "{connected:?}");
+        assert_eq!(address.to_string(), format!("[::1]:{port}"));
     }
 }
