@@ -26,6 +26,7 @@
 //! | [`admin`] | live, ready, status and metrics on a socket of its own |
 //! | [`keeper`] | the privileged side: binds, reads keys, opens logs and folders, and hands all of it over |
 //! | [`gateway`] | the process as a table of contents: what is started in which order, and how it ends |
+//! | [`process`] | the keeper and its worker: reload, crash, upgrade; or both in one process |
 //! | [`demo`], [`cli`] | a front door to look at; the command line |
 //!
 //! # The path of a request
@@ -98,6 +99,7 @@ pub mod http;
 pub mod keeper;
 pub mod listener;
 pub mod metrics;
+pub mod process;
 pub mod proxy;
 pub mod route;
 pub mod runtime;

@@ -9,6 +9,8 @@
 
 pub mod client;
 mod observer;
+mod order;
+mod report;
 mod service;
 mod status;
 
@@ -27,6 +29,8 @@ use tokio::{
 use tracing::debug;
 
 pub use observer::Observer;
+pub use order::{Order, Orders, Outcome};
+pub use report::{Applied, Refusal, Report, WorkerReport};
 pub use status::{CertificateStatus, EndpointStatus, ListenerStatus, Status, UpstreamStatus, render_status, timestamp};
 
 /// What the admin endpoint is asked about. Called on the control runtime; an answer must not block.

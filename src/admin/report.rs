@@ -1,0 +1,51 @@
+//! What the keeper tells about itself, for `/status`: the core knows nothing of it otherwise.
+
+use serde::{Deserialize, Serialize};
+
+/// The processes and the configurations, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The pid that a service manager sees.
+    pub pid: u32,
+    /// Whether the traffic is in a process of its own; `false` with `--single`.
+    pub keeper: bool,
+    /// Workers that are alive, the one that accepts connections first.
+    pub workers: Vec<WorkerReport>,
+    /// Workers that ended without having been told to.
+    pub crashes: u64,
+    /// Configurations that were applied, the youngest first.
+    pub history: Vec<Applied>,
+    /// The last configuration that was refused, until one is applied.
+    pub refused: Option<Refusal>,
+    /// What protects less than it could, one a sentence.
+    pub weaknesses: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerReport {
+    pub pid: u32,
+    /// When it began; see [`super::timestamp`].
+    pub started: String,
+    /// Whether it accepts connections; one that does not lives for what it began.
+    pub accepts: bool,
+}
+
+/// A configuration that was put in force.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Applied {
+    pub generation: u64,
+    /// See [`super::timestamp`].
+    pub at: String,
+    /// What made us read it: `start`, `SIGHUP`, `/etc/vestibule/vestibule.yml changed`, …
+    pub cause: String,
+}
+
+/// A configuration that was not put in force.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// See [`super::timestamp`].
+    pub at: String,
+    pub cause: String,
+    /// Every fault, as `check` prints it.
+    pub faults: Vec<String>,
+}

@@ -1,0 +1,1 @@
+//! The processes: a keeper that holds what must not be lost, and a worker that carries the traffic.
