@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     admin,
     config::{self, AdminAddress, ConfigError, Outer, Plan, Problem, Source},
-    demo, gateway,
+    demo,
     telemetry::{
         access_log::{self, Format, FormatError},
         events,
@@ -87,10 +87,10 @@ Environment:
   VESTIBULE_LOG_FORMAT  `text` (the default), or `json`: one object a line";
 
 /// What `check` holds a configuration against beyond its own text.
-const INSPECTIONS: &[fn(&Plan) -> Vec<Problem>] = &[log_format, config::unusable_folders, tls::check];
+const INSPECTIONS: &[config::Inspection] = &[log_format, config::unusable_folders, tls::check];
 
 /// What a start is refused for: no folder, which may come with the application, and no date of a certificate.
-const AT_A_START: &[fn(&Plan) -> Vec<Problem>] = &[log_format, tls::faults];
+pub(crate) const AT_A_START: &[config::Inspection] = &[log_format, tls::faults];
 
 /// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
 const REFUSED: u8 = 78;
@@ -106,7 +106,7 @@ fn with_source(options: &Options, act: impl FnOnce(&Source) -> ExitCode) -> Exit
 fn serve(source: &Source) -> ExitCode {
     // Before anything is begun: a refused configuration is not a failed start.
     match config::check(source, AT_A_START) {
-        Ok(plan) => started(gateway::run(plan)),
+        Ok(_) => todo!(),
         Err(error) => refused(&error),
     }
 }

@@ -1,6 +1,14 @@
 //! What a stop waits for, and how those concerned hear of it.
 
-use std::{future::Future, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -20,18 +28,139 @@ impl Tasks {
         self.0.len()
     }
 
-    /// Waits until all have ended; answers whether that came to pass within `deadline`.
-    pub async fn finished(&self, deadline: Duration) -> bool {
+    /// Waits until all have ended; at the deadline of a stop that is given up. Answers whether it came to pass.
+    pub async fn finished(&self, drain: &Drain) -> bool {
         self.0.close();
-        tokio::time::timeout(deadline, self.0.wait()).await.is_ok()
+        let given_up = async {
+            drain.stopping().await;
+            tokio::time::sleep(Duration::from_millis(drain.shared.deadline_ms.load(Ordering::Relaxed))).await;
+        };
+        tokio::select! {
+            () = self.0.wait() => true,
+            () = given_up => false,
+        }
     }
 }
 
-/// The signal to end what is going on, in order.
+/// The signal to come to an end, in two degrees.
+///
+/// *Leaving*: nothing new is accepted and no connection is kept for another request, but what has begun goes on to its
+/// own end, be it a websocket of days; another process serves on. *Stopping*: besides, websockets are closed and
+/// there is a deadline.
 #[derive(Clone, Debug, Default)]
-pub struct Drain(CancellationToken);
+pub struct Drain {
+    leaving: CancellationToken,
+    stopping: CancellationToken,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    unready: AtomicBool,
+    deadline_ms: AtomicU64,
+    /// The deadline of the stop has passed: what is dropped from now on is cut off.
+    cutting: AtomicBool,
+    cut_requests: AtomicU64,
+    cut_tunnels: AtomicU64,
+}
+
+/// What a stop had to cut off when its deadline had passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    pub requests: u64,
+    pub tunnels: u64,
+}
+
+impl Cut {
+    pub fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        match (self.requests, self.tunnels) {
+            (requests, 0) => f.write_str(&number(requests, "request")),
+            (0, tunnels) => f.write_str(&number(tunnels, "websocket")),
+            (requests, tunnels) => write!(f, "{} and {}", number(requests, "request"), number(tunnels, "websocket")),
+        }
+    }
+}
 
 impl Drain {
+    /// Begins to leave.
+    pub fn retire(&self) {
+        self.leaving.cancel();
+    }
+
+    /// Begins to stop: `deadline` from now, what is left is cut off.
+    pub fn start(&self, deadline: Duration) {
+        let milliseconds = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        self.shared.deadline_ms.store(milliseconds, Ordering::Relaxed);
+        self.leaving.cancel();
+        self.stopping.cancel();
+    }
+
+    /// Whether we leave or stop.
+    pub fn is_on(&self) -> bool {
+        self.leaving.is_cancelled()
+    }
+
+    /// Ends when we leave or stop.
+    pub async fn started(&self) {
+        self.leaving.cancelled().await;
+    }
+
+    /// Ends when we stop.
+    pub async fn stopping(&self) {
+        self.stopping.cancelled().await;
+    }
+
+    /// A signal of its own that is given when we leave, or by itself before.
+    pub fn part(&self) -> Leaving {
+        Leaving(self.leaving.child_token())
+    }
+
+    /// Says to whoever asks whether requests should be sent here that they should not: a stop is to follow.
+    pub fn unready(&self) {
+        self.shared.unready.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_unready(&self) -> bool {
+        self.shared.unready.load(Ordering::Relaxed) || self.is_on()
+    }
+}
+
+impl Drain {
+    /// Whatever is dropped from now on has been cut off.
+    pub fn cut_off(&self) {
+        self.shared.cutting.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_cutting(&self) -> bool {
+        self.shared.cutting.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request that is cut off, or a tunnel; answers how many there were before.
+    pub fn count_cut(&self, tunnel: bool) -> u64 {
+        let count = if tunnel { &self.shared.cut_tunnels } else { &self.shared.cut_requests };
+        count.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn cut(&self) -> Cut {
+        Cut {
+            requests: self.shared.cut_requests.load(Ordering::Relaxed),
+            tunnels: self.shared.cut_tunnels.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// The signal that connections of one listener are not to be kept.
+#[derive(Clone, Debug)]
+pub struct Leaving(CancellationToken);
+
+impl Leaving {
     pub fn start(&self) {
         self.0.cancel();
     }
@@ -40,7 +169,6 @@ impl Drain {
         self.0.is_cancelled()
     }
 
-    /// Ends when a drain has begun.
     pub async fn started(&self) {
         self.0.cancelled().await;
     }

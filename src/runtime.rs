@@ -5,16 +5,18 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::{Duration, Instant},
 };
 
 use arc_swap::{ArcSwap, Guard};
 
 use crate::{
-    config::{Plan, RoutePlan},
+    config::{Plan, RoutePlan, UpstreamPlan},
     files::Roots,
-    metrics::{Metrics, RouteMetrics},
+    metrics::{Gauge, Metrics, RouteMetrics},
     route::RouteTable,
+    spool::Spool,
     upstream::Upstream,
 };
 
@@ -30,6 +32,10 @@ pub struct Runtime {
     hosts: HashSet<String>,
     /// The applications' own health pages.
     health_paths: HashSet<String>,
+    pub spool: Arc<Spool>,
+    /// Requests that keep this generation, up to the last byte of each.
+    pub exchanges: Gauge,
+    since: Instant,
 }
 
 /// A route with all it refers to.
@@ -45,12 +51,21 @@ pub struct Route {
 
 impl Runtime {
     /// Puts together what `plan` says; `roots` are the opened `files` of its routes, in their order.
-    pub fn build(plan: Plan, roots: Vec<Roots>, generation: u64, metrics: &Metrics) -> Self {
-        let upstreams: BTreeMap<_, _> = plan
-            .upstreams
-            .iter()
-            .map(|(name, upstream)| (name.clone(), Upstream::new(upstream, metrics.upstream(name))))
-            .collect();
+    ///
+    /// What `before`, the generation in force, has and is to go on is taken from it.
+    pub fn build(
+        plan: Plan,
+        roots: Vec<Roots>,
+        spool: Arc<Spool>,
+        generation: u64,
+        before: Option<&Self>,
+        metrics: &Metrics,
+    ) -> Self {
+        let upstream = |(name, plan): (&String, &UpstreamPlan)| {
+            let before = before.and_then(|before| before.upstreams.get(name));
+            (name.clone(), Upstream::succeeding(before, plan, metrics.upstream(name)))
+        };
+        let upstreams: BTreeMap<_, _> = plan.upstreams.iter().map(upstream).collect();
         let routes = RouteTable::new(plan.routes.iter().zip(roots).map(|(route, files)| {
             let name: Arc<str> = match &route.host {
                 Some(host) => format!("{host}{}", route.prefix).into(),
@@ -74,7 +89,13 @@ impl Runtime {
             .map(|host| host.as_str().to_owned())
             .collect();
         let health_paths = plan.upstreams.values().filter_map(|upstream| upstream.health_path.clone()).collect();
-        Self { generation, plan, routes, upstreams, hosts, health_paths }
+        let (exchanges, since) = (Gauge::default(), Instant::now());
+        Self { generation, plan, routes, upstreams, hosts, health_paths, spool, exchanges, since }
+    }
+
+    /// How long ago it was put in force.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// Whether `path`, as it came, is an application's health page.
@@ -88,16 +109,39 @@ impl Runtime {
     }
 }
 
-/// The generation in force.
+/// The generation in force, and those before it that requests still keep.
 #[derive(Debug)]
-pub struct Current(ArcSwap<Runtime>);
+pub struct Current {
+    in_force: ArcSwap<Runtime>,
+    before: Mutex<Vec<Weak<Runtime>>>,
+}
 
 impl Current {
     pub fn new(runtime: Runtime) -> Self {
-        Self(ArcSwap::from_pointee(runtime))
+        Self { in_force: ArcSwap::from_pointee(runtime), before: Mutex::default() }
+    }
+
+    /// Puts `runtime` in force for all requests that begin from now on.
+    pub fn replace(&self, runtime: Runtime) {
+        let before = self.in_force.swap(Arc::new(runtime));
+        let mut all = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|generation| generation.strong_count() > 0);
+        all.push(Arc::downgrade(&before));
+    }
+
+    /// The generation in force, and before it those that have exchanges left, oldest first.
+    pub fn living(&self) -> Vec<Arc<Runtime>> {
+        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = before.iter().filter_map(Weak::upgrade).filter(|generation| generation.exchanges.get() > 0);
+        used.chain([self.in_force.load_full()]).collect()
     }
 
     pub fn load(&self) -> Guard<Arc<Runtime>> {
-        self.0.load()
+        self.in_force.load()
+    }
+
+    /// The same, for whoever keeps it for long.
+    pub fn load_full(&self) -> Arc<Runtime> {
+        self.in_force.load_full()
     }
 }

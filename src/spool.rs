@@ -12,7 +12,7 @@ use std::{
     },
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -25,8 +25,10 @@ use crate::metrics::Gauge;
 #[derive(Debug)]
 pub struct Spool {
     directory: OwnedFd,
-    limit: u64,
-    memory: usize,
+    /// Device and inode of the directory.
+    identity: Option<(u64, u64)>,
+    limit: AtomicU64,
+    memory: AtomicUsize,
     used: AtomicU64,
     gauge: Gauge,
 }
@@ -43,12 +45,30 @@ pub enum SpoolError {
 impl Spool {
     /// `limit` bounds the bytes on disk over all bodies, `memory` the bytes of one body before it goes there.
     pub fn new(directory: OwnedFd, limit: u64, memory: usize, gauge: Gauge) -> Arc<Self> {
-        Arc::new(Self { directory, limit, memory, used: AtomicU64::new(0), gauge })
+        Arc::new(Self {
+            identity: identity(&directory),
+            directory,
+            limit: AtomicU64::new(limit),
+            memory: AtomicUsize::new(memory),
+            used: AtomicU64::new(0),
+            gauge,
+        })
+    }
+
+    /// Whether `directory` is the one that bodies are put in.
+    pub fn is_in(&self, directory: &OwnedFd) -> bool {
+        self.identity.is_some() && self.identity == identity(directory)
+    }
+
+    /// Changes both bounds for bodies to come; those that are there stay.
+    pub fn resize(&self, limit: u64, memory: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+        self.memory.store(memory, Ordering::Relaxed);
     }
 
     /// Bytes of one body that are kept in memory.
     pub fn memory(&self) -> usize {
-        self.memory
+        self.memory.load(Ordering::Relaxed)
     }
 
     /// Bytes on disk now.
@@ -78,11 +98,12 @@ impl Spool {
     }
 
     fn reserve(&self, bytes: u64) -> Result<(), SpoolError> {
+        let limit = self.limit.load(Ordering::Relaxed);
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|sum| *sum <= self.limit)
+                used.checked_add(bytes).filter(|sum| *sum <= limit)
             })
-            .map_err(|_| SpoolError::Full(self.limit))?;
+            .map_err(|_| SpoolError::Full(limit))?;
         self.gauge.add(bytes);
         Ok(())
     }
@@ -91,6 +112,11 @@ impl Spool {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
         self.gauge.sub(bytes);
     }
+}
+
+/// What tells a directory from all others.
+fn identity(directory: &OwnedFd) -> Option<(u64, u64)> {
+    rustix::fs::fstat(directory).ok().map(|found| (found.st_dev, found.st_ino))
 }
 
 /// A spooled body; its space is given back when it is dropped.

@@ -5,7 +5,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{AdminState, CertificateStatus, EndpointStatus, ListenerStatus, Status, UpstreamStatus, timestamp};
+use arc_swap::ArcSwap;
+
+use super::{
+    AdminState, CertificateStatus, EndpointStatus, ListenerStatus, Orders, Report, Status, UpstreamStatus, timestamp,
+};
 use crate::{
     config::Protocol,
     drain::Drain,
@@ -23,13 +27,23 @@ pub struct Observer {
     pub certificates: Arc<CertificateStore>,
     pub connections: Arc<Connections>,
     /// The address of each, whether it speaks TLS, and its counts.
-    pub listeners: Vec<(String, bool, ListenerMetrics)>,
+    pub listeners: ArcSwap<Vec<(String, bool, ListenerMetrics)>>,
     pub drain: Drain,
+    /// What the keeper last said of itself.
+    pub report: ArcSwap<Report>,
+    /// Where orders go.
+    pub orders: Option<Orders>,
 }
 
 impl AdminState for Observer {
     fn ready(&self) -> Result<(), String> {
-        if self.drain.is_on() { Err("stopping: requests in flight come to their end".to_owned()) } else { Ok(()) }
+        if self.drain.is_on() {
+            Err("stopping: requests in flight come to their end".to_owned())
+        } else if self.drain.is_unready() {
+            Err("draining: about to stop".to_owned())
+        } else {
+            Ok(())
+        }
     }
 
     fn status(&self) -> Status {
@@ -72,7 +86,7 @@ impl AdminState for Observer {
             started: timestamp(self.started),
             uptime_seconds: self.started.elapsed().unwrap_or(Duration::ZERO).as_secs(),
             generation: runtime.generation,
-            listeners: self.listeners.iter().map(listener).collect(),
+            listeners: self.listeners.load().iter().map(listener).collect(),
             upstreams: upstreams.collect(),
             certificates: certificates.collect(),
             connections: self.connections.count() as u64,

@@ -17,8 +17,14 @@ impl Scalar for ListenAddress {
     const EXPECTED: &'static str = "an address such as `[::]:443`, `127.0.0.1:8080` or `unix:/run/vestibule.sock`";
 
     fn parse(text: &str, base: &Path) -> Result<Self, String> {
-        if text.starts_with("fd:") {
-            return Err("`fd:` (socket activation) is not supported yet".to_owned());
+        if let Some(name) = text.strip_prefix("fd:") {
+            // What systemd takes as `FileDescriptorName=`.
+            let fits = (1..=255).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+            return if fits {
+                Ok(Self::Inherited(name.to_owned()))
+            } else {
+                Err("`fd:` is followed by the name of a socket that a service manager passes on, as in `fd:https`".to_owned())
+            };
         }
         if let Some(path) = text.strip_prefix("unix:") {
             return socket_path(path, base).map(Self::Unix);
@@ -216,7 +222,7 @@ mod tests {
             ("::1", "`::1` has no port; write it as in `[::]:443` or `127.0.0.1:8080`"),
             ("localhost:80", "a listener needs an address, not a name; write `127.0.0.1:80` or `[::1]:80`"),
             ("example.com:80", "a listener needs an address, not a name; write `[::]:80` for every address"),
-            ("fd:web", "`fd:` (socket activation) is not supported yet"),
+            ("fd:", "`fd:` is followed by the name of a socket that a service manager passes on, as in `fd:https`"),
             ("unix:", "`unix:` is followed by the path of a socket, as in `unix:/run/vestibule.sock`"),
         ] {
             assert_eq!(parse::<ListenAddress>(text).unwrap_err(), problem, "{text}");

@@ -4,7 +4,8 @@ use std::{cmp::Reverse, fmt};
 
 use super::{
     plan::{
-        AccessLogPlan, AdminAddress, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan, Protocol, RoutePlan, Slash,
+        AccessLogPlan, AdminAddress, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan, Protocol, RotatePlan,
+        RoutePlan, Slash,
         UpstreamPlan,
     },
     units::{show_size, show_time},
@@ -237,9 +238,10 @@ fn limits(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "\nProcess")?;
     writeln!(f, "  {} traffic threads; a stop waits {} for requests in flight", plan.workers, show_time(plan.drain))?;
+    writeln!(f, "  started as root, the traffic is carried by the user {}", plan.user)?;
     match &plan.access_log {
         None => writeln!(f, "  no access log")?,
-        Some(AccessLogPlan { sink, format }) => {
+        Some(AccessLogPlan { sink, format, rotate }) => {
             let format = match format {
                 LogFormat::Combined => "the combined format",
                 LogFormat::Json => "JSON",
@@ -248,6 +250,9 @@ fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             match sink {
                 LogSink::Stdout => writeln!(f, "  one line a request on standard output, as {format}")?,
                 LogSink::File(path) => writeln!(f, "  one line a request in {}, as {format}", path.display())?,
+            }
+            if let Some(RotatePlan { size, keep }) = rotate {
+                writeln!(f, "  put aside when it has grown to {}; {keep} are kept", show_size(*size))?;
             }
         }
     }

@@ -12,8 +12,8 @@ use std::{
 use super::{
     address::Trusted,
     plan::{
-        AccessLogPlan, CertificatePlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, Plan,
-        QueuePlan, RoutePlan, SpoolPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+        AccessLogPlan, CertificatePlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogSink,
+        Plan, QueuePlan, RotatePlan, RoutePlan, SpoolPlan, TlsPlan, TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -43,12 +43,13 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         upstreams: upstreams?,
         routes: routes?,
         access_log: match file.access_log? {
-            Some(log) => Some(AccessLogPlan { sink: log.path?, format: log.format? }),
+            Some(log) => Some(lower_access_log(log, reading)?),
             None => None,
         },
         admin: file.admin?,
         workers: workers(file.workers?),
         administrator: file.administrator?.map(|address| address.0),
+        user: file.user?.0,
         drain: file.drain?.0,
         spool: spool?,
         limits: limits?,
@@ -114,6 +115,8 @@ fn lower_listener(
         let (anybody, who) = match address {
             ListenAddress::Tcp(_) => (!trusted.networks.is_empty(), "the network of your load balancer"),
             ListenAddress::Unix(_) => (trusted.unix, "`unix`"),
+            // Of which kind they are is known when they are there.
+            ListenAddress::Inherited(_) => (!trusted.is_empty(), "the network of your load balancer, or `unix`"),
         };
         if !anybody {
             let problem = format!("nobody is trusted to send the PROXY header here; add {who} to `trusted_proxies`");
@@ -281,6 +284,27 @@ fn lower_route(route: raw::Route) -> Result<RoutePlan, Told> {
         tunnel_idle: route.tunnel_idle?.0,
     })
 }
+
+fn lower_access_log(log: raw::AccessLog, reading: &mut Reading<'_>) -> Result<AccessLogPlan, Told> {
+    let sink = log.path?;
+    let rotate = match log.rotate? {
+        // Nothing to rotate; the default is for files.
+        Some(_) if sink == LogSink::Stdout => None,
+        Some(rotate) => {
+            let size = rotate.size.and_then(|size| match size.0 {
+                0..ROTATED_AT_LEAST => {
+                    Err(reading.refuse_at("access_log.rotate.size", "rotated all the time; write `64KiB` or more"))
+                }
+                size => Ok(size),
+            });
+            Some(RotatePlan { size: size?, keep: u32::try_from(rotate.keep?.get()).unwrap_or(u32::MAX) })
+        }
+        None => None,
+    };
+    Ok(AccessLogPlan { sink, format: log.format?, rotate })
+}
+
+const ROTATED_AT_LEAST: u64 = 64 * 1024;
 
 fn lower_spool(spool: &raw::Spool, reading: &mut Reading<'_>) -> Result<SpoolPlan, Told> {
     let memory = bytes("spool.memory", spool.memory?.0, reading);

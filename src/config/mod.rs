@@ -6,6 +6,7 @@
 //! except `files` for `check`.
 
 mod address;
+mod difference;
 mod environment;
 mod error;
 mod explain;
@@ -19,6 +20,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod trust;
 mod units;
 mod words;
 
@@ -28,17 +30,22 @@ use std::{
     path::{Path, PathBuf, absolute},
 };
 
+pub use difference::{Takes, difference, takes};
 pub use environment::Environment;
 pub use error::{ConfigError, Fault, Position, Problem};
 pub use explain::explain;
 pub use files::unusable_folders;
 pub use outer::{Outer, explain_outer};
 pub use plan::*;
+pub use trust::untrusted;
 
 use self::{
     error::Places,
     read::{Read, Reading, Told},
 };
+
+/// Something to hold a plan against; answers what is wrong with it.
+pub type Inspection = fn(&Plan) -> Vec<Problem>;
 
 /// Where a configuration comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,12 +55,22 @@ pub struct Source {
 
 /// Reads the configuration, with the variables of this process.
 pub fn load(source: &Source) -> Result<Plan, ConfigError> {
-    load_with_places(source).map(|(plan, _)| plan)
+    understand(source, &text(source)?).map(|(plan, _)| plan)
 }
 
 /// Reads the configuration as [`load`] does, and tells all that `inspections` find wrong with it.
-pub fn check(source: &Source, inspections: &[fn(&Plan) -> Vec<Problem>]) -> Result<Plan, ConfigError> {
-    let (plan, places) = load_with_places(source)?;
+pub fn check(source: &Source, inspections: &[Inspection]) -> Result<Plan, ConfigError> {
+    check_text(source, &text(source)?, inspections)
+}
+
+/// The configuration as it is written, before variables are filled in.
+pub fn text(source: &Source) -> Result<String, ConfigError> {
+    text_of(&source.file).map_err(|error| ConfigError::Unreadable { path: source.file.clone(), source: error })
+}
+
+/// Makes a plan of `text` as if it were what `source` has, and tells all that `inspections` find wrong with it.
+pub fn check_text(source: &Source, text: &str, inspections: &[Inspection]) -> Result<Plan, ConfigError> {
+    let (plan, places) = understand(source, text)?;
     let problems = inspections.iter().flat_map(|inspect| inspect(&plan));
     let mut faults: Vec<_> =
         problems.map(|Problem { at, problem }| Fault { position: places.find(&at), at, problem }).collect();
@@ -74,10 +91,16 @@ pub fn schema() -> serde_json::Value {
     schema
 }
 
-fn load_with_places(source: &Source) -> Result<(Plan, Places), ConfigError> {
-    let text =
-        text_of(&source.file).map_err(|error| ConfigError::Unreadable { path: source.file.clone(), source: error })?;
-    let (mut plan, places) = parse_with_places(&name(source), &text, &|name| env::var(name).ok())?;
+/// Files whose change concerns `plan`: what it was read from, certificates and keys.
+pub fn dependencies(plan: &Plan) -> Vec<PathBuf> {
+    let certificates = plan.tls.certificates.iter().flat_map(|certificate| {
+        [Some(&certificate.certificate), Some(&certificate.key), certificate.chain.as_ref()].into_iter().flatten()
+    });
+    plan.sources.iter().chain(certificates).cloned().collect()
+}
+
+fn understand(source: &Source, text: &str) -> Result<(Plan, Places), ConfigError> {
+    let (mut plan, places) = parse_with_places(&name(source), text, &|name| env::var(name).ok())?;
     plan.sources = absolute(&source.file).into_iter().collect();
     Ok((plan, places))
 }

@@ -60,6 +60,8 @@ impl Forwarding<'_> {
     fn reached(&self) -> Reached<'_> {
         match &self.listener.address {
             ListenAddress::Unix(path) => Reached::Unix(path),
+            // Where it is bound is written in the unit of the service manager.
+            ListenAddress::Inherited(_) => Reached::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 80))),
             ListenAddress::Tcp(address) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
                 // Dual-stack: reached by IPv4 as well, which every proxy speaks.
                 Reached::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())))

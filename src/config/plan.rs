@@ -14,9 +14,10 @@ use std::{
 };
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// A whole configuration that can run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Plan {
     /// The files it was read from; never served.
     pub sources: Vec<PathBuf>,
@@ -36,6 +37,8 @@ pub struct Plan {
     pub workers: NonZeroUsize,
     /// Mail address shown on error pages.
     pub administrator: Option<String>,
+    /// Who carries the traffic when the keeper is root.
+    pub user: String,
     /// How long a stop waits for requests in flight.
     pub drain: Duration,
     pub spool: SpoolPlan,
@@ -43,7 +46,7 @@ pub struct Plan {
 }
 
 /// One address that is listened on.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct ListenerPlan {
     pub address: ListenAddress,
     pub tls: bool,
@@ -54,10 +57,12 @@ pub struct ListenerPlan {
 }
 
 /// Where a listener is bound.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub enum ListenAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// Sockets that a service manager passes on under this name.
+    Inherited(String),
 }
 
 impl fmt::Display for ListenAddress {
@@ -65,12 +70,13 @@ impl fmt::Display for ListenAddress {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Inherited(name) => write!(f, "fd:{name}"),
         }
     }
 }
 
 /// The target of a listener's `redirect: https`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct HttpsRedirect {
     pub host: HostName,
     /// The public https port; 443 is left out of the `Location`.
@@ -78,7 +84,7 @@ pub struct HttpsRedirect {
 }
 
 /// Certificates and protocol versions.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct TlsPlan {
     pub tls12: bool,
     pub tls13: bool,
@@ -88,7 +94,7 @@ pub struct TlsPlan {
 }
 
 /// A certificate in files of the operator's own.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct CertificatePlan {
     /// PEM: the leaf, or the leaf followed by its chain.
     pub certificate: PathBuf,
@@ -101,7 +107,7 @@ pub struct CertificatePlan {
 }
 
 /// Whose `X-Forwarded-*` and PROXY headers are believed. Empty by default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct TrustedProxies {
     pub networks: Vec<IpNet>,
     /// Peers on unix sockets.
@@ -123,7 +129,7 @@ impl TrustedProxies {
 }
 
 /// A named set of endpoints.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct UpstreamPlan {
     pub name: String,
     pub protocol: Protocol,
@@ -139,7 +145,7 @@ pub struct UpstreamPlan {
 }
 
 /// The wire an upstream speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Protocol {
     /// HTTP/1.1.
     Http,
@@ -148,7 +154,7 @@ pub enum Protocol {
 }
 
 /// One address of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub enum EndpointAddress {
     /// A host name is resolved at each connect; an IPv6 address has its brackets, as in a URL.
     Tcp {
@@ -168,7 +174,7 @@ impl fmt::Display for EndpointAddress {
 }
 
 /// The waiting room before an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct QueuePlan {
     /// Requests waiting at once; one more is answered 503.
     pub limit: usize,
@@ -177,7 +183,7 @@ pub struct QueuePlan {
 }
 
 /// Where the requests under one prefix go.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a key of its own, and any of them goes with any other")]
 pub struct RoutePlan {
     /// Only for this host; routes with a host come first.
@@ -204,7 +210,7 @@ pub struct RoutePlan {
 }
 
 /// What becomes of the bare form of a prefix: `/da` for `/da/`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Slash {
     /// Passed on as it came.
     Forward,
@@ -215,7 +221,7 @@ pub enum Slash {
 /// A path prefix on whole segments: `/da` matches `/da` and `/da/x`, not `/dashboard`.
 ///
 /// Holds the prefix without its trailing slash; the root is the empty string.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct PathPrefix(String);
 
 impl PathPrefix {
@@ -249,7 +255,7 @@ impl fmt::Display for PathPrefix {
 }
 
 /// A host name or address literal without a port: lower case, no trailing dot, IPv6 in brackets.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct HostName(String);
 
 impl HostName {
@@ -283,20 +289,31 @@ impl fmt::Display for HostName {
 }
 
 /// Where access log lines go, and what they look like.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct AccessLogPlan {
     pub sink: LogSink,
     pub format: LogFormat,
+    /// `None`: others rotate it, or nobody has to.
+    pub rotate: Option<RotatePlan>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// When the file of a log is put aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct RotatePlan {
+    /// Bytes.
+    pub size: u64,
+    /// Files that are kept besides the one that is written.
+    pub keep: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum LogSink {
     Stdout,
     File(PathBuf),
 }
 
 /// The shape of an access log line; see [`crate::telemetry::access_log`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum LogFormat {
     /// NCSA combined.
     Combined,
@@ -307,14 +324,14 @@ pub enum LogFormat {
 }
 
 /// Where the admin endpoint listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum AdminAddress {
     /// Mode 0600: whoever may connect may administer.
     Unix(PathBuf),
 }
 
 /// Disk for bodies that do not fit in memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct SpoolPlan {
     /// A directory; only unlinked files are made in it.
     pub path: PathBuf,
@@ -325,7 +342,7 @@ pub struct SpoolPlan {
 }
 
 /// Bounds on what a client may ask of us.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct LimitsPlan {
     /// Connections at once, over all listeners and cores.
     pub connections: usize,

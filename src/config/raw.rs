@@ -12,7 +12,7 @@ use super::{
     units::{Count, Size, Timeout, Wait},
     words::{
         AccelPrefix, Concurrency, FilePath, Https, MailAddress, PagePath, ProxyRequired, ServedFolder, TlsVersion,
-        Workers,
+        UserName, Workers,
     },
 };
 
@@ -46,18 +46,22 @@ keys! {
         administrator: Option<MailAddress> = "null",
         /// How long a stop waits for requests in flight.
         drain: Wait = "18s",
+        /// Who carries the traffic when Vestibule is started as root: a user that owns nothing of value. `root` is taken
+        /// and gives this protection up.
+        user: UserName = "www-data",
         /// Disk for bodies that do not fit in memory.
         spool: Spool = "{}",
         /// Bounds on what a client may ask for.
         limits: Limits = "{}",
     }
-    not_yet ["user", "backends"]
+    not_yet ["backends"]
 }
 
 keys! {
     /// One address that is listened on.
     struct Listener {
-        /// `host:port`, where the host is an address (`[::]:443`, `127.0.0.1:80`), or `unix:/path`.
+        /// `host:port`, where the host is an address (`[::]:443`, `127.0.0.1:80`), `unix:/path`, or `fd:NAME`: the sockets
+        /// that a service manager passes on under this name.
         address: ListenAddress = required,
         /// Whether TLS is spoken here: h2 and http/1.1.
         tls: bool = "false",
@@ -192,6 +196,19 @@ keys! {
         path: LogSink = "'-'",
         /// `combined`, `json`, or a template with `{fields}` in it.
         format: LogFormat = "combined",
+        /// When the file is put aside and a new one begun. `null`: others do it (their renames are noticed, nobody needs
+        /// to tell us). Of no concern to standard output.
+        rotate: Option<Rotate> = "{}",
+    }
+}
+
+keys! {
+    /// When the file is put aside and a new one begun.
+    struct Rotate {
+        /// When it has grown to this size.
+        size: Size = "100MiB",
+        /// How many are kept, as `access.log.1` (the youngest) and so on.
+        keep: Count<1, 1_000> = "10",
     }
 }
 

@@ -97,6 +97,24 @@ impl Scalar for TlsVersion {
     }
 }
 
+/// A user of the machine, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct UserName(pub(super) String);
+
+impl Scalar for UserName {
+    const EXPECTED: &'static str = "the name of a user, such as `www-data`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let first = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        let rest = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'$'));
+        if first && rest && text.len() <= 32 { Ok(Self(text.to_owned())) } else { Err(unexpected::<Self>(text)) }
+    }
+
+    fn schema() -> Json {
+        or_variable(&json!({ "type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_.$-]{0,31}$" }))
+    }
+}
+
 /// Traffic threads: one a processor, or so many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Workers {

@@ -21,6 +21,8 @@ use crate::{
     config::{self, ListenAddress, Source},
     gateway::Gateway,
     keeper::Provisions,
+    process::Signals,
+    tls::TicketKeys,
 };
 
 /// Runs until TERM or INT; prints the addresses when they are open, and the access log after them.
@@ -37,12 +39,12 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     let plan = config::load(&Source { file: file.clone() })?;
     let provisions = Provisions::gather(&plan)?;
     let deadline = plan.drain;
-    let gateway = Gateway::start(plan, provisions)?;
+    let gateway = Gateway::start(plan, provisions, 1, &TicketKeys::generate()?, None)?;
     gateway.control().spawn(echo.run());
-    let signals = gateway.catch_signals()?;
+    let signals = gateway.control().block_on(async { Signals::catch() })?;
     // Nobody may be reading; the door is open all the same.
-    drop(announce(gateway.addresses(), &file));
-    gateway.wait_for(signals, None);
+    drop(announce(&gateway.addresses(), &file));
+    gateway.control().block_on(signals.stopped());
     // A slow page of the demonstration that was cut off is no failure of it.
     gateway.stop(deadline);
     Ok(())

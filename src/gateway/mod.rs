@@ -1,44 +1,84 @@
-//! The process as a table of contents: what is started, in which order, and how it ends.
+//! The traffic, from the first socket to the last byte: how it starts, takes on another plan, leaves and stops.
 //!
 //! A [`Gateway`] is given everything of the system that its plan asks for ([`Provisions`]) and opens nothing itself.
+//! Who gives it, and when, is [`crate::process`]'s business.
 
-mod signals;
+mod places;
 mod traffic;
 
 use std::{
-    error::Error,
+    fs::File,
     io,
     sync::{Arc, mpsc},
     thread,
     time::{Duration, SystemTime},
 };
 
-use self::traffic::{Bound, Share};
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio_util::sync::CancellationToken;
+
+pub use self::places::PlaceNews;
+use self::traffic::{Bound, Command, ListenerId, Share, SocketId, Switch, Terms};
 use crate::{
-    admin::{self, Observer},
-    config::{ListenAddress, LogSink, Plan},
-    drain::Drain,
+    admin::{self, Observer, Orders, Report},
+    config::{ListenAddress, ListenerPlan, LogSink, Plan},
+    drain::{Cut, Drain},
     keeper::{Provisions, output::LogOutput, sockets::BoundSockets},
     listener::Connections,
     metrics::Metrics,
     runtime::{Current, Runtime},
     spool::Spool,
     telemetry::access_log::{self, AccessLog, Format, FormatError},
-    tls::{Certificate, CertificateError, CertificateStore, ServerConfigs},
+    tls::{Certificate, CertificateError, CertificateStore, ServerConfigs, TicketKeys, Ticketer},
 };
 
 /// A front door that is open.
 pub struct Gateway {
-    addresses: Vec<ListenAddress>,
-    threads: Vec<thread::JoinHandle<bool>>,
+    listeners: Vec<OpenListener>,
+    next_listener: ListenerId,
+    threads: Vec<Thread>,
+    /// Ends with the last traffic thread.
+    alive: UnboundedReceiver<()>,
     control: tokio::runtime::Runtime,
     drain: Drain,
-    access_log: Option<AccessLog>,
+    log: Option<OpenLog>,
+    spool: Arc<Spool>,
+    certificates: Arc<CertificateStore>,
+    ticketer: Arc<Ticketer>,
+    tls: ServerConfigs,
+    /// Ends the admin endpoint that is there.
+    admin: CancellationToken,
+    observer: Arc<Observer>,
     pub metrics: Arc<Metrics>,
     pub current: Arc<Current>,
 }
 
-/// Why a gateway did not start.
+struct OpenListener {
+    id: ListenerId,
+    plan: ListenerPlan,
+    /// As it is: port 0 has become the port the system chose.
+    address: ListenAddress,
+}
+
+struct OpenLog {
+    sink: LogSink,
+    log: AccessLog,
+}
+
+/// The log that a plan goes on with.
+enum NextLog {
+    /// The one there is, in this file.
+    Same(File),
+    Other(Option<OpenLog>),
+}
+
+struct Thread {
+    handle: thread::JoinHandle<()>,
+    commands: UnboundedSender<Command>,
+}
+
+/// Why a plan was not put in force.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("{at}: this certificate cannot be used")]
@@ -47,134 +87,270 @@ pub enum StartError {
     Tls(#[from] rustls::Error),
     #[error("access_log.format")]
     Format(#[from] FormatError),
+    #[error("listeners: no socket was handed over for {0}")]
+    NoSocket(ListenAddress),
     #[error("cannot start a thread or its runtime")]
     Thread(#[from] io::Error),
 }
 
-/// Runs `plan` in the foreground until a signal ends it: the work of `vestibule serve`.
-///
-/// TERM, INT and QUIT drain; a second one ends the process at once. USR1 opens the access log anew.
-///
-/// # Errors
-///
-/// What kept it from starting, every fault in a line of its own; and whether a stop had to cut requests off.
-pub fn run(plan: Plan) -> Result<(), Box<dyn Error>> {
-    raise_file_limit();
-    let provisions = Provisions::gather(&plan)?;
-    let log_file = plan.access_log.as_ref().and_then(|log| match &log.sink {
-        LogSink::File(path) => Some(path.clone()),
-        LogSink::Stdout => None,
-    });
-    let deadline = plan.drain;
-    let gateway = Gateway::start(plan, provisions)?;
-    let signals = gateway.catch_signals()?;
-    for address in &gateway.addresses {
-        tracing::info!(%address, "listening");
-    }
-    gateway.wait_for(signals, log_file.as_deref());
-    tracing::info!(deadline = ?deadline, "stopping: requests in flight come to their end");
-    if gateway.stop(deadline) { Ok(()) } else { Err("the stop cut off requests that took too long".into()) }
-}
-
 impl Gateway {
     /// Opens the door: when this returns, connections are accepted.
-    pub fn start(plan: Plan, provisions: Provisions) -> Result<Self, StartError> {
+    ///
+    /// Orders that come in by the admin endpoint are sent to `orders`; without, it takes none.
+    pub fn start(
+        plan: Plan,
+        provisions: Provisions,
+        generation: u64,
+        tickets: &TicketKeys,
+        orders: Option<Orders>,
+    ) -> Result<Self, StartError> {
+        raise_file_limit();
         let started = SystemTime::now();
         let metrics = Arc::new(Metrics::new(started));
-        let certificates = Arc::new(CertificateStore::new(certificates(&provisions)?));
-        let tls = ServerConfigs::new(&plan.tls, Arc::clone(&certificates))?;
-        let format = plan.access_log.as_ref().map(|log| Format::compile(&log.format)).transpose()?.map(Arc::new);
-        let access_log = match provisions.access_log {
-            None => None,
-            Some(output) => {
-                let output = match output {
-                    LogOutput::Stdout => access_log::stdout()?,
-                    LogOutput::File { file, .. } => file,
-                };
-                Some(AccessLog::start(output, metrics.access_log_dropped.clone())?)
-            }
-        };
-        let spool = Spool::new(provisions.spool, plan.spool.limit, plan.spool.memory, metrics.spool_bytes.clone());
+        let certificates = Arc::new(CertificateStore::new(Vec::new()));
+        let ticketer = Ticketer::new(tickets);
+        let tls = ServerConfigs::new(&plan.tls, Arc::clone(&certificates), ticketer.clone())?;
         let control = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")
             .enable_all()
             .build()?;
-        let (workers, drain) = (plan.workers.get(), Drain::default());
+        let drain = Drain::default();
         let connections = Arc::new(Connections::default());
-        let addresses: Vec<_> = provisions.listeners.iter().map(|listener| listener.address.clone()).collect();
-        let listening = provisions
-            .listeners
-            .iter()
-            .map(|listener| {
-                (listener.address.to_string(), listener.plan.tls, metrics.listener(&listener.address.to_string()))
-            })
-            .collect();
-        let runtime = Runtime::build(plan, provisions.files, 1, &metrics);
-        metrics.reloaded(runtime.generation);
-        let current = Arc::new(Current::new(runtime));
-
-        let mut shares: Vec<Share> = (0..workers)
-            .map(|_| Share {
-                listeners: Vec::new(),
-                current: Arc::clone(&current),
-                spool: Arc::clone(&spool),
-                certificates: Arc::clone(&certificates),
-                tls: tls.clone(),
-                metrics: Arc::clone(&metrics),
-                log: access_log.as_ref().map(AccessLog::writer).zip(format.clone()),
-                connections: Arc::clone(&connections),
-                drain: drain.clone(),
-            })
-            .collect();
-        for listener in provisions.listeners {
-            let sockets: Vec<Bound> = match listener.sockets {
-                BoundSockets::Tcp(sockets) => sockets.into_iter().map(Bound::Tcp).collect(),
-                BoundSockets::Unix(sockets) => sockets.into_iter().map(Bound::Unix).collect(),
-            };
-            for (share, socket) in shares.iter_mut().zip(sockets) {
-                share.listeners.push((listener.plan.clone(), listener.address.clone(), socket));
-            }
-        }
+        let spool = Spool::new(
+            provisions.spool.try_clone()?,
+            plan.spool.limit,
+            plan.spool.memory,
+            metrics.spool_bytes.clone(),
+        );
+        let (workers, admin_plan) = (plan.workers.get(), plan.admin.clone());
+        // Nobody sees it before the first plan is put in force below; routes that go nowhere yet.
+        let empty = Plan { listeners: Vec::new(), upstreams: Default::default(), routes: Vec::new(), ..plan.clone() };
+        let empty = Runtime::build(empty, Vec::new(), Arc::clone(&spool), 0, None, &metrics);
+        let current = Arc::new(Current::new(empty));
 
         let (ready, readiness) = mpsc::channel();
+        let (alive_sender, alive) = unbounded_channel();
         let mut threads = Vec::with_capacity(workers);
-        for (number, share) in shares.into_iter().enumerate() {
-            let ready = ready.clone();
-            threads.push(thread::Builder::new().name(format!("traffic-{number}")).spawn(move || share.run(&ready))?);
-        }
-        drop(ready);
-        // Each says so once, or has died: then its end is the answer.
-        for started in readiness.iter().take(workers) {
-            started?;
-        }
-
-        if let Some(socket) = provisions.admin {
-            let observer = Observer {
-                started,
+        for number in 0..workers {
+            let (commands, received) = unbounded_channel();
+            let share = Share {
                 current: Arc::clone(&current),
+                certificates: Arc::clone(&certificates),
                 metrics: Arc::clone(&metrics),
-                certificates,
-                connections,
-                listeners: listening,
+                connections: Arc::clone(&connections),
                 drain: drain.clone(),
+                commands: received,
             };
-            let stopped = drain.clone();
-            control.spawn(async move {
-                match tokio::net::UnixListener::from_std(socket) {
-                    Ok(socket) => {
-                        admin::serve(socket, Arc::new(observer), async move { stopped.started().await }).await;
-                    }
-                    Err(error) => tracing::error!(error = &error as &dyn Error, "the admin socket cannot be used"),
-                }
-            });
+            let (ready, alive) = (ready.clone(), alive_sender.clone());
+            let thread = thread::Builder::new().name(format!("traffic-{number}"));
+            threads.push(Thread { handle: thread.spawn(move || share.run(&ready, alive))?, commands });
         }
-        Ok(Self { addresses, threads, control, drain, access_log, metrics, current })
+        drop((ready, alive_sender));
+        all(&readiness, workers)?;
+
+        let observer = Arc::new(Observer {
+            started,
+            current: Arc::clone(&current),
+            metrics: Arc::clone(&metrics),
+            certificates: Arc::clone(&certificates),
+            connections,
+            listeners: ArcSwap::default(),
+            drain: drain.clone(),
+            report: ArcSwap::default(),
+            orders,
+        });
+        let mut gateway = Self {
+            listeners: Vec::new(),
+            next_listener: 0,
+            threads,
+            alive,
+            control,
+            drain,
+            log: None,
+            spool,
+            certificates,
+            ticketer,
+            tls,
+            admin: CancellationToken::new(),
+            observer,
+            metrics,
+            current,
+        };
+        debug_assert!(admin_plan.is_some() || provisions.admin.is_none());
+        gateway.apply(generation, plan, provisions)?;
+        Ok(gateway)
+    }
+
+    /// Puts `plan` in force as `generation`, for all that begins from now on; what has begun keeps what it began with.
+    ///
+    /// Of `provisions`, listeners may be [`BoundSockets::Kept`], and `admin` is `None` where the address has not
+    /// changed. When this returns, all threads have switched.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has changed then.
+    pub fn apply(&mut self, generation: u64, plan: Plan, provisions: Provisions) -> Result<(), StartError> {
+        let before = self.current.load().plan.clone();
+        let certificates = certificates(&provisions)?;
+        let protocols = |plan: &Plan| (plan.tls.tls12, plan.tls.tls13);
+        let tls_changed = protocols(&plan) != protocols(&before);
+        let tls = if tls_changed {
+            ServerConfigs::new(&plan.tls, Arc::clone(&self.certificates), self.ticketer.clone())?
+        } else {
+            self.tls.clone()
+        };
+        let format = plan.access_log.as_ref().map(|log| Format::compile(&log.format)).transpose()?.map(Arc::new);
+        let log = self.log_for(&plan, provisions.access_log)?;
+
+        let mut kept: Vec<&OpenListener> = self.listeners.iter().collect();
+        let (mut listeners, mut new, mut terms) = (Vec::new(), Vec::new(), Vec::new());
+        let mut next_listener = self.next_listener;
+        for bound in provisions.listeners {
+            let held = kept.iter().position(|held| held.plan.address == bound.plan.address);
+            let (id, address, changed) = match (bound.sockets, held) {
+                (BoundSockets::Kept, Some(position)) => {
+                    let held = kept.remove(position);
+                    let changed = held.plan != bound.plan || (bound.plan.tls && tls_changed);
+                    (held.id, held.address.clone(), changed)
+                }
+                (BoundSockets::Kept, None) => return Err(StartError::NoSocket(bound.address)),
+                (BoundSockets::Tcp(sockets), _) => {
+                    next_listener += 1;
+                    new.push((next_listener, sockets.into_iter().map(Bound::Tcp).collect::<Vec<_>>()));
+                    (next_listener, bound.address, false)
+                }
+                (BoundSockets::Unix(sockets), _) => {
+                    next_listener += 1;
+                    new.push((next_listener, sockets.into_iter().map(Bound::Unix).collect()));
+                    (next_listener, bound.address, false)
+                }
+            };
+            let label = address.to_string();
+            let tls = bound.plan.tls.then(|| tls.clone());
+            terms.push(Terms { id, plan: bound.plan.clone(), label, tls, changed });
+            listeners.push(OpenListener { id, plan: bound.plan, address });
+        }
+        self.take(new)?;
+
+        // From here on nothing fails.
+        self.next_listener = next_listener;
+        self.listeners = listeners;
+        self.tls = tls;
+        self.certificates.replace(certificates);
+        if self.spool.is_in(&provisions.spool) {
+            self.spool.resize(plan.spool.limit, plan.spool.memory);
+        } else {
+            let (limit, memory) = (plan.spool.limit, plan.spool.memory);
+            self.spool = Spool::new(provisions.spool, limit, memory, self.metrics.spool_bytes.clone());
+        }
+        self.observe_listeners();
+        let admin_changed = plan.admin != before.admin || generation == 1;
+        let has_admin = plan.admin.is_some();
+        let (spool, files) = (Arc::clone(&self.spool), provisions.files);
+        let runtime = Runtime::build(plan, files, spool, generation, Some(&self.current.load()), &self.metrics);
+        self.current.replace(runtime);
+        let old = match log {
+            NextLog::Same(file) => {
+                self.reopen(file);
+                None
+            }
+            NextLog::Other(open) => std::mem::replace(&mut self.log, open),
+        };
+        self.switch(terms, self.log.as_ref().map(|open| &open.log), format.as_ref());
+        if let Some(old) = old {
+            finish(old);
+        }
+        if let Some(socket) = provisions.admin {
+            self.serve_admin(socket);
+        } else if !has_admin && admin_changed {
+            self.admin.cancel();
+        }
+        self.metrics.reloaded(generation);
+        Ok(())
+    }
+
+    fn log_for(&self, plan: &Plan, output: Option<LogOutput>) -> Result<NextLog, StartError> {
+        let (Some(plan), Some(output)) = (&plan.access_log, output) else { return Ok(NextLog::Other(None)) };
+        let file = match output {
+            LogOutput::Stdout => access_log::stdout()?,
+            LogOutput::File { file, .. } => file,
+        };
+        if self.log.as_ref().is_some_and(|open| open.sink == plan.sink) {
+            return Ok(NextLog::Same(file));
+        }
+        let log = AccessLog::start(file, self.metrics.access_log_dropped.clone())?;
+        Ok(NextLog::Other(Some(OpenLog { sink: plan.sink.clone(), log })))
+    }
+
+    /// Gives new sockets to the threads, which do not accept on them yet.
+    fn take(&self, new: Vec<(ListenerId, Vec<Bound>)>) -> Result<(), StartError> {
+        let mut shares: Vec<Vec<(SocketId, Bound)>> = self.threads.iter().map(|_| Vec::new()).collect();
+        for (id, sockets) in new {
+            // As many as there are threads, or not: those of a predecessor or of a service manager are taken as they are.
+            for (number, socket) in sockets.into_iter().enumerate() {
+                shares[number % self.threads.len()].push(((id, number), socket));
+            }
+        }
+        let (done, taken) = mpsc::channel();
+        for (thread, share) in self.threads.iter().zip(shares) {
+            drop(thread.commands.send(Command::Take(share, done.clone())));
+        }
+        drop(done);
+        all(&taken, self.threads.len()).inspect_err(|_| {
+            for thread in &self.threads {
+                drop(thread.commands.send(Command::Forget));
+            }
+        })?;
+        Ok(())
+    }
+
+    fn switch(&self, terms: Vec<Terms>, log: Option<&AccessLog>, format: Option<&Arc<Format>>) {
+        let (done, switched) = mpsc::channel();
+        for thread in &self.threads {
+            let log = log.map(AccessLog::writer).zip(format.cloned());
+            let switch = Switch { listeners: terms.clone(), log };
+            drop(thread.commands.send(Command::Switch(switch, done.clone())));
+        }
+        drop(done);
+        // A thread that has ended has nothing to switch.
+        drop(all(&switched, self.threads.len()));
+    }
+
+    fn observe_listeners(&self) {
+        let listener = |open: &OpenListener| {
+            let address = open.address.to_string();
+            let metrics = self.metrics.listener(&address);
+            (address, open.plan.tls, metrics)
+        };
+        self.observer.listeners.store(Arc::new(self.listeners.iter().map(listener).collect()));
+    }
+
+    fn serve_admin(&mut self, socket: std::os::unix::net::UnixListener) {
+        self.admin.cancel();
+        self.admin = CancellationToken::new();
+        let (observer, closed, drain) = (Arc::clone(&self.observer), self.admin.clone(), self.drain.clone());
+        self.control.spawn(async move {
+            let socket = match tokio::net::UnixListener::from_std(socket) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    return tracing::error!(error, "the admin socket cannot be used");
+                }
+            };
+            let shutdown = async move {
+                tokio::select! {
+                    () = closed.cancelled() => {}
+                    () = drain.started() => {}
+                }
+            };
+            admin::serve(socket, observer, shutdown).await;
+        });
     }
 
     /// Where it listens; port 0 of the plan has become the real one.
-    pub fn addresses(&self) -> &[ListenAddress] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<ListenAddress> {
+        self.listeners.iter().map(|open| open.address.clone()).collect()
     }
 
     /// Runs `task` beside the traffic, on the runtime for everything that is not.
@@ -183,26 +359,78 @@ impl Gateway {
     }
 
     /// Ends the access log's file and goes on in `file`.
-    pub fn reopen(&self, file: std::fs::File) {
-        if let Some(log) = &self.access_log {
-            log.reopen(file);
+    pub fn reopen(&self, file: File) {
+        if let Some(open) = &self.log {
+            open.log.reopen(file);
         }
+    }
+
+    /// Seals session tickets with other keys.
+    pub fn set_tickets(&self, keys: &TicketKeys) {
+        self.ticketer.replace(keys);
+    }
+
+    /// What the keeper has to say of itself, for `/status`.
+    pub fn report(&self, report: Report) {
+        if report.refused.is_some() {
+            self.metrics.reload_refused();
+        }
+        self.observer.report.store(Arc::new(report));
+    }
+
+    /// Says "not ready" from now on, and goes on serving.
+    pub fn unready(&self) {
+        self.drain.unready();
+    }
+
+    /// Takes no more connections and keeps none for another request; what has begun goes on to its own end.
+    pub fn retire(&self) {
+        self.drain.retire();
+    }
+
+    /// Ends when all has come to its end after [`Self::retire`].
+    pub async fn ended(&mut self) {
+        while self.alive.recv().await.is_some() {}
     }
 
     /// Closes the door: no new connections, an end to those that are idle, `deadline` for requests in flight.
     ///
-    /// Answers whether all came to their end.
-    pub fn stop(self, deadline: Duration) -> bool {
-        self.drain.start();
-        let finished = self.threads.into_iter().map(|thread| thread.join().unwrap_or(false));
-        let whole = finished.fold(true, |whole, finished| whole & finished);
-        self.control.shutdown_timeout(Duration::from_secs(1));
-        if let Some(log) = self.access_log
-            && let Err(error) = log.shutdown(LAST_LINES.min(deadline.max(Duration::from_secs(1))))
-        {
-            tracing::error!(error = &error as &dyn Error, "the access log is not whole");
+    /// Blocks until then, and answers what it had to cut off.
+    pub fn stop(self, deadline: Duration) -> Cut {
+        self.drain.start(deadline);
+        for thread in self.threads {
+            if thread.handle.join().is_err() {
+                tracing::error!("a traffic thread has panicked");
+            }
         }
-        whole
+        let cut = self.drain.cut();
+        if !cut.is_nothing() {
+            tracing::warn!(?deadline, "the stop cut off {cut} that took longer than `drain`");
+        }
+        self.control.shutdown_timeout(Duration::from_secs(1));
+        if let Some(open) = self.log
+            && let Err(error) = open.log.shutdown(LAST_LINES)
+        {
+            tracing::error!(error = &error as &dyn std::error::Error, "the access log is not whole");
+        }
+        cut
+    }
+}
+
+/// Waits for `count` answers; the first fault, if there is one. Whoever has died answers by that.
+fn all(answers: &mpsc::Receiver<io::Result<()>>, count: usize) -> io::Result<()> {
+    answers.iter().take(count).collect()
+}
+
+/// Writes the last lines of a log that no thread writes to any more.
+fn finish(old: OpenLog) {
+    let finish = move || {
+        if let Err(error) = old.log.shutdown(LAST_LINES) {
+            tracing::error!(error = &error as &dyn std::error::Error, "the access log of before is not whole");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("old-access-log".to_owned()).spawn(finish) {
+        tracing::error!(error = &error as &dyn std::error::Error, "the access log of before is not whole");
     }
 }
 
@@ -224,7 +452,7 @@ fn raise_file_limit() {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit) {
-        tracing::warn!(error = &error as &dyn Error, "the limit of open files stays as it is");
+        tracing::warn!(error = &error as &dyn std::error::Error, "the limit of open files stays as it is");
     }
 }
 

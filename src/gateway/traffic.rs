@@ -1,7 +1,7 @@
 //! One core's traffic.
 
 use std::{
-    cell::Cell,
+    collections::HashMap,
     io,
     net::TcpListener,
     os::unix::net::UnixListener,
@@ -11,34 +11,66 @@ use std::{
 };
 
 use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender},
     task::LocalSet,
     time::{MissedTickBehavior, interval},
 };
 
 use crate::{
-    config::{ListenAddress, ListenerPlan},
+    config::ListenerPlan,
     drain::{Drain, Tasks},
     listener::{Connections, Listener, Socket},
     metrics::Metrics,
     runtime::Current,
     service::Worker,
-    spool::Spool,
     telemetry::access_log::{Format, LogWriter},
     tls::{CertificateStore, ServerConfigs},
 };
 
 /// What one traffic thread is given.
 pub(super) struct Share {
-    pub(super) listeners: Vec<(ListenerPlan, ListenAddress, Bound)>,
     pub(super) current: Arc<Current>,
-    pub(super) spool: Arc<Spool>,
     pub(super) certificates: Arc<CertificateStore>,
-    pub(super) tls: ServerConfigs,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) log: Option<(LogWriter, Arc<Format>)>,
     pub(super) connections: Arc<Connections>,
     pub(super) drain: Drain,
+    pub(super) commands: UnboundedReceiver<Command>,
 }
+
+/// What a running thread is told. A change comes in two steps, so that the second cannot fail on any thread.
+pub(super) enum Command {
+    /// Takes sockets into its runtime and does not accept on them yet.
+    Take(Vec<(SocketId, Bound)>, mpsc::Sender<io::Result<()>>),
+    /// Drops those that it took and never accepted on.
+    Forget,
+    /// Goes on with exactly `listeners`.
+    Switch(Switch, mpsc::Sender<io::Result<()>>),
+}
+
+pub(super) struct Switch {
+    pub(super) listeners: Vec<Terms>,
+    pub(super) log: Log,
+}
+
+/// Where lines go; `None` when there is no access log.
+pub(super) type Log = Option<(LogWriter, Arc<Format>)>;
+
+/// On what terms connections are accepted at a listener, and from which sockets.
+#[derive(Clone)]
+pub(super) struct Terms {
+    pub(super) id: ListenerId,
+    pub(super) plan: ListenerPlan,
+    /// The address as it is, for metrics.
+    pub(super) label: String,
+    pub(super) tls: Option<ServerConfigs>,
+    /// Other ones than before.
+    pub(super) changed: bool,
+}
+
+pub(super) type ListenerId = u64;
+
+/// The listener, and which of its sockets: a thread may have several.
+pub(super) type SocketId = (ListenerId, usize);
 
 /// A socket before it has a runtime.
 pub(super) enum Bound {
@@ -47,65 +79,113 @@ pub(super) enum Bound {
 }
 
 impl Share {
-    /// One core's traffic, from its runtime's start to the end of its last connection or of the drain's deadline.
-    pub(super) fn run(self, ready: &mpsc::Sender<io::Result<()>>) -> bool {
+    /// One core's traffic, from its runtime's start to the end of its last connection or of the stop's deadline.
+    ///
+    /// `_alive` is dropped at the end.
+    pub(super) fn run(self, ready: &mpsc::Sender<io::Result<()>>, _alive: UnboundedSender<()>) {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
                 // Whoever started us has gone if nobody hears this.
                 drop(ready.send(Err(error)));
-                return true;
+                return;
             }
         };
+        drop(ready.send(Ok(())));
         let local = LocalSet::new();
-        local.block_on(&runtime, self.serve(ready))
+        let drain = self.drain.clone();
+        if !local.block_on(&runtime, self.serve()) {
+            drain.cut_off();
+        }
     }
 
-    async fn serve(self, ready: &mpsc::Sender<io::Result<()>>) -> bool {
+    async fn serve(self) -> bool {
+        let Self { current, certificates, metrics, connections, drain, mut commands } = self;
         let tasks = Tasks::default();
-        let deadline = self.current.load().plan.drain;
         let worker = Worker::new(
-            self.current,
-            self.spool,
-            self.certificates,
-            Arc::clone(&self.metrics),
-            self.log,
-            self.drain.clone(),
+            current,
+            certificates,
+            Arc::clone(&metrics),
+            None,
+            drain.clone(),
             tasks.clone(),
         );
-        let tls = Rc::new(self.tls);
-        let mut listeners = Vec::new();
-        for (plan, address, socket) in self.listeners {
-            let socket = match Socket::try_from(socket) {
-                Ok(socket) => socket,
-                Err(error) => {
-                    drop(ready.send(Err(error)));
-                    return true;
-                }
-            };
-            listeners.push(Listener {
-                tls: plan.tls.then(|| Rc::clone(&tls)),
-                metrics: self.metrics.listener(&address.to_string()),
-                plan: Rc::new(plan),
-                socket,
-                connections: Arc::clone(&self.connections),
-                refused: Cell::new(false),
-            });
-        }
-        for listener in listeners {
-            tasks.spawn(listener.run(Rc::clone(&worker)));
-        }
-        drop(ready.send(Ok(())));
+        let mut sockets = Sockets { worker, metrics, connections, taken: HashMap::new(), open: HashMap::new() };
 
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while !self.drain.is_on() {
+        while !drain.is_on() {
             tokio::select! {
-                _ = tick.tick() => worker.pool.prune(),
-                () = self.drain.started() => {}
+                // A change that was ordered before a stop is made before it.
+                biased;
+                Some(command) = commands.recv() => sockets.obey(command),
+                () = drain.started() => {}
+                _ = tick.tick() => sockets.worker.pool.prune(),
             }
         }
-        tasks.finished(deadline).await
+        drop(sockets);
+        tasks.finished(&drain).await
+    }
+}
+
+/// The sockets of one thread.
+struct Sockets {
+    worker: Rc<Worker>,
+    metrics: Arc<Metrics>,
+    connections: Arc<Connections>,
+    /// Not accepted on yet.
+    taken: HashMap<SocketId, Socket>,
+    open: HashMap<SocketId, Rc<Listener>>,
+}
+
+impl Sockets {
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Take(sockets, done) => drop(done.send(self.take(sockets))),
+            Command::Forget => self.taken.clear(),
+            Command::Switch(switch, done) => {
+                self.switch(switch);
+                drop(done.send(Ok(())));
+            }
+        }
+    }
+
+    fn take(&mut self, sockets: Vec<(SocketId, Bound)>) -> io::Result<()> {
+        for (id, socket) in sockets {
+            self.taken.insert(id, Socket::try_from(socket)?);
+        }
+        Ok(())
+    }
+
+    fn switch(&mut self, switch: Switch) {
+        let Self { worker, metrics, connections, taken, open } = self;
+        worker.log_to(switch.log);
+        let stays = |(id, _): &SocketId| switch.listeners.iter().any(|terms| terms.id == *id);
+        open.retain(|id, listener| {
+            let stays = stays(id);
+            if !stays {
+                listener.close();
+            }
+            stays
+        });
+        for terms in switch.listeners {
+            let tls = terms.tls.map(Rc::new);
+            for (_, listener) in open.iter().filter(|((id, _), _)| *id == terms.id && terms.changed) {
+                listener.change(terms.plan.clone(), tls.clone(), &worker.drain);
+            }
+            for (id, socket) in taken.extract_if(|(id, _), _| *id == terms.id) {
+                let listener = Rc::new(Listener::new(
+                    socket,
+                    terms.plan.clone(),
+                    tls.clone(),
+                    metrics.listener(&terms.label),
+                    Arc::clone(connections),
+                    &worker.drain,
+                ));
+                worker.tasks.spawn(Rc::clone(&listener).run(Rc::clone(worker)));
+                open.insert(id, listener);
+            }
+        }
     }
 }
 

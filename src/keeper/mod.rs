@@ -3,6 +3,7 @@
 //! The core is given sockets, secrets and open files and never fetches them, so that this can become a process of its
 //! own that runs as root. Nothing here reads from the network.
 
+pub mod activation;
 mod folder;
 pub mod output;
 pub mod secrets;
@@ -10,6 +11,7 @@ mod self_signed;
 pub mod sockets;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod user;
 
 use std::{
     fmt, io,
@@ -20,13 +22,14 @@ use std::{
 use rustix::fs::{Access, AtFlags, Mode, OFlags};
 
 use crate::{
-    config::{AdminAddress, Plan},
+    config::Plan,
     files::{Roots, RootsError},
     tls::CertificateMaterial,
 };
 use output::{LogOutput, OutputError};
 use secrets::SecretFault;
-use sockets::{BindError, BoundListener};
+use sockets::{BindError, BoundListener, Sockets};
+use user::User;
 
 /// Everything of the system that a [`Plan`] asks for, opened.
 #[derive(Debug)]
@@ -38,7 +41,7 @@ pub struct Provisions {
     pub access_log: Option<LogOutput>,
     /// The folder that bodies are spooled in.
     pub spool: OwnedFd,
-    /// Mode 0600, not blocking.
+    /// Mode 0600, not blocking. `None` also where whoever this is for has it already.
     pub admin: Option<UnixListener>,
     /// What `files` of each route may name, in the order of the routes.
     pub files: Vec<Roots>,
@@ -51,6 +54,24 @@ impl Provisions {
     ///
     /// Every fault at once. What could be opened is closed again; files and folders that were made stay.
     pub fn gather(plan: &Plan) -> Result<Self, ProvisionFaults> {
+        Self::gather_beside(plan, &mut Sockets::default(), None, None)
+    }
+
+    /// Opens everything that `plan` asks for beside what is open already.
+    ///
+    /// New sockets are added to `sockets`, which keeps those of before as well until it is told what to
+    /// [`keep`](Sockets::keep). Whoever serves the plan `held` is handed only what that one has not. What `owner`, the
+    /// user that carries the traffic, must be able to write in is made its own.
+    ///
+    /// # Errors
+    ///
+    /// Every fault at once.
+    pub fn gather_beside(
+        plan: &Plan,
+        sockets: &mut Sockets,
+        held: Option<&Plan>,
+        owner: Option<&User>,
+    ) -> Result<Self, ProvisionFaults> {
         let mut faults = Vec::new();
 
         // Before the sockets: the fewer connections wait in them, the fewer are lost if there is a fault.
@@ -65,22 +86,15 @@ impl Provisions {
                 None
             }
         });
-        let spool = spool(&plan.spool.path)
+        let spool = spool(&plan.spool.path, owner)
             .map_err(|source| faults.push(ProvisionFault::Spool { path: plan.spool.path.clone(), source }));
 
-        let mut listeners = Vec::new();
-        for (position, listener) in plan.listeners.iter().enumerate() {
-            match sockets::bind(listener, plan.workers) {
-                Ok(bound) => listeners.push(bound),
-                Err(fault) => faults.push(ProvisionFault::Listener { position, fault }),
-            }
+        for (position, fault) in sockets.bind(plan, owner) {
+            faults.push(match position {
+                Some(position) => ProvisionFault::Listener { position, fault },
+                None => ProvisionFault::Admin { fault },
+            });
         }
-        let admin = match &plan.admin {
-            Some(AdminAddress::Unix(path)) => {
-                sockets::bind_admin(path).map_err(|fault| faults.push(ProvisionFault::Admin { fault })).ok()
-            }
-            _ => None,
-        };
 
         let private = private(plan);
         let mut files = Vec::new();
@@ -96,10 +110,13 @@ impl Provisions {
             }
         }
 
-        match spool {
-            Ok(spool) if faults.is_empty() => Ok(Self { listeners, certificates, access_log, spool, admin, files }),
-            _ => Err(ProvisionFaults(faults)),
-        }
+        let spool = match spool {
+            Ok(spool) if faults.is_empty() => spool,
+            _ => return Err(ProvisionFaults(faults)),
+        };
+        let (listeners, admin) =
+            sockets.hand(plan, held).map_err(|source| ProvisionFaults(vec![ProvisionFault::Descriptors { source }]))?;
+        Ok(Self { listeners, certificates, access_log, spool, admin, files })
     }
 }
 
@@ -136,6 +153,8 @@ pub enum ProvisionFault {
     Files { position: usize, fault: RootsError },
     #[error("admin: {fault}")]
     Admin { fault: BindError },
+    #[error("listeners: a socket cannot be handed over: {source}; raise the limit of open files")]
+    Descriptors { source: io::Error },
 }
 
 impl ProvisionFault {
@@ -148,6 +167,7 @@ impl ProvisionFault {
             Self::Spool { .. } => "spool.path".to_owned(),
             Self::Files { position, .. } => format!("routes[{position}].files"),
             Self::Admin { .. } => "admin".to_owned(),
+            Self::Descriptors { .. } => "listeners".to_owned(),
         }
     }
 }
@@ -161,10 +181,21 @@ fn private(plan: &Plan) -> Vec<PathBuf> {
 }
 
 /// Opens the spool, made with mode 0700 if only its last part is missing: bodies are nobody else's to read.
-fn spool(path: &Path) -> io::Result<OwnedFd> {
-    folder::make(path, 0o700)?;
+fn spool(path: &Path, owner: Option<&User>) -> io::Result<OwnedFd> {
+    let new = folder::make(path, 0o700)?;
     let folder = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::fs::accessat(&folder, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?;
+    match owner {
+        // One that was there is the operator's: its owner is not ours to change.
+        Some(owner) if new => rustix::fs::fchown(&folder, Some(owner.uid()), Some(owner.gid()))?,
+        Some(owner) => {
+            let found = rustix::fs::fstat(&folder)?;
+            if !owner.may_write(found.st_uid, found.st_gid, found.st_mode) {
+                let who = format!("the user {} (`user`) cannot write in it", owner.name);
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, who));
+            }
+        }
+        None => rustix::fs::accessat(&folder, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?,
+    }
     Ok(folder)
 }
 
@@ -173,14 +204,14 @@ mod tests {
     use std::{fs, io::Write, os::unix::fs::PermissionsExt};
 
     use super::*;
-    use crate::config::{AccessLogPlan, CertificatePlan, LogFormat, LogSink};
+    use crate::config::{AccessLogPlan, AdminAddress, CertificatePlan, LogFormat, LogSink};
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
     }
 
     fn log_to(path: PathBuf) -> AccessLogPlan {
-        AccessLogPlan { sink: LogSink::File(path), format: LogFormat::Combined }
+        AccessLogPlan { sink: LogSink::File(path), format: LogFormat::Combined, rotate: None }
     }
 
     #[test]

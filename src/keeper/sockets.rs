@@ -14,8 +14,8 @@ use std::{
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::folder;
-use crate::config::{ListenAddress, ListenerPlan};
+use super::{activation::Inherited, folder, user::User};
+use crate::config::{AdminAddress, ListenAddress, ListenerPlan, Plan};
 
 /// The sockets of one listener, one a worker: not blocking, closed on exec.
 #[derive(Debug)]
@@ -34,17 +34,150 @@ pub enum BoundSockets {
     Tcp(Vec<TcpListener>),
     /// Descriptors of one socket with one queue.
     Unix(Vec<UnixListener>),
+    /// Whoever they are for has them already.
+    Kept,
 }
 
-/// Binds the address of `plan` once for each of `workers`.
+/// Every socket that is listened on, held for whoever is to accept on it.
 ///
-/// `[::]` takes IPv4 as well. A unix socket is made with mode 0660: its group may connect; one that is there already is
-/// replaced if nobody answers on it. It stays when we end, for the next start to replace.
-///
-/// # Errors
-///
-/// The address cannot be had, which includes that another process of ours listens on it.
-pub fn bind(plan: &ListenerPlan, workers: NonZeroUsize) -> Result<BoundListener, BindError> {
+/// A socket is made once and stays for as long as its address is in the plan: what waits in its queue is lost with it.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    listeners: Vec<BoundListener>,
+    admin: Option<(PathBuf, UnixListener)>,
+    inherited: Inherited,
+}
+
+impl Sockets {
+    /// Has `inherited` to take listeners with an address `fd:NAME` from.
+    pub fn with(inherited: Inherited) -> Self {
+        Self { inherited, ..Self::default() }
+    }
+
+    /// Binds what `plan` asks for and is not held yet; unix sockets are made `owner`'s.
+    ///
+    /// `[::]` takes IPv4 as well. A unix socket is made with mode 0660: its group may connect; one that is there already
+    /// is replaced if nobody answers on it. It stays when we end, for the next start to replace.
+    ///
+    /// Answers every fault with the number of its listener, or `None` for the admin socket.
+    pub fn bind(&mut self, plan: &Plan, owner: Option<&User>) -> Vec<(Option<usize>, BindError)> {
+        let mut faults = Vec::new();
+        let mut unclaimed: Vec<_> = self.listeners.iter_mut().collect();
+        let mut new = Vec::new();
+        for (position, listener) in plan.listeners.iter().enumerate() {
+            let held = unclaimed.iter().position(|held| held.plan.address == listener.address);
+            let bound = match held {
+                Some(held) => unclaimed.swap_remove(held).extend(plan.workers),
+                None => bind(listener, plan.workers, owner, &self.inherited).map(|bound| new.push(bound)),
+            };
+            if let Err(fault) = bound {
+                faults.push((Some(position), fault));
+            }
+        }
+        self.listeners.extend(new);
+        match &plan.admin {
+            Some(AdminAddress::Unix(path)) if self.admin.as_ref().is_none_or(|(held, _)| held != path) => {
+                match bind_admin(path) {
+                    Ok(socket) => self.admin = Some((path.clone(), socket)),
+                    Err(fault) => faults.push((None, fault)),
+                }
+            }
+            _ => {}
+        }
+        faults
+    }
+
+    /// Duplicates of the sockets of `plan`, but for those that whoever serves the plan `held` has.
+    pub fn hand(
+        &self,
+        plan: &Plan,
+        held: Option<&Plan>,
+    ) -> io::Result<(Vec<BoundListener>, Option<UnixListener>)> {
+        let mut unclaimed: Vec<_> = self.listeners.iter().collect();
+        let mut had: Vec<_> = held.iter().flat_map(|plan| &plan.listeners).map(|listener| &listener.address).collect();
+        let mut listeners = Vec::new();
+        for listener in &plan.listeners {
+            let Some(found) = unclaimed.iter().position(|bound| bound.plan.address == listener.address) else {
+                return Err(io::ErrorKind::NotFound.into());
+            };
+            let bound = unclaimed.remove(found);
+            let sockets = match had.iter().position(|address| **address == listener.address) {
+                Some(kept) => {
+                    had.swap_remove(kept);
+                    BoundSockets::Kept
+                }
+                None => bound.sockets.duplicate(plan.workers)?,
+            };
+            listeners.push(BoundListener { plan: listener.clone(), address: bound.address.clone(), sockets });
+        }
+        let has_admin = held.is_some_and(|held| held.admin == plan.admin);
+        let admin = match (&plan.admin, &self.admin) {
+            (Some(_), Some((_, socket))) if !has_admin => Some(socket.try_clone()?),
+            _ => None,
+        };
+        Ok((listeners, admin))
+    }
+
+    /// Closes what `plan` does not ask for.
+    pub fn keep(&mut self, plan: &Plan) {
+        let mut wanted: Vec<_> = plan.listeners.iter().collect();
+        self.listeners.retain_mut(|held| {
+            let Some(found) = wanted.iter().position(|listener| listener.address == held.plan.address) else {
+                return false;
+            };
+            held.plan = wanted.remove(found).clone();
+            true
+        });
+        self.admin.take_if(|(held, _)| !matches!(&plan.admin, Some(AdminAddress::Unix(path)) if path == held));
+    }
+
+    /// Closes everything.
+    pub fn close(&mut self) {
+        self.listeners.clear();
+        self.admin = None;
+    }
+
+    /// Where each listener is bound, in no order of interest.
+    pub fn addresses(&self) -> impl Iterator<Item = &ListenAddress> {
+        self.listeners.iter().map(|listener| &listener.address)
+    }
+}
+
+impl BoundListener {
+    /// Adds sockets until there is one for each of `workers`.
+    fn extend(&mut self, workers: NonZeroUsize) -> Result<(), BindError> {
+        // A socket of a service manager's is alone at its address.
+        if let (ListenAddress::Tcp(_), ListenAddress::Tcp(address), BoundSockets::Tcp(sockets)) =
+            (&self.plan.address, &self.address, &mut self.sockets)
+        {
+            while sockets.len() < workers.get() {
+                sockets.push(another(*address).map_err(|source| BindError::Tcp { address: *address, source })?);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl BoundSockets {
+    /// A descriptor of every socket, and at least one for each of `workers`.
+    fn duplicate(&self, workers: NonZeroUsize) -> io::Result<Self> {
+        fn each<S>(sockets: &[S], workers: usize, clone: impl Fn(&S) -> io::Result<S>) -> io::Result<Vec<S>> {
+            sockets.iter().cycle().take(sockets.len().max(workers)).map(clone).collect()
+        }
+        Ok(match self {
+            Self::Tcp(sockets) => Self::Tcp(each(sockets, workers.get(), TcpListener::try_clone)?),
+            Self::Unix(sockets) => Self::Unix(each(sockets, workers.get(), UnixListener::try_clone)?),
+            Self::Kept => Self::Kept,
+        })
+    }
+}
+
+fn bind(
+    plan: &ListenerPlan,
+    workers: NonZeroUsize,
+    owner: Option<&User>,
+    inherited: &Inherited,
+) -> Result<BoundListener, BindError> {
     let (address, sockets) = match &plan.address {
         ListenAddress::Tcp(address) => {
             let (address, sockets) =
@@ -53,17 +186,20 @@ pub fn bind(plan: &ListenerPlan, workers: NonZeroUsize) -> Result<BoundListener,
         }
         ListenAddress::Unix(path) => {
             let listener = bind_unix(path, 0o660)?;
-            let sockets = (1..workers.get()).map(|_| listener.try_clone()).collect::<io::Result<Vec<_>>>();
-            let mut sockets = sockets.map_err(|source| BindError::Unix { path: path.clone(), source })?;
-            sockets.push(listener);
-            (plan.address.clone(), BoundSockets::Unix(sockets))
+            if let Some(owner) = owner {
+                // Its group may connect: a proxy on the same machine is most often of the same group.
+                rustix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
+                    .map_err(|error| BindError::Unix { path: path.clone(), source: error.into() })?;
+            }
+            (plan.address.clone(), BoundSockets::Unix(vec![listener]))
         }
+        ListenAddress::Inherited(name) => inherited.take(name)?,
     };
     Ok(BoundListener { plan: plan.clone(), address, sockets })
 }
 
 /// Binds the admin socket: mode 0600, in a folder made with mode 0755 if only that is missing.
-pub(super) fn bind_admin(path: &Path) -> Result<UnixListener, BindError> {
+fn bind_admin(path: &Path) -> Result<UnixListener, BindError> {
     folder::make_for(path).map_err(|source| BindError::Folder { path: path.to_owned(), source })?;
     bind_unix(path, 0o600)
 }
@@ -79,13 +215,18 @@ fn bind_tcp(address: SocketAddr, workers: NonZeroUsize) -> io::Result<(SocketAdd
 
     let mut sockets = vec![first];
     for _ in 1..workers.get() {
-        let socket = tcp_socket(address)?;
-        socket.set_reuse_port(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        sockets.push(socket.into());
+        sockets.push(another(address)?);
     }
     Ok((address, sockets))
+}
+
+/// One more socket at an address of ours, with a queue of its own.
+fn another(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = tcp_socket(address)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
@@ -147,6 +288,10 @@ pub enum BindError {
     Occupied { path: PathBuf },
     #[error("cannot listen on unix:{}: there is something that is not a socket; remove it or choose another path", path.display())]
     NotASocket { path: PathBuf },
+    #[error("no socket named `{name}` was passed on; {}", inherited_remedy(names))]
+    NotInherited { name: String, names: Vec<String> },
+    #[error("the socket named `{name}` that was passed on cannot be used: {source}")]
+    Inherited { name: String, source: io::Error },
     #[error("cannot listen on unix:{}: cannot make its folder: {source}; create it", path.display())]
     Folder { path: PathBuf, source: io::Error },
 }
@@ -170,6 +315,14 @@ fn remedy(address: SocketAddr, error: &io::Error) -> String {
             format!("this machine has no IPv6; listen on `0.0.0.0:{port}`")
         }
         _ => error.to_string(),
+    }
+}
+
+fn inherited_remedy(names: &[String]) -> String {
+    if names.is_empty() {
+        "this process was not started by socket activation (`FileDescriptorName=` in a systemd `.socket` unit)".to_owned()
+    } else {
+        format!("there are: {}", names.join(", "))
     }
 }
 
@@ -209,7 +362,7 @@ mod tests {
     }
 
     fn bind_workers(plan: &ListenerPlan, workers: usize) -> Result<BoundListener, BindError> {
-        bind(plan, NonZeroUsize::new(workers).unwrap())
+        bind(plan, NonZeroUsize::new(workers).unwrap(), None, &Inherited::default())
     }
 
     fn tcp_of(bound: &BoundListener) -> (SocketAddr, &[TcpListener]) {

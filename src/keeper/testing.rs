@@ -26,6 +26,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
         admin: None,
         workers: NonZeroUsize::new(2).unwrap(),
         administrator: None,
+        user: "www-data".to_owned(),
         drain: second,
         spool: SpoolPlan { path: folder.join("spool"), limit: 1, memory: 1 },
         limits: LimitsPlan {

@@ -9,7 +9,7 @@ mod http2;
 pub mod proxy_protocol;
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     net::SocketAddr,
     rc::Rc,
@@ -30,22 +30,33 @@ use tokio_rustls::server::TlsStream;
 pub use self::downstream::Downstream;
 use crate::{
     config::ListenerPlan,
+    drain::{Drain, Leaving},
     http::forwarded::Peer,
     metrics::{Handshake, ListenerMetrics},
     service::{Connection, Worker},
     tls::{ServerConfigs, TlsInfo},
 };
 
-/// One thread's share of a listener.
+/// One thread's share of a listener: a socket, and the terms on which connections are accepted from it.
 pub struct Listener {
-    pub plan: Rc<ListenerPlan>,
-    pub socket: Socket,
-    pub tls: Option<Rc<ServerConfigs>>,
-    pub metrics: ListenerMetrics,
+    socket: Socket,
+    terms: RefCell<Terms>,
+    /// Given when no more is to be accepted.
+    closing: Leaving,
+    metrics: ListenerMetrics,
     /// Connections of all listeners and threads.
-    pub connections: Arc<Connections>,
+    connections: Arc<Connections>,
     /// The system refuses to accept, and that has been told.
-    pub refused: Cell<bool>,
+    refused: Cell<bool>,
+}
+
+/// What a reload may change of a listener, for connections that are accepted from then on.
+#[derive(Clone)]
+struct Terms {
+    plan: Rc<ListenerPlan>,
+    tls: Option<Rc<ServerConfigs>>,
+    /// Given to connections of these terms when others are in force.
+    leaving: Leaving,
 }
 
 /// A listening socket of this thread's runtime.
@@ -82,14 +93,38 @@ impl Drop for OpenConnection {
 }
 
 impl Listener {
-    /// Accepts until a drain begins; each connection is served in a task of its own.
-    pub async fn run(self, worker: Rc<Worker>) {
-        let drain = worker.drain.clone();
+    pub fn new(
+        socket: Socket,
+        plan: ListenerPlan,
+        tls: Option<Rc<ServerConfigs>>,
+        metrics: ListenerMetrics,
+        connections: Arc<Connections>,
+        drain: &Drain,
+    ) -> Self {
+        let terms = Terms { plan: Rc::new(plan), tls, leaving: drain.part() };
+        let (terms, refused) = (RefCell::new(terms), Cell::new(false));
+        Self { socket, terms, closing: drain.part(), metrics, connections, refused }
+    }
+
+    /// Accepts until it is closed or we leave; each connection is served in a task of its own.
+    pub async fn run(self: Rc<Self>, worker: Rc<Worker>) {
         tokio::select! {
             () = self.accept_all(&worker) => {}
-            () = drain.started() => {}
+            () = self.closing.started() => {}
         }
         self.accept_queued(&worker);
+    }
+
+    /// Accepts on other terms from now on; connections of the terms before end with their next answer.
+    pub fn change(&self, plan: ListenerPlan, tls: Option<Rc<ServerConfigs>>, drain: &Drain) {
+        let terms = Terms { plan: Rc::new(plan), tls, leaving: drain.part() };
+        self.terms.replace(terms).leaving.start();
+    }
+
+    /// Accepts what waits in the queue, and no more; its connections end with their next answer.
+    pub fn close(&self) {
+        self.terms.borrow().leaving.start();
+        self.closing.start();
     }
 
     async fn accept_all(&self, worker: &Rc<Worker>) {
@@ -156,12 +191,13 @@ impl Listener {
             Peer::Tcp(peer) => runtime.plan.trusted_proxies.contains(peer.ip()),
             Peer::Unix => runtime.plan.trusted_proxies.unix,
         };
-        if self.plan.proxy_protocol && !trusted {
+        let Terms { plan: listener, tls, leaving } = self.terms.borrow().clone();
+        if listener.proxy_protocol && !trusted {
             // Whoever may send the header chooses the client's address.
-            tracing::debug!(peer = ?ends.peer, listener = %self.plan.address, "not a trusted proxy: closed unread");
+            tracing::debug!(peer = ?ends.peer, listener = %listener.address, "not a trusted proxy: closed unread");
             return;
         }
-        let (tls, listener, metrics) = (self.tls.clone(), Rc::clone(&self.plan), self.metrics.clone());
+        let metrics = self.metrics.clone();
         let deadline = runtime.plan.limits.handshake_timeout;
         self.spawn(worker, |worker| async move {
             let peer = ends.peer;
@@ -188,7 +224,9 @@ impl Listener {
                 }
             };
             let local_port = ends.local.map_or(0, |local| local.port());
-            let connection = |tls| Rc::new(Connection { worker, listener, peer: ends.peer, local_port, tls });
+            let connection = |tls| {
+                Rc::new(Connection { worker, listener, leaving, peer: ends.peer, local_port, tls })
+            };
             match stream {
                 Stream::Plain(stream) => Box::pin(http1::serve(stream, connection(None))).await,
                 Stream::Tls(stream) => {
@@ -230,7 +268,7 @@ impl Listener {
         // Once an episode: it comes again at every attempt.
         if !self.refused.replace(true) {
             tracing::error!(
-            listener = %self.plan.address,
+            listener = %self.terms.borrow().plan.address,
             error = error as &dyn std::error::Error,
             pause = ?ACCEPT_PAUSE,
             "cannot accept connections, and tries again and again; raise the limit of open files if it says so"

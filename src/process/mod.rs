@@ -1,1 +1,5 @@
 //! The processes: a keeper that holds what must not be lost, and a worker that carries the traffic.
+
+mod signals;
+
+pub(crate) use signals::Signals;

@@ -64,7 +64,7 @@ impl Tunnel {
         Self { upstream: wire.lease.stream, early, idle, endpoint, _in_flight: in_flight }
     }
 
-    /// Carries bytes until both sides have closed, nothing moves any more, or `drain` begins.
+    /// Carries bytes until both sides have closed, nothing moves any more, or `drain` becomes a stop.
     ///
     /// `early` is what the client has sent behind its handshake.
     pub async fn run<C>(mut self, mut client: C, early: BytesMut, drain: &Drain) -> TunnelEnd
@@ -75,7 +75,7 @@ impl Tunnel {
         let mut up = Pipe::new(early, Mask::Yes);
         let cause = tokio::select! {
             cause = carry(&mut client, &mut self.upstream, &mut down, &mut up, self.idle) => cause,
-            () = drain.started() => {
+            () = drain.stopping() => {
                 down.close();
                 up.close();
                 let ending = carry(&mut client, &mut self.upstream, &mut down, &mut up, self.idle);

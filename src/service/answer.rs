@@ -1,6 +1,6 @@
 //! What goes back to the client: an endpoint's answer, or one of our own.
 
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use http::{HeaderValue, Response, StatusCode, Uri, header, request, response};
 
@@ -42,7 +42,7 @@ impl Answer {
             log.close();
         }
         let id = log.request_id().to_string();
-        let runtime = log.connection().worker.current();
+        let runtime = Rc::clone(log.runtime());
         let mut page = Page::of(error, &id);
         page.administrator = runtime.plan.administrator.as_deref();
         page.starting = error.side == Side::Upstream && error.status == StatusCode::SERVICE_UNAVAILABLE;

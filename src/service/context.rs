@@ -4,11 +4,10 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use crate::{
     config::ListenerPlan,
-    drain::{Drain, Tasks},
+    drain::{Drain, Leaving, Tasks},
     http::forwarded::Peer,
     metrics::Metrics,
     runtime::{Current, Runtime},
-    spool::Spool,
     telemetry::access_log::{Format, LogWriter, Record},
     tls::{CertificateStore, TlsInfo},
     upstream::Pool,
@@ -20,22 +19,20 @@ pub struct Worker {
     /// The generation last seen; counted without atomics, as every request takes it.
     pinned: RefCell<Pinned>,
     pub pool: Rc<Pool>,
-    pub spool: Arc<Spool>,
     pub certificates: Arc<CertificateStore>,
     pub metrics: Arc<Metrics>,
     /// `None` when there is no access log.
-    log: Option<(LogWriter, Arc<Format>)>,
+    log: RefCell<Option<(LogWriter, Arc<Format>)>>,
     pub drain: Drain,
     pub tasks: Tasks,
 }
 
 /// One generation, held by a request until its end.
-pub(super) type Pinned = Rc<Arc<Runtime>>;
+pub type Pinned = Rc<Arc<Runtime>>;
 
 impl Worker {
     pub fn new(
         current: Arc<Current>,
-        spool: Arc<Spool>,
         certificates: Arc<CertificateStore>,
         metrics: Arc<Metrics>,
         log: Option<(LogWriter, Arc<Format>)>,
@@ -44,18 +41,24 @@ impl Worker {
     ) -> Rc<Self> {
         let pinned = RefCell::new(Rc::new(Arc::clone(&current.load())));
         let pool = Rc::new(Pool::default());
-        Rc::new(Self { current, pinned, pool, spool, certificates, metrics, log, drain, tasks })
+        let log = RefCell::new(log);
+        Rc::new(Self { current, pinned, pool, certificates, metrics, log, drain, tasks })
     }
 
     /// Writes the line of a request.
     pub(super) fn log(&self, record: &Record) {
-        if let Some((log, format)) = &self.log {
+        if let Some((log, format)) = &*self.log.borrow() {
             log.log(format, record);
         }
     }
 
+    /// Writes the lines of requests that end from now on to another log, or in another format.
+    pub fn log_to(&self, log: Option<(LogWriter, Arc<Format>)>) {
+        *self.log.borrow_mut() = log;
+    }
+
     /// The generation in force.
-    pub fn current(&self) -> Rc<Arc<Runtime>> {
+    pub fn current(&self) -> Pinned {
         let current = self.current.load();
         let mut pinned = self.pinned.borrow_mut();
         if !Arc::ptr_eq(&current, &pinned) {
@@ -69,6 +72,8 @@ impl Worker {
 pub struct Connection {
     pub worker: Rc<Worker>,
     pub listener: Rc<ListenerPlan>,
+    /// The listener it came by is not as it was, or no more: another request needs another connection.
+    pub leaving: Leaving,
     /// The other end, or whom a PROXY header spoke for.
     pub peer: Peer,
     /// Where the client connected to; 0 on a unix socket.

@@ -15,11 +15,12 @@ use bytes::Bytes;
 use http::{StatusCode, header, request};
 use http_body::{Frame, SizeHint};
 
-use super::Connection;
+use super::{Connection, context::Pinned};
 use crate::{
+    drain::Drain,
     h1::Glimpse,
     http::{Body, CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side, forwarded::Peer},
-    metrics::RouteMetrics,
+    metrics::{Held, RouteMetrics},
     proxy::{Trace, too_large},
     runtime::Route,
     telemetry::access_log::{Record, RequestId, Started, Tls},
@@ -35,6 +36,9 @@ pub struct LogGuard {
     /// Since when the request has been waiting for a place.
     queued: Option<Instant>,
     connection: Rc<Connection>,
+    /// What was in force when it began, and is for it to its end.
+    runtime: Pinned,
+    _exchange: Held,
     route: Option<RouteMetrics>,
     /// Bytes of a body that is passed on as it comes.
     passed: Option<Rc<Cell<u64>>>,
@@ -74,16 +78,27 @@ impl LogGuard {
         record.status = CLIENT_CLOSED_REQUEST.as_u16();
         record.tls = connection.tls.as_ref().map(|tls| Tls { version: tls.version, cipher: tls.cipher });
         let connection = Rc::clone(connection);
-        let trace = Trace::default();
-        Self { record, trace, queued: None, connection, route: None, passed: None, closes: false, done: false }
+        let runtime = connection.worker.current();
+        Self {
+            record,
+            trace: Trace::default(),
+            queued: None,
+            connection,
+            _exchange: runtime.exchanges.hold(),
+            runtime,
+            route: None,
+            passed: None,
+            closes: false,
+            done: false,
+        }
     }
 
     pub(super) fn request_id(&self) -> RequestId {
         self.record.request_id
     }
 
-    pub(super) fn connection(&self) -> &Rc<Connection> {
-        &self.connection
+    pub(super) fn runtime(&self) -> &Pinned {
+        &self.runtime
     }
 
     pub(super) fn client(&mut self, client: Option<IpAddr>) {
@@ -168,6 +183,21 @@ impl LogGuard {
     }
 }
 
+/// Says of a request that a stop has cut it off, so that it does not pass for one whose client went.
+fn cut_off(record: &mut Record, drain: &Drain) {
+    let tunnel = record.status == StatusCode::SWITCHING_PROTOCOLS.as_u16();
+    if record.status == CLIENT_CLOSED_REQUEST.as_u16() {
+        record.status = StatusCode::SERVICE_UNAVAILABLE.as_u16();
+    }
+    record.note = Some(Cow::Borrowed("cut off by the stop: it had not ended by the deadline (`drain`)"));
+    if drain.count_cut(tunnel) < CUT_TOLD {
+        let method = record.method.as_ref().map(tracing::field::display);
+        let target = record.target.as_ref().map(|target| tracing::field::display(target.path().to_owned()));
+        let client = record.client.map(tracing::field::display);
+        tracing::warn!(method, target, client, lasted = ?record.started.elapsed(), id = %record.request_id, tunnel, "cut off");
+    }
+}
+
 /// One event for what an operator can act on: endpoints and our own limits, not what clients send.
 fn report(error: &GatewayError, record: &Record) {
     let cause = error as &dyn std::error::Error;
@@ -202,7 +232,12 @@ impl Drop for LogGuard {
     fn drop(&mut self) {
         let record = &mut *self.record;
         if !self.done {
-            record.status = CLIENT_CLOSED_REQUEST.as_u16();
+            let drain = &self.connection.worker.drain;
+            if drain.is_cutting() {
+                cut_off(record, drain);
+            } else {
+                record.status = CLIENT_CLOSED_REQUEST.as_u16();
+            }
         }
         if let Some(passed) = &self.passed {
             record.bytes_received = passed.get();
@@ -223,6 +258,9 @@ impl Drop for LogGuard {
         worker.log(record);
     }
 }
+
+/// How many requests that a stop cuts off get an event of their own, and as many tunnels; all are in the access log.
+const CUT_TOLD: u64 = 10;
 
 /// A request body on its way through.
 struct Counted {

@@ -69,7 +69,7 @@ async fn respond(
 ) -> Result<Reached, GatewayError> {
     let worker = &connection.worker;
     // What this request sees, to its end, whatever is reloaded meanwhile.
-    let runtime = worker.current();
+    let runtime = Rc::clone(log.runtime());
 
     // Before any route: what comes in on this listener is on its way elsewhere.
     if let Some(target) = &connection.listener.redirect {
@@ -138,7 +138,7 @@ async fn respond(
     }
     // Before the queue: a place is worth more than our memory, and an application thread more than both.
     let progress = runtime.plan.limits.progress_timeout;
-    let payload = receive(body, route, progress, worker, log).await?;
+    let payload = receive(body, route, progress, log).await?;
     // A handshake has to wait as any request, or it would be a way past the queue; what comes of it holds no place.
     let place = wait_for_place(route, log).await?;
 
@@ -162,7 +162,7 @@ async fn respond(
         Some(_) => return Err(files_not_allowed(route)),
         None => {
             let delivery = delivery(route, &reply.parts.headers, offload.buffering);
-            reply.into_body(delivery, &worker.spool, &worker.tasks)
+            reply.into_body(delivery, &runtime.spool, &worker.tasks)
         }
     };
     let body =
@@ -292,7 +292,6 @@ async fn receive(
     body: Body,
     route: &Route,
     progress: Duration,
-    worker: &Worker,
     log: &mut LogGuard,
 ) -> Result<Payload, GatewayError> {
     let length = body.length();
@@ -306,7 +305,8 @@ async fn receive(
         return Ok(Payload::Streaming { body: Some(body), length });
     }
     let bounds = Bounds { limit: route.plan.body_limit, progress };
-    let collected = proxy::collect(body, bounds, &worker.spool).await?;
+    let spool = Arc::clone(&log.runtime().spool);
+    let collected = proxy::collect(body, bounds, &spool).await?;
     log.received(collected.length());
     Ok(Payload::Collected(collected))
 }

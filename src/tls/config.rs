@@ -5,7 +5,7 @@ use std::{io, net::IpAddr, sync::Arc};
 use rustls::{
     CipherSuite, ServerConfig, SupportedCipherSuite,
     crypto::aws_lc_rs,
-    server::{Acceptor, ClientHello},
+    server::{Acceptor, ClientHello, ProducesTickets},
     sign::SingleCertAndKey,
     version,
 };
@@ -33,8 +33,12 @@ impl ServerConfigs {
     /// # Errors
     ///
     /// `plan` has no protocol version, or the system has no randomness.
-    pub fn new(plan: &TlsPlan, store: Arc<CertificateStore>) -> Result<Self, rustls::Error> {
-        let client_order = server_config(plan, Arc::clone(&store))?;
+    pub fn new(
+        plan: &TlsPlan,
+        store: Arc<CertificateStore>,
+        ticketer: Arc<dyn ProducesTickets>,
+    ) -> Result<Self, rustls::Error> {
+        let client_order = server_config(plan, Arc::clone(&store), ticketer)?;
         let mut our_order = (*client_order).clone();
         our_order.ignore_client_order = true;
         Ok(Self { store, our_order: Arc::new(our_order), client_order })
@@ -78,7 +82,11 @@ impl ServerConfigs {
 /// # Errors
 ///
 /// `plan` has no protocol version, or the system has no randomness.
-pub fn server_config(plan: &TlsPlan, store: Arc<CertificateStore>) -> Result<Arc<ServerConfig>, rustls::Error> {
+fn server_config(
+    plan: &TlsPlan,
+    store: Arc<CertificateStore>,
+    ticketer: Arc<dyn ProducesTickets>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut provider = aws_lc_rs::default_provider();
     // Stable: the order within a rank stays that of rustls.
     provider.cipher_suites.sort_by_key(rank);
@@ -91,7 +99,7 @@ pub fn server_config(plan: &TlsPlan, store: Arc<CertificateStore>) -> Result<Arc
         .with_no_client_auth()
         .with_cert_resolver(store);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = aws_lc_rs::Ticketer::new()?;
+    config.ticketer = ticketer;
     config.send_tls13_tickets = 1;
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
@@ -125,12 +133,14 @@ fn is_chacha(suite: CipherSuite) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::{TicketKeys, Ticketer};
 
     #[test]
     fn sessions_are_kept_by_the_clients_in_one_ticket_and_carry_no_early_data() {
         let plan = TlsPlan { tls12: true, tls13: true, certificates: Vec::new(), storage: "/nonexistent".into() };
 
-        let config = server_config(&plan, Arc::new(CertificateStore::new(Vec::new()))).unwrap();
+        let ticketer = Ticketer::new(&TicketKeys::generate().unwrap());
+        let config = server_config(&plan, Arc::new(CertificateStore::new(Vec::new())), ticketer).unwrap();
 
         assert!(config.ticketer.enabled());
         assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (1, 0));

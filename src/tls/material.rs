@@ -7,12 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
 use crate::config::CertificatePlan;
 
 /// The PEM of one certificate, its key and its chain, with the names of the files for messages.
-#[derive(Debug)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct CertificateMaterial {
     /// The key path of the entry in the configuration that named the files.
     pub at: String,
@@ -59,6 +60,9 @@ impl CertificateMaterial {
 }
 
 /// Bytes that are wiped when they are dropped and never printed.
+///
+/// Serialized as they are: only ever into memory that one process of ours hands to another.
+#[derive(Deserialize, Serialize)]
 pub struct SecretBytes(Vec<u8>);
 
 impl SecretBytes {

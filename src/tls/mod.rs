@@ -12,13 +12,15 @@ mod handshakes;
 mod info;
 mod material;
 mod store;
+mod tickets;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use certificate::{Certificate, CertificateError, CertificateName, CertificateWarning};
 pub use check::{check, faults};
-pub use config::{ServerConfigs, server_config};
+pub use config::ServerConfigs;
 pub use info::TlsInfo;
 pub(crate) use material::read_bounded;
 pub use material::{CertificateMaterial, MADE_BY_US, MaterialFault, MaterialProblem, Role, SecretBytes};
 pub use store::{CertificateId, CertificateStore};
+pub use tickets::{LIFETIME_SECONDS, TicketKeys, Ticketer};

@@ -30,18 +30,40 @@ use crate::{
 pub struct Upstream {
     pub plan: UpstreamPlan,
     pub name: Arc<str>,
-    pub queue: Queue,
+    pub queue: Arc<Queue>,
     pub metrics: UpstreamMetrics,
     endpoints: Vec<Arc<Endpoint>>,
 }
 
 impl Upstream {
     pub fn new(plan: &UpstreamPlan, metrics: UpstreamMetrics) -> Arc<Self> {
-        let endpoints = plan.endpoints.iter().map(Endpoint::new).collect();
+        Self::succeeding(None, plan, metrics)
+    }
+
+    /// The upstream of `plan` in the place of `before`, which is the same one if nothing has changed.
+    ///
+    /// What is the same in both is kept: endpoints by their address, with what is known of them and with the idle
+    /// connections to them, and the queue with all that wait in it.
+    pub fn succeeding(before: Option<&Arc<Self>>, plan: &UpstreamPlan, metrics: UpstreamMetrics) -> Arc<Self> {
+        let before = before.filter(|before| before.plan.protocol == plan.protocol);
+        if let Some(before) = before
+            && before.plan == *plan
+        {
+            return Arc::clone(before);
+        }
+        let known = |address: &&EndpointAddress| {
+            before.and_then(|before| before.endpoints.iter().find(|endpoint| endpoint.address == **address))
+        };
+        let endpoints = plan
+            .endpoints
+            .iter()
+            .map(|address| known(&address).map_or_else(|| Endpoint::new(address), Arc::clone))
+            .collect();
+        let queue = before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(plan.concurrency, plan.queue));
         Arc::new(Self {
             plan: plan.clone(),
             name: plan.name.as_str().into(),
-            queue: Queue::new(plan.concurrency, plan.queue, metrics.clone()),
+            queue: queue.unwrap_or_else(|| Arc::new(Queue::new(plan.concurrency, plan.queue, metrics.clone()))),
             metrics,
             endpoints,
         })

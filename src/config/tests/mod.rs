@@ -74,10 +74,11 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         trusted_proxies: TrustedProxies::default(),
         upstreams: BTreeMap::from([("app".to_owned(), upstream)]),
         routes: vec![route],
-        access_log: Some(AccessLogPlan { sink: LogSink::Stdout, format: LogFormat::Combined }),
+        access_log: Some(AccessLogPlan { sink: LogSink::Stdout, format: LogFormat::Combined, rotate: None }),
         admin: None,
         workers: std::thread::available_parallelism().unwrap(),
         administrator: None,
+        user: "www-data".to_owned(),
         drain: Duration::from_secs(18),
         spool: SpoolPlan { path: "/var/tmp".into(), limit: 1 << 30, memory: 256 << 10 },
         limits: LimitsPlan {
@@ -151,6 +152,7 @@ administrator: admin@example.com
     let log = AccessLogPlan {
         sink: LogSink::File("/etc/access.log".into()),
         format: LogFormat::Template("{status} {path}".to_owned()),
+        rotate: Some(RotatePlan { size: 100 << 20, keep: 10 }),
     };
     assert_eq!(plan.access_log, Some(log));
     assert_eq!(plan.admin, Some(AdminAddress::Unix("/run/admin.sock".into())));
@@ -258,7 +260,7 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
             "4:8: drain: the environment variable `ABSENT` is not set; set it, or give a default: `${ABSENT:-value}`",
         ),
         // Later.
-        ("user: www-data", "4:1: user: `user` is not supported yet"),
+        ("user: 'a b'", "4:7: user: expected the name of a user, such as `www-data`, found `a b`"),
         ("backends: {}", "4:1: backends: `backends` is not supported yet"),
         (
             "tls: { certificates: [{ hosts: [a.example], acme: {} }] }",
@@ -346,7 +348,7 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
                 .to_owned(),
             "2:33: routes[0].upstream: no upstream is named `wev`; did you mean `web`?",
         ),
-        (listener("{ address: fd:web }"), "3:24: listeners[0].address: `fd:` (socket activation) is not supported yet"),
+        (listener("{ address: 'fd:' }"), "3:24: listeners[0].address: `fd:` is followed by the name of a socket that a service manager passes on, as in `fd:https`"),
         (upstream(""), "3:19: upstreams.app: the key `endpoints` is missing"),
         (
             upstream("endpoints: ['a:1', 'A:1']"),

@@ -47,12 +47,12 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
             .keep_alive_timeout(KEEP_ALIVE)
             .serve_connection(TokioIo::new(io), service)
     );
-    let drain = connection.worker.drain.clone();
+    let gone = connection.leaving.clone();
     let mut leaving = false;
     let ended = loop {
         tokio::select! {
             ended = served.as_mut() => break ended,
-            () = drain.started(), if !leaving => {}
+            () = gone.started(), if !leaving => {}
             () = streams.watch(limits.progress_timeout, limits.keep_alive) => {
                 if leaving {
                     // What is left is not taken, in spite of the GOAWAY.

@@ -23,6 +23,7 @@ use vestibule::{
     config::{self, ListenAddress},
     gateway::Gateway,
     keeper::Provisions,
+    tls::TicketKeys,
 };
 
 /// A gateway with its files in a folder of its own, stopped when dropped.
@@ -56,7 +57,7 @@ impl TestGateway {
         let file = folder.path().join("vestibule.yml");
         let plan = config::parse(file.to_str().unwrap(), &text, &|_| None).unwrap_or_else(|error| panic!("{error}"));
         let provisions = Provisions::gather(&plan).unwrap_or_else(|faults| panic!("{faults:?}"));
-        let gateway = Gateway::start(plan, provisions).unwrap();
+        let gateway = Gateway::start(plan, provisions, 1, &TicketKeys::generate().unwrap(), None).unwrap();
         Self { gateway: Some(gateway), folder }
     }
 
@@ -95,7 +96,7 @@ impl TestGateway {
 
     /// Stops within `deadline`; answers whether all requests came to their end.
     pub(crate) fn stop(mut self, deadline: Duration) -> bool {
-        self.gateway.take().unwrap().stop(deadline)
+        self.gateway.take().unwrap().stop(deadline).is_nothing()
     }
 }
 

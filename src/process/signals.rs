@@ -1,0 +1,50 @@
+//! What the system tells the process that a service manager knows.
+
+use std::{future::poll_fn, io, task::Poll};
+
+use tokio::signal::unix::{Signal as Caught, SignalKind, signal};
+
+/// What a signal means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// TERM, INT or QUIT.
+    Stop,
+    /// HUP.
+    Reload,
+    /// USR1.
+    Reopen,
+    /// USR2.
+    Upgrade,
+}
+
+/// The signals that concern us, caught for as long as the process lives.
+pub(crate) struct Signals(Vec<(Signal, Caught)>);
+
+impl Signals {
+    /// Catches them from here on; before, most of them end the process where it stands.
+    pub(crate) fn catch() -> io::Result<Self> {
+        let kinds = [
+            (Signal::Stop, SignalKind::terminate()),
+            (Signal::Stop, SignalKind::interrupt()),
+            (Signal::Stop, SignalKind::quit()),
+            (Signal::Reload, SignalKind::hangup()),
+            (Signal::Reopen, SignalKind::user_defined1()),
+            (Signal::Upgrade, SignalKind::user_defined2()),
+        ];
+        kinds.into_iter().map(|(meaning, kind)| Ok((meaning, signal(kind)?))).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Until one says to stop; the others have no meaning here.
+    pub(crate) async fn stopped(mut self) {
+        while self.next().await != Signal::Stop {}
+    }
+
+    /// The next one; cancel-safe.
+    pub(super) async fn next(&mut self) -> Signal {
+        poll_fn(|cx| {
+            let came = self.0.iter_mut().find_map(|(meaning, caught)| caught.poll_recv(cx).is_ready().then_some(*meaning));
+            came.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}

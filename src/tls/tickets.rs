@@ -1,0 +1,188 @@
+//! Session tickets whose keys outlive a process: a successor resumes what its predecessor began.
+
+use std::{fmt, sync::Arc};
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
+    rand,
+};
+use rustls::server::ProducesTickets;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
+
+/// The keys of session tickets: one to seal with, and one before it that still opens.
+///
+/// Whoever has them reads what was said in sessions of TLS 1.2: they stay in memory, pass from process to process over
+/// a private socket only, and are wiped.
+#[derive(Clone, Deserialize, Serialize)]
+pub struct TicketKeys {
+    current: TicketKey,
+    previous: Option<TicketKey>,
+}
+
+#[derive(Clone, Deserialize, Serialize)]
+struct TicketKey {
+    /// Tells which key a ticket was sealed with.
+    name: [u8; NAME],
+    secret: [u8; SECRET],
+}
+
+impl Drop for TicketKey {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+    }
+}
+
+impl TicketKeys {
+    /// A first key.
+    ///
+    /// # Errors
+    ///
+    /// The system has no randomness.
+    pub fn generate() -> Result<Self, rustls::Error> {
+        Ok(Self { current: TicketKey::generate()?, previous: None })
+    }
+
+    /// A new key to seal with; tickets of the last one are taken until the next rotation.
+    pub fn rotated(&self) -> Result<Self, rustls::Error> {
+        Ok(Self { current: TicketKey::generate()?, previous: Some(self.current.clone()) })
+    }
+}
+
+impl fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TicketKeys")
+    }
+}
+
+impl TicketKey {
+    fn generate() -> Result<Self, rustls::Error> {
+        let (mut name, mut secret) = ([0; NAME], [0; SECRET]);
+        rand::fill(&mut name).and_then(|()| rand::fill(&mut secret)).map_err(|_| rustls::Error::FailedToGetRandomBytes)?;
+        Ok(Self { name, secret })
+    }
+
+    fn key(&self) -> RandomizedNonceKey {
+        RandomizedNonceKey::new(&AES_256_GCM, &self.secret).expect("the secret has the length of the cipher's key")
+    }
+}
+
+/// Seals and opens tickets: the key's name, the nonce, and the state in AES-256-GCM.
+pub struct Ticketer(ArcSwap<Keys>);
+
+struct Keys {
+    name: [u8; NAME],
+    current: RandomizedNonceKey,
+    previous: Option<([u8; NAME], RandomizedNonceKey)>,
+}
+
+impl Ticketer {
+    pub fn new(keys: &TicketKeys) -> Arc<Self> {
+        Arc::new(Self(ArcSwap::from_pointee(Keys::of(keys))))
+    }
+
+    /// Seals with other keys from now on.
+    pub fn replace(&self, keys: &TicketKeys) {
+        self.0.store(Arc::new(Keys::of(keys)));
+    }
+}
+
+impl Keys {
+    fn of(keys: &TicketKeys) -> Self {
+        Self {
+            name: keys.current.name,
+            current: keys.current.key(),
+            previous: keys.previous.as_ref().map(|key| (key.name, key.key())),
+        }
+    }
+}
+
+impl ProducesTickets for Ticketer {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    /// Until a second rotation has taken the key away, at the latest.
+    fn lifetime(&self) -> u32 {
+        LIFETIME_SECONDS
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let keys = self.0.load();
+        let mut sealed = plain.to_vec();
+        let nonce = keys.current.seal_in_place_append_tag(Aad::from(&keys.name), &mut sealed).ok()?;
+        let mut ticket = Vec::with_capacity(NAME + NONCE_LEN + sealed.len());
+        ticket.extend_from_slice(&keys.name);
+        ticket.extend_from_slice(nonce.as_ref());
+        ticket.extend_from_slice(&sealed);
+        Some(ticket)
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let (name, rest) = ticket.split_at_checked(NAME)?;
+        let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
+        let keys = self.0.load();
+        let key = match &keys.previous {
+            _ if name == keys.name => &keys.current,
+            Some((previous, key)) if name == previous => key,
+            _ => return None,
+        };
+        let mut state = sealed.to_vec();
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let length = key.open_in_place(nonce, Aad::from(name), &mut state).ok()?.len();
+        state.truncate(length);
+        Some(state)
+    }
+}
+
+impl fmt::Debug for Ticketer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticketer")
+    }
+}
+
+const NAME: usize = 16;
+const SECRET: usize = 32;
+
+/// As long as a key opens after it was last sealed with; the keeper rotates as often.
+pub const LIFETIME_SECONDS: u32 = 12 * 60 * 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_is_opened_by_a_successor_and_after_one_rotation_but_not_after_two() {
+        let keys = TicketKeys::generate().unwrap();
+        let ticket = Ticketer::new(&keys).encrypt(b"state").unwrap();
+        let successor = Ticketer::new(&keys);
+        assert_eq!(successor.decrypt(&ticket).as_deref(), Some(&b"state"[..]));
+
+        let rotated = keys.rotated().unwrap();
+        successor.replace(&rotated);
+        assert_eq!(successor.decrypt(&ticket).as_deref(), Some(&b"state"[..]));
+        successor.replace(&rotated.rotated().unwrap());
+        assert_eq!(successor.decrypt(&ticket), None);
+    }
+
+    #[test]
+    fn a_ticket_that_was_touched_or_cut_is_none() {
+        let ticketer = Ticketer::new(&TicketKeys::generate().unwrap());
+        let ticket = ticketer.encrypt(b"state").unwrap();
+
+        for length in 0..ticket.len() {
+            assert_eq!(ticketer.decrypt(&ticket[..length]), None, "{length}");
+        }
+        for position in 0..ticket.len() {
+            let mut touched = ticket.clone();
+            touched[position] ^= 1;
+            assert_eq!(ticketer.decrypt(&touched), None, "{position}");
+        }
+    }
+
+    #[test]
+    fn keys_are_not_printed() {
+        assert_eq!(format!("{:?}", TicketKeys::generate().unwrap()), "TicketKeys");
+    }
+}
