@@ -47,7 +47,8 @@ impl Gateway {
         let (queue, number) = (upstream.queue.clone(), u32::try_from(number).unwrap_or(u32::MAX));
         self.control.spawn(async move {
             queue.give_up().await;
-            drop(news.send(PlaceNews::Given { upstream: number, count: 1 }));
+            // Nobody hears it when we stop.
+            news.send(PlaceNews::Given { upstream: number, count: 1 }).ok();
         });
     }
 

@@ -96,19 +96,10 @@ impl Provisions {
             });
         }
 
-        let private = private(plan);
-        let mut files = Vec::new();
-        for (position, route) in plan.routes.iter().enumerate() {
-            match Roots::open(&route.files, &private) {
-                Ok((roots, missing)) => {
-                    for missing in missing {
-                        tracing::warn!(route = %route.prefix, "{missing}");
-                    }
-                    files.push(roots);
-                }
-                Err(fault) => faults.push(ProvisionFault::Files { position, fault }),
-            }
-        }
+        let files = roots(plan).unwrap_or_else(|found| {
+            faults.extend(found.0);
+            Vec::new()
+        });
 
         let spool = match spool {
             Ok(spool) if faults.is_empty() => spool,
@@ -118,6 +109,29 @@ impl Provisions {
             sockets.hand(plan, held).map_err(|source| ProvisionFaults(vec![ProvisionFault::Descriptors { source }]))?;
         Ok(Self { listeners, certificates, access_log, spool, admin, files })
     }
+}
+
+/// Opens what `files` of each route names; whoever sends the files does this, as the user that it is.
+///
+/// # Errors
+///
+/// Every folder that cannot be opened. One that is not there is no fault: it may come with the application.
+pub fn roots(plan: &Plan) -> Result<Vec<Roots>, ProvisionFaults> {
+    let private = private(plan);
+    let mut faults = Vec::new();
+    let mut files = Vec::new();
+    for (position, route) in plan.routes.iter().enumerate() {
+        match Roots::open(&route.files, &private) {
+            Ok((roots, missing)) => {
+                for missing in missing {
+                    tracing::warn!(route = %route.prefix, "{missing}");
+                }
+                files.push(roots);
+            }
+            Err(fault) => faults.push(ProvisionFault::Files { position, fault }),
+        }
+    }
+    if faults.is_empty() { Ok(files) } else { Err(ProvisionFaults(faults)) }
 }
 
 /// Everything of the system that cannot be had, one a line.

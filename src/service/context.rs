@@ -28,7 +28,7 @@ pub struct Worker {
 }
 
 /// One generation, held by a request until its end.
-pub type Pinned = Rc<Arc<Runtime>>;
+pub(super) type Pinned = Rc<Arc<Runtime>>;
 
 impl Worker {
     pub fn new(
@@ -58,7 +58,7 @@ impl Worker {
     }
 
     /// The generation in force.
-    pub fn current(&self) -> Pinned {
+    pub fn current(&self) -> Rc<Arc<Runtime>> {
         let current = self.current.load();
         let mut pinned = self.pinned.borrow_mut();
         if !Arc::ptr_eq(&current, &pinned) {

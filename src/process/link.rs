@@ -1,0 +1,294 @@
+//! The socket between keeper and worker.
+//!
+//! To the worker go messages of any size: the text in memory that nobody can change any more (a sealed `memfd`), handed
+//! over as a descriptor like the sockets and files that go with it. To the keeper come words of a fixed size and
+//! nothing else: no descriptor of the worker's is ever taken in.
+
+use std::{
+    fs::File,
+    io::{self, IoSlice, IoSliceMut, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::FileExt,
+    },
+};
+
+use rustix::{
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    },
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::{Interest, unix::AsyncFd};
+use zeroize::Zeroizing;
+
+use super::message::{NoWord, WORD, Word};
+
+/// One end of the link.
+#[derive(Debug)]
+pub(super) struct Link(AsyncFd<OwnedFd>);
+
+/// Why a message did not come.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error("the link between keeper and worker: {0}")]
+    Io(#[from] io::Error),
+    #[error("a message between keeper and worker cannot be read: {0}")]
+    Content(#[from] postcard::Error),
+    #[error("a message between keeper and worker does not have the announced form")]
+    Form,
+}
+
+impl Link {
+    /// A link, and its other end for the standard input of a worker.
+    pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        Ok((Self::over(ours)?, theirs))
+    }
+
+    /// The end that we were begun with.
+    pub(super) fn from_stdin() -> io::Result<Self> {
+        Self::over(io::stdin().as_fd().try_clone_to_owned()?)
+    }
+
+    /// The end `socket`.
+    pub(super) fn over(socket: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(Self(AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE)?))
+    }
+
+    /// The socket, to be handed on.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Sends `message` with `descriptors`; waits while the other side is behind.
+    ///
+    /// Not to be cancelled and tried again: part of a message may have gone.
+    pub(super) async fn send(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        let content = sealed(&Zeroizing::new(postcard::to_stdvec(message)?))?;
+        let all: Vec<BorrowedFd<'_>> = [content.as_fd()].into_iter().chain(descriptors.iter().copied()).collect();
+        let head = Head { descriptors: u32::try_from(descriptors.len()).map_err(|_| LinkError::Form)? };
+        for (number, batch) in all.chunks(BATCH).enumerate() {
+            let packet = if number == 0 { head.encode() } else { MORE };
+            self.0.async_io(Interest::WRITABLE, |socket| send(socket.as_fd(), &packet, batch)).await?;
+        }
+        Ok(())
+    }
+
+    /// The next message and what came with it; `None` when the other side has gone.
+    pub(super) async fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, LinkError> {
+        let mut packet = [0; PACKET];
+        let (length, mut descriptors) = self.packet(&mut packet).await?;
+        if length == 0 {
+            return Ok(None);
+        }
+        let head = Head::decode(&packet[..length]).ok_or(LinkError::Form)?;
+        let expected = head.descriptors as usize + 1;
+        if expected > MOST_DESCRIPTORS {
+            return Err(LinkError::Form);
+        }
+        while descriptors.len() < expected {
+            let (length, more) = self.packet(&mut packet).await?;
+            if packet[..length] != MORE || more.is_empty() {
+                return Err(LinkError::Form);
+            }
+            descriptors.extend(more);
+        }
+        if descriptors.len() > expected {
+            return Err(LinkError::Form);
+        }
+        let content = File::from(descriptors.remove(0));
+        let length = usize::try_from(content.metadata()?.len()).map_err(|_| LinkError::Form)?;
+        if length > LONGEST {
+            return Err(LinkError::Form);
+        }
+        let mut bytes = Zeroizing::new(vec![0; length]);
+        content.read_exact_at(&mut bytes, 0)?;
+        Ok(Some((postcard::from_bytes(&bytes)?, descriptors)))
+    }
+
+    async fn packet(&self, packet: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+        self.0.async_io(Interest::READABLE, |socket| receive(socket.as_fd(), packet)).await
+    }
+
+    /// Says `word`; waits while the keeper is behind.
+    pub(super) async fn say(&self, word: Word) -> io::Result<()> {
+        let bytes = word.encode();
+        self.0.async_io(Interest::WRITABLE, |socket| send(socket.as_fd(), &bytes, &[])).await
+    }
+
+    /// The next word of the worker; `Ok(None)` when it has gone.
+    ///
+    /// # Errors
+    ///
+    /// What it said is no word. The next one may be. Cancel-safe.
+    pub(super) async fn hear(&self) -> io::Result<Option<Result<Word, NoWord>>> {
+        self.0.async_io(Interest::READABLE, |socket| hear(socket.as_fd())).await
+    }
+}
+
+fn hear(socket: BorrowedFd<'_>) -> io::Result<Option<Result<Word, NoWord>>> {
+    // One byte more, so that a longer packet is seen to be one.
+    let mut bytes = [0; WORD + 1];
+    // No room for descriptors: the kernel closes those that were sent.
+    let mut nothing = RecvAncillaryBuffer::default();
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut nothing, RecvFlags::DONTWAIT)?;
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Ok(Some(Err(NoWord::Descriptors)));
+    }
+    if received.bytes == 0 && !received.flags.contains(ReturnFlags::TRUNC) {
+        return Ok(None);
+    }
+    Ok(Some(Word::decode(&bytes[..received.bytes])))
+}
+
+/// The first packet of a message.
+struct Head {
+    /// That go with the message, besides the one it is in.
+    descriptors: u32,
+}
+
+impl Head {
+    fn encode(&self) -> [u8; PACKET] {
+        let mut packet = *b"VEST\x01\0\0\0\0";
+        packet[5..].copy_from_slice(&self.descriptors.to_le_bytes());
+        packet
+    }
+
+    fn decode(packet: &[u8]) -> Option<Self> {
+        let count = packet.strip_prefix(b"VEST\x01")?.try_into().ok()?;
+        Some(Self { descriptors: u32::from_le_bytes(count) })
+    }
+}
+
+/// Memory with `content` that nobody can change any more.
+fn sealed(content: &[u8]) -> io::Result<OwnedFd> {
+    let memory = memfd_create("vestibule", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = File::from(memory);
+    file.write_all(content)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
+    Ok(file.into())
+}
+
+/// Sends one packet at once, or not at all.
+pub(super) fn send(socket: BorrowedFd<'_>, packet: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = vec![MaybeUninit::uninit(); SendAncillaryMessage::ScmRights(descriptors).size()];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    sendmsg(socket, &[IoSlice::new(packet)], &mut control, flags)?;
+    Ok(())
+}
+
+/// Receives one packet, if there is one; nothing of it is left behind.
+pub(super) fn receive(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(socket, &mut [IoSliceMut::new(packet)], &mut control, flags)?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(more) = message {
+            descriptors.extend(more);
+        }
+    }
+    if received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet was cut: descriptors may have run out"));
+    }
+    Ok((received.bytes, descriptors))
+}
+
+/// What a packet says that only brings more descriptors.
+pub(super) const MORE: [u8; PACKET] = *b"VESTMORE\0";
+const PACKET: usize = 9;
+
+/// Descriptors of one packet; the kernel takes 253.
+pub(super) const BATCH: usize = 64;
+const MOST_DESCRIPTORS: usize = 16_384;
+/// Bytes of one message.
+const LONGEST: usize = 256 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn links() -> (Link, Link) {
+        let (ours, theirs) = Link::pair().unwrap();
+        (ours, Link::over(theirs).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_message_comes_with_its_descriptors_in_their_order() {
+        let (keeper, worker) = links();
+        let pipes: Vec<_> = (0..200).map(|_| UnixStream::pair().unwrap()).collect();
+        let text = "x".repeat(3 << 20);
+        let descriptors: Vec<_> = pipes.iter().map(|(ours, _)| ours.as_fd()).collect();
+
+        let (sent, received) =
+            tokio::join!(keeper.send(&text, &descriptors), worker.receive::<String>());
+
+        sent.unwrap();
+        let (said, handed) = received.unwrap().unwrap();
+        assert!(said == text && handed.len() == pipes.len());
+        for ((_, theirs), (number, handed)) in pipes.iter().zip((0_u8..).zip(handed)) {
+            UnixStream::from(handed).write_all(&[number]).unwrap();
+            let mut byte = [0];
+            io::Read::read_exact(&mut &*theirs, &mut byte).unwrap();
+            assert_eq!(byte[0], number);
+        }
+        drop(keeper);
+        assert!(worker.receive::<String>().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn words_are_heard_and_what_is_none_is_refused_and_the_next_one_heard() {
+        let (keeper, worker) = links();
+        let say = |bytes: &[u8], descriptors: &[BorrowedFd<'_>]| send(worker.socket(), bytes, descriptors).unwrap();
+        let pipe = UnixStream::pair().unwrap();
+
+        worker.say(Word::Ready).await.unwrap();
+        say(b"open /etc/shadow, please, and give it to me", &[]);
+        say(&Word::Ready.encode(), &[pipe.0.as_fd()]);
+        say(b"short", &[]);
+        say(&vec![7; 100_000], &[]);
+        worker.say(Word::Upgrade { id: 1 }).await.unwrap();
+
+        let mut heard = Vec::new();
+        for _ in 0..6 {
+            heard.push(keeper.hear().await.unwrap().unwrap());
+        }
+        let expected = [
+            Ok(Word::Ready),
+            Err(NoWord::Length),
+            Err(NoWord::Descriptors),
+            Err(NoWord::Length),
+            Err(NoWord::Length),
+            Ok(Word::Upgrade { id: 1 }),
+        ];
+        assert_eq!(heard, expected);
+        // The descriptor was closed by the kernel, not kept by us.
+        let (ours, mut theirs) = pipe;
+        drop(ours);
+        assert_eq!(io::Read::read(&mut theirs, &mut [0]).unwrap(), 0);
+        drop(worker);
+        assert!(keeper.hear().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_message_that_is_not_as_announced_is_an_error() {
+        let (keeper, worker) = links();
+        for packet in [&b"VEST\x02\0\0\0\0"[..], b"VEST\x01\xff\xff\xff\xff", b"?"] {
+            send(keeper.socket(), packet, &[]).unwrap();
+            assert!(worker.receive::<String>().await.is_err(), "{packet:?}");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! What keeper and worker say to each other.
+//!
+//! The keeper hands over what the worker cannot get itself ([`ToWorker`]). The worker says one of a few words of
+//! sixteen bytes ([`Word`]): it can name no path, no command and no text, so that one that has been taken over can ask
+//! for nothing but what any worker may ask for.
+//!
+//! After an upgrade the keeper is of another version than the workers that leave: variants of both are only added, at
+//! the end.
+
+use std::{collections::BTreeMap, os::fd::{AsFd, BorrowedFd, OwnedFd}, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    admin::{Outcome, Report},
+    config::{ListenAddress, ListenerPlan, LogSink, Plan},
+    files::Roots,
+    keeper::{
+        Provisions,
+        output::LogOutput,
+        roots,
+        sockets::{BoundListener, BoundSockets},
+        user::User,
+    },
+    tls::{CertificateMaterial, TicketKeys},
+};
+
+/// What a worker is told.
+#[derive(Serialize, Deserialize)]
+pub(super) enum ToWorker {
+    /// Begin. With the descriptors of [`Handover`].
+    Start(Box<Handover>),
+    /// Put another plan in force. Likewise.
+    Apply(Box<Handover>),
+    /// Go on with another file for the access log, which comes along.
+    Reopen,
+    /// How the keeper is, for `/status`.
+    Report(Report),
+    /// What came of an order.
+    Reply { id: u32, outcome: Outcome },
+    /// Accept no more, and end what was begun.
+    Retire,
+    /// Take places that another worker had.
+    Places { upstream: String, count: u32 },
+    /// Give one place up, for a worker that leaves and has a request left.
+    Recall { upstream: String },
+    /// Say "not ready".
+    Unready,
+    /// End: what is inside has this long.
+    Stop { deadline: Duration },
+    /// Seal session tickets with these.
+    Tickets(TicketKeys),
+    /// Answer, if alive.
+    Beat(u64),
+}
+
+/// A plan and what goes with it. Descriptors come in the order of the fields.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Handover {
+    pub(super) generation: u64,
+    pub(super) plan: Plan,
+    listeners: Vec<HandedListener>,
+    certificates: Vec<CertificateMaterial>,
+    /// Whether there is the descriptor of a file. Standard output is inherited.
+    access_log: bool,
+    admin: bool,
+    /// To become this user before anything else.
+    pub(super) user: Option<User>,
+    /// Places that workers before this one still have, by upstream.
+    pub(super) held: BTreeMap<String, u32>,
+    pub(super) tickets: TicketKeys,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HandedListener {
+    plan: ListenerPlan,
+    address: ListenAddress,
+    sockets: HandedSockets,
+}
+
+/// How many descriptors of which kind.
+#[derive(Serialize, Deserialize)]
+enum HandedSockets {
+    Tcp(u32),
+    Unix(u32),
+    Kept,
+}
+
+impl Handover {
+    pub(super) fn new(
+        generation: u64,
+        plan: &Plan,
+        provisions: Provisions,
+        user: Option<User>,
+        held: BTreeMap<String, u32>,
+        tickets: TicketKeys,
+    ) -> (Self, Vec<OwnedFd>) {
+        let mut descriptors = Vec::new();
+        let mut listeners = Vec::new();
+        for BoundListener { plan, address, sockets } in provisions.listeners {
+            let count = |sockets: usize| u32::try_from(sockets).unwrap_or(u32::MAX);
+            let sockets = match sockets {
+                BoundSockets::Tcp(sockets) => {
+                    let handed = HandedSockets::Tcp(count(sockets.len()));
+                    descriptors.extend(sockets.into_iter().map(OwnedFd::from));
+                    handed
+                }
+                BoundSockets::Unix(sockets) => {
+                    let handed = HandedSockets::Unix(count(sockets.len()));
+                    descriptors.extend(sockets.into_iter().map(OwnedFd::from));
+                    handed
+                }
+                BoundSockets::Kept => HandedSockets::Kept,
+            };
+            listeners.push(HandedListener { plan, address, sockets });
+        }
+        let log = match provisions.access_log {
+            Some(LogOutput::File { file, .. }) => Some(OwnedFd::from(file)),
+            Some(LogOutput::Stdout) | None => None,
+        };
+        let access_log = log.is_some();
+        descriptors.extend(log);
+        descriptors.push(provisions.spool);
+        let admin = provisions.admin.is_some();
+        descriptors.extend(provisions.admin.map(OwnedFd::from));
+        let (plan, certificates) = (plan.clone(), provisions.certificates);
+        (Self { generation, plan, listeners, certificates, access_log, admin, user, held, tickets }, descriptors)
+    }
+
+    /// What was handed over, as the core takes it; opens the folders of `files` as the user that we are.
+    pub(super) fn provisions(&mut self, descriptors: Vec<OwnedFd>) -> Result<Provisions, String> {
+        let mut descriptors = descriptors.into_iter();
+        let missing = || "fewer descriptors came than were announced".to_owned();
+        let mut next = || descriptors.next().ok_or_else(missing);
+        let mut listeners = Vec::new();
+        for HandedListener { plan, address, sockets } in self.listeners.drain(..) {
+            let sockets = match sockets {
+                HandedSockets::Tcp(count) => {
+                    BoundSockets::Tcp((0..count).map(|_| next().map(Into::into)).collect::<Result<_, _>>()?)
+                }
+                HandedSockets::Unix(count) => {
+                    BoundSockets::Unix((0..count).map(|_| next().map(Into::into)).collect::<Result<_, _>>()?)
+                }
+                HandedSockets::Kept => BoundSockets::Kept,
+            };
+            listeners.push(BoundListener { plan, address, sockets });
+        }
+        let access_log = match self.plan.access_log.as_ref().map(|log| &log.sink) {
+            Some(LogSink::File(path)) if self.access_log => {
+                Some(LogOutput::File { path: path.clone(), file: next()?.into() })
+            }
+            Some(LogSink::Stdout) => Some(LogOutput::Stdout),
+            _ => None,
+        };
+        let spool = next()?;
+        let admin = if self.admin { Some(next()?.into()) } else { None };
+        let files: Vec<Roots> = roots(&self.plan).map_err(|faults| faults.to_string())?;
+        let certificates = std::mem::take(&mut self.certificates);
+        Ok(Provisions { listeners, certificates, access_log, spool, admin, files })
+    }
+}
+
+/// All that a worker can say. Numbers of upstreams count those of its plan that have a bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// It accepts connections.
+    Ready,
+    /// The plan it was told to apply is in force.
+    Applied,
+    /// It is not, and nothing has changed.
+    Failed,
+    Reload { id: u32, dry_run: bool },
+    Rollback { id: u32, steps: u32 },
+    /// `wait`: whole milliseconds.
+    Drain { id: u32, wait: Duration },
+    Upgrade { id: u32 },
+    /// Places that are free for another worker.
+    Place { upstream: u32, count: u32 },
+    /// A place for a request that has none.
+    Want { upstream: u32 },
+    Alive { beat: u64 },
+}
+
+/// Bytes of a word: kind, id, argument; little endian.
+pub(super) const WORD: usize = 16;
+
+/// Why what came is no word.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+pub(super) enum NoWord {
+    #[error("a message of another length than {WORD} bytes")]
+    Length,
+    #[error("a message of the unknown kind {0}")]
+    Kind(u32),
+    #[error("a message with an argument that is out of bounds")]
+    Argument,
+    #[error("a message with descriptors")]
+    Descriptors,
+}
+
+impl Word {
+    pub(super) fn encode(self) -> [u8; WORD] {
+        let (kind, id, argument) = match self {
+            Self::Ready => (1, 0, 0),
+            Self::Applied => (2, 0, 0),
+            Self::Failed => (3, 0, 0),
+            Self::Reload { id, dry_run } => (4, id, u64::from(dry_run)),
+            Self::Rollback { id, steps } => (5, id, u64::from(steps)),
+            Self::Drain { id, wait } => (6, id, u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+            Self::Upgrade { id } => (7, id, 0),
+            Self::Place { upstream, count } => (8, upstream, u64::from(count)),
+            Self::Want { upstream } => (9, upstream, 0),
+            Self::Alive { beat } => (10, 0, beat),
+        };
+        let mut bytes = [0; WORD];
+        bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
+        bytes[4..8].copy_from_slice(&u32::to_le_bytes(id));
+        bytes[8..].copy_from_slice(&u64::to_le_bytes(argument));
+        bytes
+    }
+
+    /// The one word that `bytes` are.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, NoWord> {
+        let bytes: &[u8; WORD] = bytes.try_into().map_err(|_| NoWord::Length)?;
+        let kind = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let id = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        let mut argument = [0; 8];
+        argument.copy_from_slice(&bytes[8..]);
+        let argument = u64::from_le_bytes(argument);
+        let small = || u32::try_from(argument).map_err(|_| NoWord::Argument);
+        let word = match kind {
+            1 => Self::Ready,
+            2 => Self::Applied,
+            3 => Self::Failed,
+            4 => Self::Reload { id, dry_run: argument == 1 },
+            5 => Self::Rollback { id, steps: small()? },
+            6 if argument <= LONGEST_WAIT_MS => Self::Drain { id, wait: Duration::from_millis(argument) },
+            6 => return Err(NoWord::Argument),
+            7 => Self::Upgrade { id },
+            8 => Self::Place { upstream: id, count: small()? },
+            9 => Self::Want { upstream: id },
+            10 => Self::Alive { beat: argument },
+            kind => return Err(NoWord::Kind(kind)),
+        };
+        // What a word does not use is zero.
+        if word.encode() == *bytes { Ok(word) } else { Err(NoWord::Argument) }
+    }
+}
+
+/// The longest wait of a drain, in milliseconds.
+const LONGEST_WAIT_MS: u64 = 3_600_000;
+
+/// The descriptors of `owned`, to be sent.
+pub(super) fn borrowed(owned: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
+    owned.iter().map(AsFd::as_fd).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_word_is_read_as_it_was_said() {
+        for word in [
+            Word::Ready,
+            Word::Applied,
+            Word::Failed,
+            Word::Reload { id: 7, dry_run: true },
+            Word::Reload { id: u32::MAX, dry_run: false },
+            Word::Rollback { id: 1, steps: 19 },
+            Word::Drain { id: 1, wait: Duration::from_secs(10) },
+            Word::Upgrade { id: 3 },
+            Word::Place { upstream: 2, count: 6 },
+            Word::Want { upstream: 2 },
+            Word::Alive { beat: u64::MAX },
+        ] {
+            assert_eq!(Word::decode(&word.encode()), Ok(word));
+        }
+    }
+
+    #[test]
+    fn what_is_no_word_is_refused_by_what_is_wrong_with_it() {
+        assert_eq!(Word::decode(b"/etc/shadow"), Err(NoWord::Length));
+        assert_eq!(Word::decode(&[1; 4096]), Err(NoWord::Length));
+        assert_eq!(Word::decode(&[0; WORD]), Err(NoWord::Kind(0)));
+        let mut ready = Word::Ready.encode();
+        ready[9] = 1;
+        assert_eq!(Word::decode(&ready), Err(NoWord::Argument), "a word with a stowaway");
+        let mut drain = Word::Drain { id: 1, wait: Duration::ZERO }.encode();
+        drain[15] = 1;
+        assert_eq!(Word::decode(&drain), Err(NoWord::Argument));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_read_as_a_word_is_said_in_the_same_bytes(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            if let Ok(word) = Word::decode(&bytes) {
+                prop_assert_eq!(&word.encode()[..], &bytes[..]);
+            }
+        }
+
+        #[test]
+        fn near_words_are_words_or_refused(kind in 0u32..14, id in any::<u32>(), argument in any::<u64>()) {
+            let mut bytes = [0; WORD];
+            bytes[..4].copy_from_slice(&kind.to_le_bytes());
+            bytes[4..8].copy_from_slice(&id.to_le_bytes());
+            bytes[8..].copy_from_slice(&argument.to_le_bytes());
+            if let Ok(word) = Word::decode(&bytes) {
+                prop_assert_eq!(word.encode(), bytes);
+            }
+        }
+    }
+}
