@@ -1,25 +1,24 @@
 //! The command line: which configuration, what to do with it, and the exit code that says how it went.
 //!
-//! 0: a clean stop, or nothing to complain of · 1: could not start or go on · 2: bad command line
-//! (clap's own) · 78 (`EX_CONFIG`): the configuration is refused, and trying again will not help.
+//! 0: a clean stop, or nothing to complain of · 1: could not start or go on, or had to cut something off at a stop · 2: bad
+//! command line (clap's own) · 78 (`EX_CONFIG`): the configuration is refused, and trying again will not help.
 
 use std::{
     error::Error,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    admin,
-    config::{self, AdminAddress, ConfigError, Outer, Plan, Problem, Source},
+    admin::{self, Order},
+    config::{self, AdminAddress, ConfigError, Outer, Source},
     demo,
-    telemetry::{
-        access_log::{self, Format, FormatError},
-        events,
-    },
+    process::{self, Ended, ServeError},
+    telemetry::{access_log, events},
     tls,
 };
 
@@ -29,9 +28,14 @@ pub fn main() -> ExitCode {
     events::init();
     // clap ends a bad command line with its own message and 2.
     match Command::parse().verb {
-        Verb::Serve(options) => with_source(&options, serve),
+        Verb::Serve { options, serve: how } => with_source(&options, |source| serve(source, how)),
+        Verb::Worker => started(process::work()),
         Verb::Demo => started(demo::run()),
         Verb::Status(options) => with_source(&options, status),
+        Verb::Reload { options, dry_run } => with_source(&options, |source| order(source, Order::Reload { dry_run })),
+        Verb::Rollback { options, steps } => with_source(&options, |source| order(source, Order::Rollback { steps })),
+        Verb::Drain { options, wait } => with_source(&options, |source| order(source, Order::Drain { wait })),
+        Verb::Upgrade(options) => with_source(&options, |source| order(source, Order::Upgrade)),
         Verb::Check(options) => with_source(&options, check),
         Verb::Explain { options, outer } => with_source(&options, |source| explain(source, outer)),
     }
@@ -47,13 +51,50 @@ struct Command {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run in the foreground until SIGTERM or SIGINT.
+    /// Run in the foreground until SIGTERM, SIGINT or SIGQUIT; a second one cuts off what is in flight.
+    ///
+    /// SIGHUP reads the configuration anew, SIGUSR1 reopens the access log, SIGUSR2 lets the program file on the disk take
+    /// over. The configuration and certificates are watched: their change needs no signal.
     #[command(after_help = ENVIRONMENT)]
-    Serve(Options),
+    Serve {
+        #[command(flatten)]
+        options: Options,
+        #[command(flatten)]
+        serve: ServeOptions,
+    },
+    /// What the keeper begins; not for people.
+    #[command(hide = true)]
+    Worker,
     /// Show a front door with a small application behind it, and print its addresses.
     Demo,
     /// Ask the running gateway how it is, through the `admin` socket of the configuration.
     Status(Options),
+    /// Have the running gateway read its configuration anew.
+    Reload {
+        #[command(flatten)]
+        options: Options,
+        /// Only say what would change.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Have the running gateway go back to a configuration that was applied before; the file is left as it is.
+    Rollback {
+        #[command(flatten)]
+        options: Options,
+        /// How many configurations to go back.
+        #[arg(value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        steps: u32,
+    },
+    /// Have the running gateway answer /ready with 503, wait for the load balancer to look elsewhere, and stop.
+    Drain {
+        #[command(flatten)]
+        options: Options,
+        /// How long to wait.
+        #[arg(long, value_name = "TIME", default_value = "10s", value_parser = wait)]
+        wait: Duration,
+    },
+    /// Have the program file that is on the disk now take over from the running gateway: same pid, nothing dropped.
+    Upgrade(Options),
     /// Validate everything without listening; prints `file:line:column: key.path: problem`, one a line.
     Check(Options),
     /// Say in words what the configuration means.
@@ -64,6 +105,19 @@ enum Verb {
         #[arg(long, value_name = "PROXY")]
         outer: Option<Outer>,
     },
+}
+
+#[derive(Args)]
+struct ServeOptions {
+    /// Keep everything in one process: nothing is confined, and a crash or an upgrade is a restart.
+    #[arg(long)]
+    single: bool,
+    /// Write the process id here; it never changes, whatever is reloaded or upgraded.
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// For an upgrade: with a number, say whether this program reads what is left in that form.
+    #[arg(long, value_name = "FORM", hide = true, num_args = 0..=1, default_missing_value = "0")]
+    takeover: Option<u32>,
 }
 
 #[derive(Args)]
@@ -87,10 +141,8 @@ Environment:
   VESTIBULE_LOG_FORMAT  `text` (the default), or `json`: one object a line";
 
 /// What `check` holds a configuration against beyond its own text.
-const INSPECTIONS: &[config::Inspection] = &[log_format, config::unusable_folders, tls::check];
-
-/// What a start is refused for: no folder, which may come with the application, and no date of a certificate.
-pub(crate) const AT_A_START: &[config::Inspection] = &[log_format, tls::faults];
+const INSPECTIONS: &[config::Inspection] =
+    &[config::untrusted_sources, access_log::faults, config::unusable_folders, tls::check];
 
 /// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
 const REFUSED: u8 = 78;
@@ -103,12 +155,29 @@ fn with_source(options: &Options, act: impl FnOnce(&Source) -> ExitCode) -> Exit
     act(&Source { file: options.config.clone() })
 }
 
-fn serve(source: &Source) -> ExitCode {
-    // Before anything is begun: a refused configuration is not a failed start.
-    match config::check(source, AT_A_START) {
-        Ok(_) => todo!(),
-        Err(error) => refused(&error),
+fn serve(source: &Source, how: ServeOptions) -> ExitCode {
+    let (source, options) = (source.clone(), process::Options { single: how.single, pid_file: how.pid_file });
+    let ended = match how.takeover {
+        None => process::serve(source, options),
+        Some(0) => process::take_over(source, options),
+        Some(format) => {
+            return match process::would_take_over(&source, format) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(&error),
+            };
+        }
+    };
+    match ended {
+        Ok(Ended { cut, disorderly: 0 }) if cut.is_nothing() => ExitCode::SUCCESS,
+        // The log has said what.
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &ServeError) -> ExitCode {
+    complain(&chain(error));
+    if error.is_refusal() { ExitCode::from(REFUSED) } else { ExitCode::FAILURE }
 }
 
 fn check(source: &Source) -> ExitCode {
@@ -146,34 +215,50 @@ fn refused(error: &ConfigError) -> ExitCode {
 }
 
 fn status(source: &Source) -> ExitCode {
-    match config::load(source) {
-        Ok(plan) => started(ask(&plan)),
+    with_admin(source, |socket| {
+        let answer = block_on(admin::client::get(socket, "/status"))??;
+        say(&admin::render_status(&serde_json::from_slice(&answer.body)?));
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Has the running gateway carry out `order`, and says what came of it.
+fn order(source: &Source, order: Order) -> ExitCode {
+    with_admin(source, |socket| {
+        Ok(match block_on(admin::client::order(socket, order))?? {
+            Ok(done) => {
+                say(&format!("{done}\n"));
+                ExitCode::SUCCESS
+            }
+            Err(refused) => {
+                complain(&refused);
+                ExitCode::FAILURE
+            }
+        })
+    })
+}
+
+fn with_admin(source: &Source, ask: impl FnOnce(&Path) -> Result<ExitCode, Box<dyn Error>>) -> ExitCode {
+    match config::admin(source) {
+        Ok(Some(AdminAddress::Unix(socket))) => ask(&socket).unwrap_or_else(|error| {
+            complain(&chain(error.as_ref()));
+            ExitCode::FAILURE
+        }),
+        Ok(None) => {
+            complain("the configuration has no `admin`; add for example `admin: unix:/run/vestibule/admin.sock`");
+            ExitCode::FAILURE
+        }
         Err(error) => refused(&error),
     }
 }
 
-fn ask(plan: &Plan) -> Result<(), Box<dyn Error>> {
-    let Some(AdminAddress::Unix(socket)) = &plan.admin else {
-        return Err("the configuration has no `admin`; add for example `admin: unix:/run/vestibule/admin.sock`".into());
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(admin::client::get(socket, "/status"))?;
-    say(&admin::render_status(&serde_json::from_slice(&answer.body)?));
-    Ok(())
+fn block_on<F: Future>(work: F) -> io::Result<F::Output> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }
 
-/// A template of the access log that is not one.
-fn log_format(plan: &Plan) -> Vec<Problem> {
-    let Some(Err(error)) = plan.access_log.as_ref().map(|log| Format::compile(&log.format)) else {
-        return Vec::new();
-    };
-    let mut problem = error.to_string();
-    if matches!(error, FormatError::UnknownField { nearest: None, .. }) {
-        let known: Vec<_> = access_log::fields().iter().map(|field| field.name).collect();
-        problem.push_str("; there are ");
-        problem.push_str(&known.join(", "));
-    }
-    vec![Problem { at: "access_log.format".to_owned(), problem }]
+fn wait(text: &str) -> Result<Duration, String> {
+    let wait = config::parse_wait(text).filter(|wait| *wait <= admin::LONGEST_WAIT);
+    wait.ok_or_else(|| "expected a time such as `10s`, an hour at most".to_owned())
 }
 
 /// The error and what caused it, in one line.

@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Whatever runs on traffic threads is spawned here, so that nothing outlives a stop unseen.
@@ -31,13 +35,9 @@ impl Tasks {
     /// Waits until all have ended; at the deadline of a stop that is given up. Answers whether it came to pass.
     pub async fn finished(&self, drain: &Drain) -> bool {
         self.0.close();
-        let given_up = async {
-            drain.stopping().await;
-            tokio::time::sleep(Duration::from_millis(drain.shared.deadline_ms.load(Ordering::Relaxed))).await;
-        };
         tokio::select! {
             () = self.0.wait() => true,
-            () = given_up => false,
+            () = drain.deadline_passed() => false,
         }
     }
 }
@@ -57,7 +57,8 @@ pub struct Drain {
 #[derive(Debug, Default)]
 struct Shared {
     unready: AtomicBool,
-    deadline_ms: AtomicU64,
+    /// When a stop cuts off what is left; `None` before there is a stop.
+    deadline: watch::Sender<Option<Instant>>,
     /// The deadline of the stop has passed: what is dropped from now on is cut off.
     cutting: AtomicBool,
     cut_requests: AtomicU64,
@@ -94,10 +95,12 @@ impl Drain {
         self.leaving.cancel();
     }
 
-    /// Begins to stop: `deadline` from now, what is left is cut off.
+    /// Begins to stop: `deadline` from now, what is left is cut off. Said again, the new deadline counts.
     pub fn start(&self, deadline: Duration) {
-        let milliseconds = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        self.shared.deadline_ms.store(milliseconds, Ordering::Relaxed);
+        let now = Instant::now();
+        // A deadline beyond what the clock can say is none.
+        let deadline = now.checked_add(deadline).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365));
+        self.shared.deadline.send_replace(Some(deadline));
         self.leaving.cancel();
         self.stopping.cancel();
     }
@@ -115,6 +118,25 @@ impl Drain {
     /// Ends when we stop.
     pub async fn stopping(&self) {
         self.stopping.cancelled().await;
+    }
+
+    /// Ends when the deadline of a stop has passed.
+    async fn deadline_passed(&self) {
+        let mut deadline = self.shared.deadline.subscribe();
+        loop {
+            let until = *deadline.borrow_and_update();
+            let passed = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = passed => return,
+                // The sender is ours as well.
+                _ = deadline.changed() => {}
+            }
+        }
     }
 
     /// A signal of its own that is given when we leave, or by itself before.

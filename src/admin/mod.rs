@@ -1,7 +1,7 @@
 //! The admin endpoint: how the gateway is, for people, probes and Prometheus.
 //!
-//! `GET /live`, `/ready`, `/status` and `/metrics` over a unix socket. Binding it (mode 0600) and knowing the answers
-//! ([`AdminState`]) is left to others. Whoever can connect may ask: the permissions of the socket are the access
+//! `GET /live`, `/ready`, `/status`, `/metrics` and `/config`, and `POST /reload`, `/rollback`, `/drain` and `/upgrade`,
+//! over a unix socket. Binding it (mode 0600), knowing the answers and obeying ([`AdminState`]) is left to others. Whoever can connect may ask: the permissions of the socket are the access
 //! control. No web page can reach a unix socket, so `Host` is not looked at.
 //!
 //! A connection carries one exchange, and there are [`CONNECTIONS`] at most; one more waits in the backlog. Each is
@@ -23,17 +23,21 @@ use hyper_util::{
 };
 use tokio::{
     net::{UnixListener, UnixStream},
+    sync::oneshot,
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tracing::debug;
 
 pub use observer::Observer;
-pub use order::{Order, Orders, Outcome};
+pub use order::{LONGEST_WAIT, Order, Orders, Outcome, WAIT};
 pub use report::{Applied, Refusal, Report, WorkerReport};
-pub use status::{CertificateStatus, EndpointStatus, ListenerStatus, Status, UpstreamStatus, render_status, timestamp};
+pub use status::{
+    CertificateStatus, EndpointStatus, GenerationStatus, ListenerStatus, Status, UpstreamStatus, render_status, timestamp,
+};
 
-/// What the admin endpoint is asked about. Called on the control runtime; an answer must not block.
+/// What the admin endpoint is asked about, and who carries out what it is told. Called on the control runtime; an answer
+/// must not block.
 pub trait AdminState: Send + Sync + 'static {
     /// Whether requests should be sent here; if not, why: draining, not yet started.
     fn ready(&self) -> Result<(), String>;
@@ -42,6 +46,12 @@ pub trait AdminState: Send + Sync + 'static {
 
     /// The exposition of [`crate::metrics::Metrics::encode`].
     fn metrics(&self) -> String;
+
+    /// The plan in force, as JSON.
+    fn config(&self) -> serde_json::Value;
+
+    /// Has `order` carried out; `None` where nobody takes any. The outcome does not come if we end before it.
+    fn order(&self, order: Order) -> Option<oneshot::Receiver<Outcome>>;
 }
 
 /// Answers on `listener` until `shutdown`, then gives open exchanges [`SHUTDOWN_TIMEOUT`] to end.
@@ -90,7 +100,7 @@ async fn connection(stream: UnixStream, service: TowerToHyperService<service::Se
 pub const CONNECTIONS: usize = 64;
 
 /// From accept to the last byte of the answer.
-pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+pub const CONNECTION_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// What a stop leaves to exchanges under way.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);

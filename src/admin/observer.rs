@@ -6,16 +6,18 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
 
 use super::{
-    AdminState, CertificateStatus, EndpointStatus, ListenerStatus, Orders, Report, Status, UpstreamStatus, timestamp,
+    AdminState, CertificateStatus, EndpointStatus, GenerationStatus, ListenerStatus, Order, Orders, Outcome, Report,
+    Status, UpstreamStatus, timestamp,
 };
 use crate::{
     config::Protocol,
     drain::Drain,
     listener::Connections,
     metrics::{ListenerMetrics, Metrics},
-    runtime::Current,
+    runtime::{Current, Runtime},
     tls::CertificateStore,
 };
 
@@ -91,10 +93,30 @@ impl AdminState for Observer {
             certificates: certificates.collect(),
             connections: self.connections.count() as u64,
             tunnels: self.metrics.tunnels.get(),
+            generations: self.current.living().iter().map(|living| generation(living)).collect(),
+            processes: Report::clone(&self.report.load()),
         }
+    }
+
+    fn config(&self) -> serde_json::Value {
+        serde_json::to_value(&self.current.load().plan).expect("a plan has text keys only")
+    }
+
+    fn order(&self, order: Order) -> Option<oneshot::Receiver<Outcome>> {
+        let (done, outcome) = oneshot::channel();
+        self.orders.as_ref()?.send((order, done)).ok()?;
+        Some(outcome)
     }
 
     fn metrics(&self) -> String {
         self.metrics.encode()
+    }
+}
+
+fn generation(runtime: &Runtime) -> GenerationStatus {
+    GenerationStatus {
+        generation: runtime.generation,
+        age_seconds: runtime.age().as_secs(),
+        exchanges: runtime.exchanges.get(),
     }
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::config::parse_wait;
+
 /// One order, as it comes from the admin socket or a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -17,8 +19,96 @@ pub enum Order {
     Upgrade,
 }
 
+impl Order {
+    /// The order that `POST path?query` is; `Ok(None)` where there is none at `path`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the query, in words.
+    pub fn read(path: &str, query: &str) -> Result<Option<Self>, String> {
+        let mut argument = match query {
+            "" => None,
+            query => Some(query.split_once('=').unwrap_or((query, ""))),
+        };
+        let mut take = |name| argument.take_if(|(found, _)| *found == name).map(|(_, value)| value);
+        let order = match path {
+            "/reload" => match take("dry_run") {
+                None | Some("false") => Self::Reload { dry_run: false },
+                Some("" | "true") => Self::Reload { dry_run: true },
+                Some(other) => return Err(format!("dry_run is `true` or `false`, not `{other}`")),
+            },
+            "/rollback" => match take("steps").map_or(Ok(1), str::parse) {
+                Ok(steps) if steps > 0 => Self::Rollback { steps },
+                _ => return Err("steps is a number from 1 on".to_owned()),
+            },
+            "/drain" => match take("wait").map_or(Some(WAIT), parse_wait) {
+                Some(wait) if wait <= LONGEST_WAIT => Self::Drain { wait },
+                _ => return Err("wait is a time such as `10s`, an hour at most".to_owned()),
+            },
+            "/upgrade" => Self::Upgrade,
+            _ => return Ok(None),
+        };
+        match argument {
+            None => Ok(Some(order)),
+            Some((name, _)) => Err(format!("there is no `{name}` for {path}")),
+        }
+    }
+
+    /// What to `POST` for it.
+    pub fn target(self) -> String {
+        match self {
+            Self::Reload { dry_run: false } => "/reload".to_owned(),
+            Self::Reload { dry_run: true } => "/reload?dry_run=true".to_owned(),
+            Self::Rollback { steps } => format!("/rollback?steps={steps}"),
+            Self::Drain { wait } => format!("/drain?wait={}ms", wait.as_millis()),
+            Self::Upgrade => "/upgrade".to_owned(),
+        }
+    }
+}
+
+/// How long a drain says "not ready" before it stops, unless it is told: three probes of most load balancers.
+pub const WAIT: Duration = Duration::from_secs(10);
+/// The longest wait of a drain.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
+
 /// What came of an order, in words: `Err` when it was refused, and then nothing has changed.
 pub type Outcome = Result<String, String>;
 
 /// Orders on their way to whoever carries them out, each with where its outcome is awaited.
 pub type Orders = mpsc::UnboundedSender<(Order, oneshot::Sender<Outcome>)>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_order_is_read_as_it_is_asked_for() {
+        for order in [
+            Order::Reload { dry_run: true },
+            Order::Reload { dry_run: false },
+            Order::Rollback { steps: 3 },
+            Order::Drain { wait: Duration::from_millis(1500) },
+            Order::Upgrade,
+        ] {
+            let target = order.target();
+            let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+            assert_eq!(Order::read(path, query), Ok(Some(order)));
+        }
+        assert_eq!(Order::read("/rollback", ""), Ok(Some(Order::Rollback { steps: 1 })));
+        assert_eq!(Order::read("/nothing", ""), Ok(None));
+    }
+
+    #[test]
+    fn what_is_no_order_says_why() {
+        for (path, query) in [
+            ("/rollback", "steps=0"),
+            ("/rollback", "steps=x"),
+            ("/drain", "wait=10"),
+            ("/drain", "wait=2h"),
+            ("/reload", "dryrun=true"),
+            ("/upgrade", "to=/tmp/x"),
+        ] {
+            assert!(Order::read(path, query).is_err(), "{path}?{query}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! One request to the admin endpoint, and its answer.
 
-use std::{any::Any, convert::Infallible, future::Ready, sync::Arc, time::Duration};
+use std::{any::Any, convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -16,7 +16,7 @@ use tower::{ServiceBuilder, util::BoxCloneSyncService};
 use tower_http::{BoxError, body::UnsyncBoxBody, catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 use tracing::error;
 
-use super::AdminState;
+use super::{AdminState, Order};
 use crate::metrics;
 
 pub(super) type Service = BoxCloneSyncService<Request<Incoming>, Response<UnsyncBoxBody<Bytes, BoxError>>, Infallible>;
@@ -26,25 +26,39 @@ pub(super) fn service(state: Arc<dyn AdminState>) -> Service {
     let answers = ServiceBuilder::new()
         .layer(CatchPanicLayer::custom(panicked))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, TIMEOUT))
-        .service_fn(move |request: Request<Incoming>| -> Ready<Result<_, Infallible>> {
-            std::future::ready(Ok(answer(&request, state.as_ref())))
+        .service_fn(move |request: Request<Incoming>| {
+            let state = Arc::clone(&state);
+            async move { Ok::<_, Infallible>(answer(&request, state.as_ref()).await) }
         });
     BoxCloneSyncService::new(answers)
 }
 
-fn answer(request: &Request<Incoming>, state: &dyn AdminState) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, state: &dyn AdminState) -> Response<Full<Bytes>> {
     let path = request.uri().path();
-    if !matches!(path, "/live" | "/ready" | "/status" | "/metrics") {
-        return problem(StatusCode::NOT_FOUND, "there is /live, /ready, /status and /metrics");
-    }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut refused = problem(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
-        refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    let query = request.uri().query().unwrap_or_default();
+    let (allowed, order) = match (path, Order::read(path, query)) {
+        ("/live" | "/ready" | "/status" | "/metrics" | "/config", _) => ("GET, HEAD", None),
+        (_, Ok(None)) => return problem(StatusCode::NOT_FOUND, THERE_IS),
+        (_, order) => ("POST", Some(order)),
+    };
+    let is_allowed = match *request.method() {
+        Method::GET | Method::HEAD => order.is_none(),
+        Method::POST => order.is_some(),
+        _ => false,
+    };
+    if !is_allowed {
+        let mut refused = problem(StatusCode::METHOD_NOT_ALLOWED, &format!("{path} takes {allowed}"));
+        refused.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
         return refused;
     }
     // The body limit: no question here has one, so nothing is ever read.
     if !request.body().is_end_stream() {
         return problem(StatusCode::PAYLOAD_TOO_LARGE, "a request here has no body");
+    }
+    match order {
+        Some(Ok(Some(order))) => return carry_out(order, state).await,
+        Some(Err(wrong)) => return problem(StatusCode::BAD_REQUEST, &wrong),
+        Some(Ok(None)) | None => {}
     }
     match path {
         "/live" => json(StatusCode::OK, &json!({ "live": true })),
@@ -53,9 +67,23 @@ fn answer(request: &Request<Incoming>, state: &dyn AdminState) -> Response<Full<
             Err(reason) => json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "reason": reason })),
         },
         "/status" => json(StatusCode::OK, &state.status()),
+        "/config" => json(StatusCode::OK, &state.config()),
         _ => response(StatusCode::OK, metrics::CONTENT_TYPE, state.metrics().into()),
     }
 }
+
+async fn carry_out(order: Order, state: &dyn AdminState) -> Response<Full<Bytes>> {
+    let Some(outcome) = state.order(order) else {
+        return problem(StatusCode::NOT_IMPLEMENTED, "this one takes no orders");
+    };
+    match outcome.await {
+        Ok(Ok(done)) => json(StatusCode::OK, &json!({ "done": done })),
+        Ok(Err(refused)) => problem(StatusCode::CONFLICT, &refused),
+        Err(_) => problem(StatusCode::SERVICE_UNAVAILABLE, "vestibule ended before it was done"),
+    }
+}
+
+const THERE_IS: &str = "there is GET /live, /ready, /status, /metrics, /config and POST /reload, /rollback, /drain, /upgrade";
 
 fn panicked(_: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
     // The panic hook has told what and where.
@@ -80,4 +108,5 @@ fn response(status: StatusCode, media_type: &'static str, body: Bytes) -> Respon
     response
 }
 
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// An upgrade waits for a worker of the new program for less than that.
+const TIMEOUT: Duration = Duration::from_secs(120);

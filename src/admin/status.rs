@@ -8,6 +8,8 @@ use std::{
 use jiff::{Timestamp, TimestampRound, Unit};
 use serde::{Deserialize, Serialize};
 
+use super::Report;
+
 /// The gateway at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -24,6 +26,21 @@ pub struct Status {
     pub connections: u64,
     /// Open websockets.
     pub tunnels: u64,
+    /// Configurations that requests still run under, the one in force last.
+    #[serde(default)]
+    pub generations: Vec<GenerationStatus>,
+    #[serde(default)]
+    pub processes: Report,
+}
+
+/// A configuration that is in force, or was when a request began that has not ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GenerationStatus {
+    pub generation: u64,
+    /// Since it was put in force.
+    pub age_seconds: u64,
+    /// Requests and websockets that began under it and have not ended.
+    pub exchanges: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -93,6 +110,7 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         status.generation
     )?;
     writeln!(text, "{}, {}", count(status.connections, "connection"), count(status.tunnels, "tunnel"))?;
+    render_processes(status, text)?;
 
     writeln!(text, "\nlisteners")?;
     let listeners = status.listeners.iter().map(|listener| {
@@ -128,6 +146,45 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         [certificate.names.join(", "), left, certificate.not_after.clone(), certificate.source.clone()]
     });
     table(certificates.collect(), text)
+}
+
+/// Writes what there is to say of the processes and configurations, beyond what goes without saying.
+fn render_processes(status: &Status, text: &mut String) -> fmt::Result {
+    let processes = &status.processes;
+    if let Some(refused) = &processes.refused {
+        writeln!(text, "\nREFUSED: the configuration of {} ({}); the one before is in force", refused.at, refused.cause)?;
+        for fault in &refused.faults {
+            writeln!(text, "  {fault}")?;
+        }
+    }
+    if processes.pid != 0 {
+        writeln!(text, "\nprocesses")?;
+        let kind = if processes.keeper { "keeper" } else { "keeper and worker in one" };
+        let crashes = match processes.crashes {
+            0 => String::new(),
+            crashes => format!("workers ended unasked: {crashes}"),
+        };
+        let mut rows = vec![[processes.pid.to_string(), kind.to_owned(), crashes]];
+        for worker in processes.workers.iter().filter(|worker| worker.pid != processes.pid) {
+            let role = if worker.accepts { "worker" } else { "worker, ends what it began" };
+            rows.push([worker.pid.to_string(), role.to_owned(), format!("since {}", worker.started)]);
+        }
+        table(rows, text)?;
+        for weakness in &processes.weaknesses {
+            writeln!(text, "  weaker than it could be: {weakness}")?;
+        }
+    }
+    if let [before @ .., _] = &status.generations[..]
+        && !before.is_empty()
+    {
+        writeln!(text, "\nconfigurations before this one, for what began under them")?;
+        let rows = before.iter().map(|generation| {
+            let age = format!("{} old", duration(generation.age_seconds));
+            [generation.generation.to_string(), age, count(generation.exchanges, "request or websocket")]
+        });
+        table(rows.collect(), text)?;
+    }
+    Ok(())
 }
 
 /// Writes `rows` with aligned columns, or that there are none.
@@ -166,7 +223,10 @@ fn duration(seconds: u64) -> String {
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
-    use super::*;
+    use super::{
+        super::{Refusal, WorkerReport},
+        *,
+    };
 
     #[test]
     fn a_status_reads_well_in_a_terminal() {
@@ -218,11 +278,43 @@ mod tests {
             ],
             connections: 24,
             tunnels: 1,
+            generations: vec![
+                GenerationStatus { generation: 3, age_seconds: 4000, exchanges: 1 },
+                GenerationStatus { generation: 4, age_seconds: 60, exchanges: 9 },
+            ],
+            processes: Report {
+                pid: 10,
+                keeper: true,
+                workers: vec![
+                    WorkerReport { pid: 12, started: "2026-11-22T21:30:00Z".to_owned(), accepts: true },
+                    WorkerReport { pid: 11, started: "2026-11-22T21:29:31Z".to_owned(), accepts: false },
+                ],
+                crashes: 1,
+                history: Vec::new(),
+                refused: Some(Refusal {
+                    at: "2026-11-23T10:00:00Z".to_owned(),
+                    cause: "SIGHUP".to_owned(),
+                    faults: vec!["vestibule.yml:3:1: hots: there is no such key".to_owned()],
+                }),
+                weaknesses: vec!["the kernel has no landlock".to_owned()],
+            },
         };
 
         let expected = "\
 vestibule 0.1.0, up 1d 2h since 2026-11-22T21:29:31Z, configuration 4
 24 connections, 1 tunnel
+
+REFUSED: the configuration of 2026-11-23T10:00:00Z (SIGHUP); the one before is in force
+  vestibule.yml:3:1: hots: there is no such key
+
+processes
+  10  keeper                      workers ended unasked: 1
+  12  worker                      since 2026-11-22T21:30:00Z
+  11  worker, ends what it began  since 2026-11-22T21:29:31Z
+  weaker than it could be: the kernel has no landlock
+
+configurations before this one, for what began under them
+  3  1h 6m old  1 request or websocket
 
 listeners
   [::]:80   plain  1 connection

@@ -38,6 +38,22 @@ impl AdminState for Gateway {
     fn metrics(&self) -> String {
         self.metrics.encode()
     }
+
+    fn config(&self) -> Value {
+        json!({ "drain": 18 })
+    }
+
+    /// Takes a reload, refuses a rollback, forgets an upgrade, and has never heard of a drain.
+    fn order(&self, order: Order) -> Option<oneshot::Receiver<Outcome>> {
+        let (done, outcome) = oneshot::channel();
+        match order {
+            Order::Reload { dry_run } => done.send(Ok(format!("reloaded, {dry_run}"))).unwrap(),
+            Order::Rollback { .. } => done.send(Err("nothing to go back to".to_owned())).unwrap(),
+            Order::Upgrade => drop(done),
+            Order::Drain { .. } => return None,
+        }
+        Some(outcome)
+    }
 }
 
 /// An admin endpoint on a socket of its own.
@@ -132,12 +148,30 @@ async fn what_is_not_offered_is_refused_in_json() {
     for (request, status, header) in [
         ("DELETE /status HTTP/1.1\r\nHost: x\r\n\r\n", "405", "allow: GET, HEAD\r\n"),
         ("GET /status HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello", "413", "application/json"),
+        ("GET /reload HTTP/1.1\r\nHost: x\r\n\r\n", "405", "allow: POST\r\n"),
+        ("POST /status HTTP/1.1\r\nHost: x\r\n\r\n", "405", "allow: GET, HEAD\r\n"),
+        ("POST /rollback?steps=x HTTP/1.1\r\nHost: x\r\n\r\n", "400", "application/json"),
         ("HEAD /status HTTP/1.1\r\nHost: x\r\n\r\n", "200", "application/json"),
     ] {
         let answer = endpoint.raw(request).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request} {answer}");
         assert!(answer.contains(header), "{request} {answer}");
     }
+}
+
+#[tokio::test]
+async fn an_order_is_answered_with_what_came_of_it() {
+    let endpoint = Endpoint::start();
+    let order = |order| {
+        let socket = endpoint.socket();
+        async move { client::order(&socket, order).await.unwrap() }
+    };
+
+    assert_eq!(order(Order::Reload { dry_run: true }).await, Ok("reloaded, true".to_owned()));
+    assert_eq!(order(Order::Rollback { steps: 1 }).await, Err("nothing to go back to".to_owned()));
+    assert_eq!(order(Order::Upgrade).await, Err("vestibule ended before it was done".to_owned()));
+    assert_eq!(order(Order::Drain { wait: Duration::ZERO }).await, Err("this one takes no orders".to_owned()));
+    assert_eq!(endpoint.json("/config").await, (StatusCode::OK, json!({ "drain": 18 })));
 }
 
 #[tokio::test]

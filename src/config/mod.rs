@@ -37,7 +37,8 @@ pub use explain::explain;
 pub use files::unusable_folders;
 pub use outer::{Outer, explain_outer};
 pub use plan::*;
-pub use trust::untrusted;
+pub use trust::{untrusted, untrusted_sources};
+pub use units::parse_wait;
 
 use self::{
     error::Places,
@@ -61,6 +62,17 @@ pub fn load(source: &Source) -> Result<Plan, ConfigError> {
 /// Reads the configuration as [`load`] does, and tells all that `inspections` find wrong with it.
 pub fn check(source: &Source, inspections: &[Inspection]) -> Result<Plan, ConfigError> {
     check_text(source, &text(source)?, inspections)
+}
+
+/// Where the running gateway is administered, as far as it can be told from a configuration that may have been broken
+/// since it was put in force; the errors of `load` otherwise.
+pub fn admin(source: &Source) -> Result<Option<AdminAddress>, ConfigError> {
+    load(source).map(|plan| plan.admin).or_else(|error| {
+        let text = text(source).unwrap_or_default();
+        let said = text.lines().find_map(|line| line.strip_prefix("admin:")?.trim().strip_prefix("unix:"));
+        let path = said.map(str::trim).filter(|path| path.starts_with('/') && !path.contains(['$', '#', ' ']));
+        path.map(|path| Some(AdminAddress::Unix(path.into()))).ok_or(error)
+    })
 }
 
 /// The configuration as it is written, before variables are filled in.

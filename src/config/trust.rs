@@ -6,6 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::{error::Problem, plan::Plan};
+
+/// Files of a configuration that root must not obey; none where we are not root.
+pub fn untrusted_sources(plan: &Plan) -> Vec<Problem> {
+    if !rustix::process::geteuid().is_root() {
+        return Vec::new();
+    }
+    let problem = |problem| Problem { at: String::new(), problem };
+    plan.sources.iter().filter_map(|file| untrusted(file)).map(problem).collect()
+}
+
 /// Why root must not obey `file`: somebody else could change it, or what leads to it.
 ///
 /// Looks at the file, every folder above it, and the same for whatever a symbolic link on the way names. A sticky folder

@@ -34,6 +34,11 @@ impl Scalar for Timeout {
     }
 }
 
+/// The time that `text` says as a configuration would, such as `10s`.
+pub fn parse_wait(text: &str) -> Option<Duration> {
+    Wait::parse(text, Path::new("/")).ok().map(|wait| wait.0)
+}
+
 /// A time that may be zero: not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wait(pub(super) Duration);

@@ -7,6 +7,7 @@ mod places;
 mod traffic;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io,
     sync::{Arc, mpsc},
@@ -15,10 +16,12 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{
+    mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    oneshot,
+};
 use tokio_util::sync::CancellationToken;
 
-pub use self::places::PlaceNews;
 use self::traffic::{Bound, Command, ListenerId, Share, SocketId, Switch, Terms};
 use crate::{
     admin::{self, Observer, Orders, Report},
@@ -66,6 +69,17 @@ struct OpenLog {
     log: AccessLog,
 }
 
+/// What a gateway tells of itself, unasked or a while after it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Places are free for another process.
+    Given { upstream: Arc<str>, count: u32 },
+    /// A request waits and there is no place.
+    Wanted { upstream: Arc<str> },
+    /// All traffic threads have turned since [`Gateway::beat`].
+    Alive { beat: u64 },
+}
+
 /// The log that a plan goes on with.
 enum NextLog {
     /// The one there is, in this file.
@@ -103,6 +117,18 @@ impl Gateway {
         generation: u64,
         tickets: &TicketKeys,
         orders: Option<Orders>,
+    ) -> Result<Self, StartError> {
+        Self::start_beside(plan, provisions, generation, tickets, orders, &BTreeMap::new())
+    }
+
+    /// The same beside gateways that leave, and have `held` places of each upstream until they are granted.
+    pub fn start_beside(
+        plan: Plan,
+        provisions: Provisions,
+        generation: u64,
+        tickets: &TicketKeys,
+        orders: Option<Orders>,
+        held: &BTreeMap<String, u32>,
     ) -> Result<Self, StartError> {
         raise_file_limit();
         let started = SystemTime::now();
@@ -178,7 +204,7 @@ impl Gateway {
             current,
         };
         debug_assert!(admin_plan.is_some() || provisions.admin.is_none());
-        gateway.apply(generation, plan, provisions)?;
+        gateway.apply_beside(generation, plan, provisions, held)?;
         Ok(gateway)
     }
 
@@ -191,6 +217,16 @@ impl Gateway {
     ///
     /// Nothing has changed then.
     pub fn apply(&mut self, generation: u64, plan: Plan, provisions: Provisions) -> Result<(), StartError> {
+        self.apply_beside(generation, plan, provisions, &BTreeMap::new())
+    }
+
+    fn apply_beside(
+        &mut self,
+        generation: u64,
+        plan: Plan,
+        provisions: Provisions,
+        held: &BTreeMap<String, u32>,
+    ) -> Result<(), StartError> {
         let before = self.current.load().plan.clone();
         let certificates = certificates(&provisions)?;
         let protocols = |plan: &Plan| (plan.tls.tls12, plan.tls.tls13);
@@ -245,11 +281,13 @@ impl Gateway {
             self.spool = Spool::new(provisions.spool, limit, memory, self.metrics.spool_bytes.clone());
         }
         self.observe_listeners();
-        let admin_changed = plan.admin != before.admin || generation == 1;
+        let admin_changed = plan.admin != before.admin;
         let has_admin = plan.admin.is_some();
         let (spool, files) = (Arc::clone(&self.spool), provisions.files);
         let runtime = Runtime::build(plan, files, spool, generation, Some(&self.current.load()), &self.metrics);
         self.current.replace(runtime);
+        // Before the first connection is accepted, or there would be more inside than there may be.
+        self.leave_places(held);
         let old = match log {
             NextLog::Same(file) => {
                 self.reopen(file);
@@ -388,16 +426,45 @@ impl Gateway {
         self.drain.retire();
     }
 
-    /// Ends when all has come to its end after [`Self::retire`].
+    /// Closes the door: no new connections, an end to those that are idle and to websockets, `deadline` for requests in
+    /// flight. Said again, the new deadline counts.
+    pub fn close(&self, deadline: Duration) {
+        self.drain.start(deadline);
+    }
+
+    /// Ends when all has come to its end after [`Self::retire`] or [`Self::close`]. Cancel-safe.
     pub async fn ended(&mut self) {
         while self.alive.recv().await.is_some() {}
     }
 
-    /// Closes the door: no new connections, an end to those that are idle, `deadline` for requests in flight.
-    ///
-    /// Blocks until then, and answers what it had to cut off.
+    /// Has every traffic thread turn, and tells `news` when all have.
+    pub fn beat(&self, beat: u64, news: UnboundedSender<News>) {
+        let turned: Vec<_> = self
+            .threads
+            .iter()
+            .map(|thread| {
+                let (alive, turned) = oneshot::channel();
+                drop(thread.commands.send(Command::Beat(alive)));
+                turned
+            })
+            .collect();
+        self.control.spawn(async move {
+            for turned in turned {
+                // One that has ended has nothing to answer for.
+                drop(turned.await);
+            }
+            news.send(News::Alive { beat }).ok();
+        });
+    }
+
+    /// Closes the door and waits for all to come to its end; answers what had to be cut off at the deadline.
     pub fn stop(self, deadline: Duration) -> Cut {
-        self.drain.start(deadline);
+        self.close(deadline);
+        self.finish()
+    }
+
+    /// Waits for what is left to come to its end and writes the last lines; see [`Self::ended`].
+    pub fn finish(self) -> Cut {
         for thread in self.threads {
             if thread.handle.join().is_err() {
                 tracing::error!("a traffic thread has panicked");
@@ -405,7 +472,7 @@ impl Gateway {
         }
         let cut = self.drain.cut();
         if !cut.is_nothing() {
-            tracing::warn!(?deadline, "the stop cut off {cut} that took longer than `drain`");
+            tracing::warn!("the stop cut off {cut} that took longer than `drain`");
         }
         self.control.shutdown_timeout(Duration::from_secs(1));
         if let Some(open) = self.log

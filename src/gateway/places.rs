@@ -3,27 +3,18 @@
 //! The bound of an upstream is one bound, whoever's requests are inside. A leaving gateway gives each place on as soon
 //! as it is free, and asks for one when a late request of it has none.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc::UnboundedSender,
     time::{MissedTickBehavior, interval},
 };
 
-use super::Gateway;
-
-/// What becomes of places while a gateway leaves; upstreams by their number among those of its plan that have a bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PlaceNews {
-    /// Free for another process.
-    Given { upstream: u32, count: u32 },
-    /// A request waits and there is none.
-    Wanted { upstream: u32 },
-}
+use super::{Gateway, News};
 
 impl Gateway {
     /// Leaves `held` places of each upstream to the gateways before this one, until they are granted.
-    pub fn leave_places(&self, held: &BTreeMap<String, u32>) {
+    pub(super) fn leave_places(&self, held: &BTreeMap<String, u32>) {
         let runtime = self.current.load();
         for (name, count) in held {
             if let Some(upstream) = runtime.upstreams.get(name) {
@@ -40,20 +31,19 @@ impl Gateway {
     }
 
     /// Gives one place back to a gateway that leaves, behind the requests that wait here; tells `news` when it is free.
-    pub fn recall_place(&self, upstream: &str, news: UnboundedSender<PlaceNews>) {
-        let runtime = self.current.load_full();
-        let bound = runtime.upstreams.values().filter(|upstream| upstream.plan.concurrency.is_some());
-        let Some((number, upstream)) = bound.enumerate().find(|(_, found)| *found.name == *upstream) else { return };
-        let (queue, number) = (upstream.queue.clone(), u32::try_from(number).unwrap_or(u32::MAX));
+    pub fn recall_place(&self, upstream: &str, news: UnboundedSender<News>) {
+        let runtime = self.current.load();
+        let found = runtime.upstreams.get(upstream).filter(|upstream| upstream.plan.concurrency.is_some());
+        let Some(upstream) = found.map(Arc::clone) else { return };
         self.control.spawn(async move {
-            queue.give_up().await;
+            upstream.queue.give_up().await;
             // Nobody hears it when we stop.
-            news.send(PlaceNews::Given { upstream: number, count: 1 }).ok();
+            news.send(News::Given { upstream: Arc::clone(&upstream.name), count: 1 }).ok();
         });
     }
 
     /// Gives every place on as it becomes free, from now on.
-    pub fn give_places(&self, news: UnboundedSender<PlaceNews>) {
+    pub fn give_places(&self, news: UnboundedSender<News>) {
         let runtime = self.current.load_full();
         self.control.spawn(async move {
             let bound: Vec<_> =
@@ -63,16 +53,17 @@ impl Gateway {
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 tick.tick().await;
-                for ((number, upstream), wanted) in (0..).zip(&bound).zip(&mut wanted) {
+                for (upstream, wanted) in bound.iter().zip(&mut wanted) {
                     let mut count = 0;
                     while upstream.queue.give_up_free() {
                         count += 1;
                     }
                     let waiting = upstream.queue.depth();
+                    let name = || Arc::clone(&upstream.name);
                     let told = if count > 0 {
-                        news.send(PlaceNews::Given { upstream: number, count })
+                        news.send(News::Given { upstream: name(), count })
                     } else if waiting > *wanted {
-                        news.send(PlaceNews::Wanted { upstream: number })
+                        news.send(News::Wanted { upstream: name() })
                     } else {
                         Ok(())
                     };

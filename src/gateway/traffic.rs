@@ -11,7 +11,10 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender},
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender},
+        oneshot,
+    },
     task::LocalSet,
     time::{MissedTickBehavior, interval},
 };
@@ -45,6 +48,8 @@ pub(super) enum Command {
     Forget,
     /// Goes on with exactly `listeners`.
     Switch(Switch, mpsc::Sender<io::Result<()>>),
+    /// Answers, if it still turns.
+    Beat(oneshot::Sender<()>),
 }
 
 pub(super) struct Switch {
@@ -124,7 +129,19 @@ impl Share {
             }
         }
         drop(sockets);
-        tasks.finished(&drain).await
+        // What is left to this thread it can still answer for.
+        let beats = async {
+            while let Some(command) = commands.recv().await {
+                if let Command::Beat(alive) = command {
+                    alive.send(()).ok();
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            ended = tasks.finished(&drain) => ended,
+            () = beats => false,
+        }
     }
 }
 
@@ -146,6 +163,10 @@ impl Sockets {
             Command::Switch(switch, done) => {
                 self.switch(switch);
                 drop(done.send(Ok(())));
+            }
+            Command::Beat(alive) => {
+                // Whoever asked may be ending.
+                alive.send(()).ok();
             }
         }
     }

@@ -6,6 +6,7 @@
 pub mod activation;
 mod folder;
 pub mod output;
+pub mod rotation;
 pub mod secrets;
 mod self_signed;
 pub mod sockets;

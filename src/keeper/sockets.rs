@@ -4,14 +4,18 @@ use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
     num::NonZeroUsize,
-    os::unix::{
-        fs::{FileTypeExt, PermissionsExt},
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{
+            fs::{FileTypeExt, PermissionsExt},
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
 };
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{activation::Inherited, folder, user::User};
@@ -137,10 +141,81 @@ impl Sockets {
         self.admin = None;
     }
 
+    /// Names of sockets that were passed on and that `plan` does not listen on.
+    pub fn unused(&self, plan: &Plan) -> Vec<&str> {
+        let used = |name: &str| {
+            plan.listeners.iter().any(|listener| matches!(&listener.address, ListenAddress::Inherited(used) if used == name))
+        };
+        self.inherited.unused(used)
+    }
+
+    /// Everything there is, for whoever holds it after us: a list, and a descriptor for each thing in it.
+    pub fn leave(&self) -> io::Result<(SocketList, Vec<OwnedFd>)> {
+        let mut descriptors = Vec::new();
+        let mut take = |socket: BorrowedFd<'_>| socket.try_clone_to_owned().map(|socket| descriptors.push(socket));
+        let mut listeners = Vec::new();
+        for BoundListener { plan, address, sockets } in &self.listeners {
+            let kind = match sockets {
+                BoundSockets::Tcp(sockets) => {
+                    sockets.iter().try_for_each(|socket| take(socket.as_fd()))?;
+                    LeftSockets::Tcp(sockets.len())
+                }
+                BoundSockets::Unix(sockets) => {
+                    sockets.iter().try_for_each(|socket| take(socket.as_fd()))?;
+                    LeftSockets::Unix(sockets.len())
+                }
+                BoundSockets::Kept => continue,
+            };
+            listeners.push((plan.clone(), address.clone(), kind));
+        }
+        let admin = self.admin.as_ref().map(|(path, socket)| take(socket.as_fd()).map(|()| path.clone())).transpose()?;
+        for (_, socket) in self.inherited.sockets() {
+            take(socket.as_fd())?;
+        }
+        let inherited = self.inherited.sockets().iter().map(|(name, _)| name.clone()).collect();
+        Ok((SocketList { listeners, admin, inherited }, descriptors))
+    }
+
+    /// Takes what was left: as many of `descriptors` as `list` names.
+    pub fn inherit(list: SocketList, descriptors: &mut impl Iterator<Item = OwnedFd>) -> io::Result<Self> {
+        let missing = || io::Error::new(io::ErrorKind::UnexpectedEof, "fewer sockets were left than were listed");
+        let mut next = || descriptors.next().ok_or_else(missing);
+        let mut listeners = Vec::new();
+        for (plan, address, kind) in list.listeners {
+            let sockets = match kind {
+                LeftSockets::Tcp(count) => {
+                    BoundSockets::Tcp((0..count).map(|_| next().map(Into::into)).collect::<io::Result<_>>()?)
+                }
+                LeftSockets::Unix(count) => {
+                    BoundSockets::Unix((0..count).map(|_| next().map(Into::into)).collect::<io::Result<_>>()?)
+                }
+            };
+            listeners.push(BoundListener { plan, address, sockets });
+        }
+        let admin = list.admin.map(|path| Ok::<_, io::Error>((path, next()?.into()))).transpose()?;
+        let inherited = list.inherited.into_iter().map(|name| Ok((name, next()?))).collect::<io::Result<_>>()?;
+        Ok(Self { listeners, admin, inherited: Inherited::of(inherited) })
+    }
+
     /// Where each listener is bound, in no order of interest.
     pub fn addresses(&self) -> impl Iterator<Item = &ListenAddress> {
         self.listeners.iter().map(|listener| &listener.address)
     }
+}
+
+/// What [`Sockets`] holds, for a successor that is handed the descriptors beside it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SocketList {
+    listeners: Vec<(ListenerPlan, ListenAddress, LeftSockets)>,
+    admin: Option<PathBuf>,
+    inherited: Vec<String>,
+}
+
+/// How many descriptors of which kind.
+#[derive(Debug, Serialize, Deserialize)]
+enum LeftSockets {
+    Tcp(usize),
+    Unix(usize),
 }
 
 impl BoundListener {

@@ -112,6 +112,17 @@ impl Listener {
             () = self.accept_all(&worker) => {}
             () = self.closing.started() => {}
         }
+        // Whoever else holds the socket lets go of it first: what came to wait in it after our last look would be lost.
+        let others_let_go = async {
+            tokio::select! {
+                () = sleep(LET_GO) => {}
+                () = worker.drain.started() => {}
+            }
+        };
+        tokio::select! {
+            () = self.accept_all(&worker) => {}
+            () = others_let_go => {}
+        }
         self.accept_queued(&worker);
     }
 
@@ -121,7 +132,8 @@ impl Listener {
         self.terms.replace(terms).leaving.start();
     }
 
-    /// Accepts what waits in the queue, and no more; its connections end with their next answer.
+    /// Accepts for another moment and what waits in the queue then, and no more; its connections end with their next
+    /// answer.
     pub fn close(&self) {
         self.terms.borrow().leaving.start();
         self.closing.start();
@@ -317,5 +329,7 @@ enum OpenError {
     ProxyProtocol(#[from] proxy_protocol::ProxyProtocolError),
 }
 
+/// How long a listener that is to be closed accepts still.
+const LET_GO: Duration = Duration::from_millis(500);
 /// How long a listener rests when the system refuses to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

@@ -22,14 +22,14 @@ use rustix::{
     },
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{io::Interest, net::UnixDatagram};
 use zeroize::Zeroizing;
 
 use super::message::{NoWord, WORD, Word};
 
 /// One end of the link.
 #[derive(Debug)]
-pub(super) struct Link(AsyncFd<OwnedFd>);
+pub(super) struct Link(UnixDatagram);
 
 /// Why a message did not come.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +57,10 @@ impl Link {
 
     /// The end `socket`.
     pub(super) fn over(socket: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Self(AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE)?))
+        let socket = std::os::unix::net::UnixDatagram::from(socket);
+        socket.set_nonblocking(true)?;
+        // Packets, as those of datagrams, but in a connection whose end is seen; tokio looks at readiness only.
+        Ok(Self(UnixDatagram::from_std(socket)?))
     }
 
     /// The socket, to be handed on.
@@ -75,7 +77,7 @@ impl Link {
         let head = Head { descriptors: u32::try_from(descriptors.len()).map_err(|_| LinkError::Form)? };
         for (number, batch) in all.chunks(BATCH).enumerate() {
             let packet = if number == 0 { head.encode() } else { MORE };
-            self.0.async_io(Interest::WRITABLE, |socket| send(socket.as_fd(), &packet, batch)).await?;
+            self.0.async_io(Interest::WRITABLE, || send(self.socket(), &packet, batch)).await?;
         }
         Ok(())
     }
@@ -113,13 +115,13 @@ impl Link {
     }
 
     async fn packet(&self, packet: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-        self.0.async_io(Interest::READABLE, |socket| receive(socket.as_fd(), packet)).await
+        self.0.async_io(Interest::READABLE, || receive(self.socket(), packet)).await
     }
 
     /// Says `word`; waits while the keeper is behind.
     pub(super) async fn say(&self, word: Word) -> io::Result<()> {
         let bytes = word.encode();
-        self.0.async_io(Interest::WRITABLE, |socket| send(socket.as_fd(), &bytes, &[])).await
+        self.0.async_io(Interest::WRITABLE, || send(self.socket(), &bytes, &[])).await
     }
 
     /// The next word of the worker; `Ok(None)` when it has gone.
@@ -128,7 +130,7 @@ impl Link {
     ///
     /// What it said is no word. The next one may be. Cancel-safe.
     pub(super) async fn hear(&self) -> io::Result<Option<Result<Word, NoWord>>> {
-        self.0.async_io(Interest::READABLE, |socket| hear(socket.as_fd())).await
+        self.0.async_io(Interest::READABLE, || hear(self.socket())).await
     }
 }
 

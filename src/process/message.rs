@@ -160,7 +160,14 @@ impl Handover {
     }
 }
 
-/// All that a worker can say. Numbers of upstreams count those of its plan that have a bound.
+/// Stands for an upstream in a [`Word`]: no worker can say a name, and numbers would change with the plan.
+///
+/// FNV-1a. Two upstreams of one plan that share a tag, one pair in four billion, would share what is said of them.
+pub(super) fn tag(upstream: &str) -> u32 {
+    upstream.bytes().fold(0x811c_9dc5, |tag, byte| (tag ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+/// All that a worker can say. Upstreams are said by their [`tag`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Word {
     /// It accepts connections.
@@ -178,7 +185,10 @@ pub(super) enum Word {
     Place { upstream: u32, count: u32 },
     /// A place for a request that has none.
     Want { upstream: u32 },
+    /// All its threads have turned since that beat.
     Alive { beat: u64 },
+    /// It has come to its end, which these had to be cut off for.
+    Ended { requests: u32, tunnels: u32 },
 }
 
 /// Bytes of a word: kind, id, argument; little endian.
@@ -210,6 +220,7 @@ impl Word {
             Self::Place { upstream, count } => (8, upstream, u64::from(count)),
             Self::Want { upstream } => (9, upstream, 0),
             Self::Alive { beat } => (10, 0, beat),
+            Self::Ended { requests, tunnels } => (11, requests, u64::from(tunnels)),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -239,6 +250,7 @@ impl Word {
             8 => Self::Place { upstream: id, count: small()? },
             9 => Self::Want { upstream: id },
             10 => Self::Alive { beat: argument },
+            11 => Self::Ended { requests: id, tunnels: small()? },
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -274,6 +286,7 @@ mod tests {
             Word::Place { upstream: 2, count: 6 },
             Word::Want { upstream: 2 },
             Word::Alive { beat: u64::MAX },
+            Word::Ended { requests: 3, tunnels: u32::MAX },
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }
@@ -301,7 +314,7 @@ mod tests {
         }
 
         #[test]
-        fn near_words_are_words_or_refused(kind in 0u32..14, id in any::<u32>(), argument in any::<u64>()) {
+        fn near_words_are_words_or_refused(kind in 0u32..15, id in any::<u32>(), argument in any::<u64>()) {
             let mut bytes = [0; WORD];
             bytes[..4].copy_from_slice(&kind.to_le_bytes());
             bytes[4..8].copy_from_slice(&id.to_le_bytes());

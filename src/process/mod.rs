@@ -1,7 +1,113 @@
-//! The processes: a keeper that holds what must not be lost, and a worker that carries the traffic.
+//! The processes: a keeper that holds what must not be lost, and workers that carry the traffic.
+//!
+//! | part | what it is |
+//! |---|---|
+//! | `keeper` | the process that a service manager knows: sockets, keys, configuration, crashes, upgrades |
+//! | `worker` | the process that reads the network, as the user that the configuration names, in a `sandbox` |
+//! | `link`, `message` | the socket between the two, and all that can be said on it |
+//! | `watch`, `history` | files that change; the configurations that were applied |
+//! | `signals` | what the system tells the keeper |
+//!
+//! With `--single` the worker is a thread of the keeper: the same two sides and the same link, and nothing between them.
 
+mod history;
+mod keeper;
 mod link;
 mod message;
+mod sandbox;
 mod signals;
+mod watch;
+mod worker;
 
-pub(crate) use signals::Signals;
+use std::{
+    io::{self, Write},
+    os::fd::AsFd,
+    path::PathBuf,
+};
+
+use tokio::task::LocalSet;
+
+pub(crate) use self::{keeper::Ended, signals::Signals};
+use self::{keeper::Keeper, worker::Place};
+use crate::{
+    config::{self, ConfigError, Inspection, Source},
+    keeper::{ProvisionFaults, user::UnknownUser},
+    telemetry::access_log,
+    tls,
+};
+
+/// How `vestibule serve` was asked to run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// One process for everything.
+    pub(crate) single: bool,
+    pub(crate) pid_file: Option<PathBuf>,
+}
+
+/// Why there is no front door.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    User(#[from] UnknownUser),
+    #[error(transparent)]
+    Provisions(#[from] ProvisionFaults),
+    #[error("the system refuses what a start needs")]
+    System(#[source] io::Error),
+    #[error("the worker does not serve: {0}")]
+    Worker(String),
+    #[error("what the program before left cannot be read: {0}")]
+    Inheritance(String),
+}
+
+impl ServeError {
+    /// Whether trying again does not help: the configuration is at fault.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::User(_))
+    }
+}
+
+/// Serves `source` until it is told to stop.
+pub(crate) fn serve(source: Source, options: Options) -> Result<Ended, ServeError> {
+    // Before anything is begun: a refused configuration is not a failed start.
+    let text = config::text(&source)?;
+    let plan = config::check_text(&source, &text, inspections())?;
+    run(async { Ok(Keeper::start(source, options, plan, text).await?.run().await) })
+}
+
+/// Goes on with what the program before left at our standard input.
+pub(crate) fn take_over(source: Source, options: Options) -> Result<Ended, ServeError> {
+    run(async { Ok(Keeper::take_over(source, options).await?.run().await) })
+}
+
+/// Says whether this program could take over from one that leaves things in `format`.
+pub(crate) fn would_take_over(source: &Source, format: u32) -> Result<(), ServeError> {
+    if format != keeper::FORMAT {
+        let said = format!("they are of form {format}, and this program reads form {}", keeper::FORMAT);
+        return Err(ServeError::Inheritance(said));
+    }
+    // As it is on the disk: the next reload is to succeed, too.
+    config::check(source, inspections())?;
+    io::stdout().write_all(keeper::TAKES_OVER).map_err(ServeError::System)
+}
+
+/// Carries the traffic for the keeper at the other end of standard input.
+pub(crate) fn work() -> Result<(), Box<dyn std::error::Error>> {
+    let link = io::stdin().as_fd().try_clone_to_owned()?;
+    // A name of its own in lists of processes, where the program is called after the link it was begun by.
+    rustix::thread::set_name(c"vestibule").ok();
+    Ok(worker::run(link, Place::Process)?)
+}
+
+fn run(keeper: impl Future<Output = Result<Ended, ServeError>>) -> Result<Ended, ServeError> {
+    // One thread: what the keeper does is little, and it begins processes.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::System)?;
+    LocalSet::new().block_on(&runtime, keeper)
+}
+
+/// What a configuration is held against before it is put in force: no folder, which may come with the application, and
+/// no date of a certificate.
+fn inspections() -> &'static [Inspection] {
+    &[config::untrusted_sources, access_log::faults, tls::faults]
+}

@@ -15,3 +15,19 @@ mod writer;
 pub use format::{Field, Format, FormatError, fields};
 pub use record::{Record, RequestId, Started, Tls};
 pub use writer::{AccessLog, BUFFER_LIMIT, FLUSH_INTERVAL, LogWriter, Unwritten, stdout};
+
+use crate::config::{Plan, Problem};
+
+/// A format of the access log that is none.
+pub fn faults(plan: &Plan) -> Vec<Problem> {
+    let Some(Err(error)) = plan.access_log.as_ref().map(|log| Format::compile(&log.format)) else {
+        return Vec::new();
+    };
+    let mut problem = error.to_string();
+    if matches!(error, FormatError::UnknownField { nearest: None, .. }) {
+        let known: Vec<_> = fields().iter().map(|field| field.name).collect();
+        problem.push_str("; there are ");
+        problem.push_str(&known.join(", "));
+    }
+    vec![Problem { at: "access_log.format".to_owned(), problem }]
+}

@@ -1,0 +1,267 @@
+//! Another configuration: read, refused or put in force, remembered, gone back to.
+
+use std::{collections::BTreeMap, io};
+
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        Options, inspections,
+        message::{Handover, ToWorker, Word},
+        sandbox,
+    },
+    Deed, Keeper, Missed, START, State, WorkerId, digest, now, places::places, watched, worker_user, workers::sink,
+};
+use crate::{
+    admin::{Outcome, Refusal},
+    config::{self, ConfigError, Plan, Takes},
+    keeper::{Provisions, user::User},
+};
+
+/// A configuration that could be put in force.
+struct Candidate {
+    plan: Plan,
+    user: Option<User>,
+    provisions: Provisions,
+    takes: Takes,
+}
+
+impl Keeper {
+    /// Reads the configuration anew and puts it in force, unless it is as it was; answers in words what came of it.
+    pub(super) async fn reload(&mut self, cause: &str) -> Outcome {
+        let text = match config::text(&self.source) {
+            Ok(text) => text,
+            Err(error) => return self.refuse(cause, faults(&error)),
+        };
+        let outcome = self.put_in_force(text, cause).await;
+        if let Err(refused) = &outcome {
+            // The next change of a file is one from what it is now.
+            self.watcher.watch(config::dependencies(&self.plan));
+            return self.refuse(cause, refused.lines().map(str::to_owned).collect());
+        }
+        outcome
+    }
+
+    /// Goes back to the configuration that was in force `steps` before the present one.
+    pub(super) async fn roll_back(&mut self, steps: u32) -> Outcome {
+        let (text, cause) = match self.history.before(steps) {
+            Ok(entry) => (entry.text.clone(), format!("rollback to the configuration of {}", entry.at)),
+            Err(error) => return Err(error.to_string()),
+        };
+        let outcome = self.put_in_force(text, &cause).await;
+        let file = self.source.file.display();
+        outcome
+            .map(|done| format!("{done}\n{file} was not touched: mend it before the next reload or start reads it again"))
+    }
+
+    /// What a reload would do, in words.
+    pub(super) fn dry_run(&mut self) -> Outcome {
+        let text = config::text(&self.source).map_err(|error| faults(&error).join("\n"))?;
+        let candidate = self.candidate(&text)?;
+        // What was bound for this is not kept.
+        self.sockets.keep(&self.plan);
+        let mut lines = config::difference(&self.plan, &candidate.plan);
+        let certificates_change = digest(&candidate.provisions) != self.certificates;
+        if certificates_change {
+            lines.push("tls.certificates: the content of a file has changed".to_owned());
+        }
+        if lines.is_empty() {
+            lines.push("nothing would change".to_owned());
+        }
+        match candidate.takes {
+            Takes::Effect => {}
+            Takes::NewWorker(why) => {
+                lines.push("a new worker would take over; the one of now would end what it began:".to_owned());
+                lines.extend(why.into_iter().map(|why| format!("  {why}")));
+            }
+            Takes::Restart(why) => {
+                lines.push("it would be refused, as this needs a restart:".to_owned());
+                lines.extend(why.into_iter().map(|why| format!("  {why}")));
+            }
+        }
+        Ok(lines.join("\n"))
+    }
+
+    /// Puts `text` in force; nothing has changed where it is refused.
+    async fn put_in_force(&mut self, text: String, cause: &str) -> Outcome {
+        let candidate = self.candidate(&text)?;
+        let certificates = digest(&candidate.provisions);
+        if candidate.plan == self.plan && certificates == self.certificates {
+            // Files may have been exchanged for others with the same content, which are watched from now on.
+            self.watcher.watch(config::dependencies(&self.plan));
+            if self.refused.take().is_some() {
+                self.report();
+            }
+            return Ok(format!("nothing has changed: configuration {} stays in force", self.generation));
+        }
+        self.manager.reloading();
+        let generation = self.generation + 1;
+        let (plan, log) = (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions));
+        let user = candidate.user.clone();
+        let applied = match candidate.takes.clone() {
+            Takes::Restart(why) => Err(format!("this needs a restart: {}", why.join("; "))),
+            Takes::Effect => self.apply(generation, candidate).await,
+            Takes::NewWorker(why) => {
+                tracing::info!("a new worker takes over: {}", why.join("; "));
+                self.replace_worker(generation, candidate).await
+            }
+        };
+        if let Err(why) = applied {
+            self.sockets.keep(&self.plan);
+            self.manager.ready(self.generation);
+            return Err(why);
+        }
+        let words = config::difference(&self.plan, &plan);
+        let text_changed = self.history.text() != Some(&text);
+        self.sockets.keep(&plan);
+        self.watcher.watch(config::dependencies(&plan));
+        (self.generation, self.plan, self.certificates, self.log, self.user) =
+            (generation, plan, certificates, log, user);
+        self.refused = None;
+        self.restart = None;
+        self.quick_crashes = 0;
+        if text_changed {
+            self.history.push(generation, cause.to_owned(), text);
+        }
+        self.report();
+        self.manager.ready(generation);
+        let changed = if words.is_empty() { "the content of certificates".to_owned() } else { words.join("; ") };
+        tracing::info!(generation, cause, %changed, "configuration in force");
+        Ok(format!("configuration {generation} is in force"))
+    }
+
+    /// Reads `text` and opens all that it asks for.
+    fn candidate(&mut self, text: &str) -> Result<Candidate, String> {
+        let lines = |error: &ConfigError| faults(error).join("\n");
+        let plan = config::check_text(&self.source, text, inspections()).map_err(|error| lines(&error))?;
+        let user = worker_user(&plan, &self.options).map_err(|error| error.to_string())?;
+        let takes = self.takes(&plan, &self.options);
+        // A new worker has nothing yet; neither has one that is about to be begun.
+        let held = (takes == Takes::Effect).then_some(&self.plan);
+        let gathered = Provisions::gather_beside(&plan, &mut self.sockets, held, user.as_ref());
+        let provisions = gathered.map_err(|faults| {
+            self.sockets.keep(&self.plan);
+            faults.to_string()
+        })?;
+        Ok(Candidate { plan, user, provisions, takes })
+    }
+
+    fn takes(&self, plan: &Plan, options: &Options) -> Takes {
+        let takes = config::takes(&self.plan, plan, options.single);
+        let Takes::Effect = takes else { return takes };
+        let Some(worker) = self.serving_worker() else {
+            return match options.single {
+                true => Takes::Restart(vec!["there is no worker".to_owned()]),
+                false => Takes::NewWorker(vec!["there is none at present".to_owned()]),
+            };
+        };
+        let lacks = match &worker.begun_with {
+            _ if options.single => Vec::new(),
+            Some(begun_with) => sandbox::covers(begun_with, plan),
+            None => vec!["what the present one is confined to is not known".to_owned()],
+        };
+        if lacks.is_empty() { Takes::Effect } else { Takes::NewWorker(lacks) }
+    }
+
+    /// Has the worker that serves go on with another plan.
+    async fn apply(&mut self, generation: u64, candidate: Candidate) -> Result<(), String> {
+        let Some(serving) = self.serving_worker().map(|worker| worker.id) else {
+            return Err("the worker has just ended; try again".to_owned());
+        };
+        let Candidate { plan, user, provisions, .. } = candidate;
+        let log = sink(&plan);
+        let (handover, descriptors) =
+            Handover::new(generation, &plan, provisions, user, BTreeMap::new(), self.tickets.clone());
+        if let Some(worker) = self.worker(serving) {
+            worker.tell_with(ToWorker::Apply(Box::new(handover)), descriptors);
+        }
+        let answered = |worker: WorkerId, deed: &Deed| match deed {
+            Deed::Said(Word::Applied) if worker == serving => Some(Ok(())),
+            Deed::Said(Word::Failed) if worker == serving => Some(Err(FAILED.to_owned())),
+            Deed::Ended(ending) if worker == serving => Some(Err(format!("the worker ended over it ({ending})"))),
+            _ => None,
+        };
+        let applied = match self.until(Instant::now() + START, answered).await {
+            Ok(applied) => applied,
+            Err(Missed::Stopping) => Err("told to stop".to_owned()),
+            Err(Missed::Late) => {
+                // It may yet put it in force; nobody would know which one it serves.
+                if let Some(worker) = self.worker(serving) {
+                    worker.kill();
+                }
+                Err(format!("the worker did not put it in force within {START:?} and is replaced"))
+            }
+        };
+        if applied.is_ok()
+            && let Some(worker) = self.worker_mut(serving)
+        {
+            worker.log = log;
+        }
+        applied
+    }
+
+    /// Has a new worker take over from the one that serves, which ends what it began.
+    async fn replace_worker(&mut self, generation: u64, candidate: Candidate) -> Result<(), String> {
+        let Candidate { plan, user, provisions, .. } = candidate;
+        let before = std::mem::replace(&mut self.user, user);
+        let replaced = self.start_successor(generation, &plan, provisions).await;
+        if replaced.is_err() {
+            self.user = before;
+        }
+        replaced
+    }
+
+    /// Begins a worker beside those there are; once it serves, the others leave.
+    pub(super) async fn start_successor(
+        &mut self,
+        generation: u64,
+        plan: &Plan,
+        provisions: Provisions,
+    ) -> Result<(), String> {
+        // One that is starting is of the plan before, and may be what the new one is to mend.
+        for worker in self.workers.iter().filter(|worker| worker.state == State::Starting) {
+            worker.kill();
+        }
+        let all = if self.serving_worker().is_some() { places(&self.plan) } else { self.held_by_leaving() };
+        let begun = self.begin_worker(generation, plan, provisions, all);
+        let successor = begun.map_err(|error: io::Error| format!("no worker can be begun: {error}"))?;
+        if let Err(why) = self.until_ready(successor).await {
+            if let Some(worker) = self.worker_mut(successor) {
+                // It is none that anybody waits for, and no crash.
+                worker.state = State::Leaving;
+                worker.kill();
+            }
+            return Err(format!("the new worker does not serve: {why}; its last words are in the log"));
+        }
+        let before: Vec<_> = self.workers.iter().filter(|worker| worker.id != successor).map(|worker| worker.id).collect();
+        for id in before {
+            if self.worker(id).is_some_and(|worker| worker.state != State::Leaving) {
+                self.retire(id);
+            }
+        }
+        self.recall_wanted();
+        Ok(())
+    }
+
+    /// Remembers and tells that a configuration was refused.
+    fn refuse(&mut self, cause: &str, faults: Vec<String>) -> Outcome {
+        tracing::error!(cause, "configuration refused; the one before stays in force");
+        for fault in &faults {
+            tracing::error!("{fault}");
+        }
+        let said = faults.join("\n");
+        self.refused = Some(Refusal { at: now(), cause: cause.to_owned(), faults });
+        self.report();
+        Err(said)
+    }
+}
+
+/// A line for each fault.
+fn faults(error: &ConfigError) -> Vec<String> {
+    match error {
+        ConfigError::Unreadable { source, .. } => vec![format!("{error}: {source}")],
+        ConfigError::Refused { .. } => error.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+const FAILED: &str = "the worker could not put it in force; its log says why";

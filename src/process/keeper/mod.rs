@@ -1,0 +1,604 @@
+//! The keeper: the process that a service manager knows.
+//!
+//! It holds what must not be lost: the sockets with what waits in them, the keys, the configuration in force. It begins
+//! workers, tells them what to serve, and begins another when one ends unasked. It reads nothing from the network; what
+//! a worker says to it is one of a few fixed words ([`super::message::Word`]).
+//!
+//! One loop ([`Keeper::run`]) takes what happens, one thing at a time. What takes a while (a reload, an upgrade) waits
+//! for the worker's word inside the loop's step, by [`Keeper::until`]: places, beats and ends of other workers are dealt
+//! with meanwhile, further orders come after it, and a stop ends it.
+
+mod change;
+mod places;
+mod service_manager;
+mod stop;
+mod upgrade;
+mod workers;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    env, io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    pin::pin,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel},
+    time::{Instant, sleep_until, timeout_at},
+};
+
+pub(crate) use self::stop::Ended;
+pub(super) use self::upgrade::{FORMAT, TAKES_OVER};
+use self::{
+    service_manager::ServiceManager,
+    workers::{Deed, Ending, State, Worker, WorkerId},
+};
+use super::{
+    Options, ServeError,
+    history::History,
+    message::{Handover, ToWorker, Word},
+    signals::{Signal, Signals},
+    watch::Watcher,
+    worker::Place,
+};
+use crate::{
+    admin::{Order, Outcome, Refusal, Report},
+    config::{self, Plan, Source},
+    keeper::{Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets, user::User},
+    tls::{LIFETIME_SECONDS, TicketKeys},
+};
+
+/// All that the keeper holds.
+pub(super) struct Keeper {
+    source: Source,
+    options: Options,
+    /// The program file that an upgrade looks at.
+    program: PathBuf,
+
+    plan: Plan,
+    generation: u64,
+    /// Tells certificates of one reading from those of another.
+    certificates: Digest,
+    history: History,
+    refused: Option<Refusal>,
+
+    sockets: Sockets,
+    /// Who the workers are to be; `None` where we are not root.
+    user: Option<User>,
+    tickets: TicketKeys,
+    rotate_tickets: Instant,
+    log: Option<WatchedLog>,
+
+    /// At most one of them is serving, and at most one starting.
+    workers: Vec<Worker>,
+    next_worker: WorkerId,
+    crashes: u64,
+    /// Workers that have ended unasked in short order.
+    quick_crashes: u32,
+    /// When the next worker is begun, where one is missing.
+    restart: Option<Instant>,
+    beat: u64,
+    next_beat: Instant,
+    /// Requests of workers that leave and have no place, in the order in which a place was asked for.
+    wants: VecDeque<(WorkerId, String)>,
+    refused_words: u64,
+
+    manager: ServiceManager,
+    watcher: Watcher,
+    changes: UnboundedReceiver<Vec<PathBuf>>,
+    signals: Signals,
+    deeds: Receiver<(WorkerId, Deed)>,
+    deeds_sender: Sender<(WorkerId, Deed)>,
+    deferred: VecDeque<Event>,
+    next_look: Instant,
+    /// When a drain becomes a stop.
+    drained: Option<Instant>,
+}
+
+/// What happens to the keeper.
+#[derive(Debug)]
+enum Event {
+    Signal(Signal),
+    /// Files of the configuration are not what they were.
+    Changed(Vec<PathBuf>),
+    Order(WorkerId, u32, Order),
+    Deed(WorkerId, Deed),
+    /// Something is due.
+    Time,
+}
+
+/// Why something that was waited for did not come.
+#[derive(Debug)]
+enum Missed {
+    Late,
+    /// We are to stop.
+    Stopping,
+}
+
+type Digest = [u8; 32];
+
+impl Keeper {
+    /// Opens everything and begins the first worker; when this returns, connections are accepted.
+    pub(super) async fn start(source: Source, options: Options, plan: Plan, text: String) -> Result<Self, ServeError> {
+        let signals = Signals::catch().map_err(ServeError::System)?;
+        let user = worker_user(&plan, &options)?;
+        let mut sockets = Sockets::with(Inherited::receive());
+        let provisions = Provisions::gather_beside(&plan, &mut sockets, None, user.as_ref())?;
+        let manager = ServiceManager::new(options.pid_file.clone()).map_err(ServeError::System)?;
+        let mut history = History::load(&plan.tls.storage, &source.file);
+        history.push(1, "start".to_owned(), text);
+        let (deeds_sender, deeds) = channel(DEEDS);
+        let (changed, changes) = unbounded_channel();
+        let now = Instant::now();
+        let mut keeper = Self {
+            program: env::current_exe().map_err(ServeError::System)?,
+            certificates: digest(&provisions),
+            log: watched(&plan, &provisions),
+            tickets: TicketKeys::generate().map_err(|error| ServeError::System(io::Error::other(error)))?,
+            source,
+            options,
+            plan,
+            generation: 1,
+            history,
+            refused: None,
+            sockets,
+            user,
+            rotate_tickets: now + TICKETS,
+            workers: Vec::new(),
+            next_worker: 0,
+            crashes: 0,
+            quick_crashes: 0,
+            restart: None,
+            beat: 0,
+            next_beat: now,
+            wants: VecDeque::new(),
+            refused_words: 0,
+            manager,
+            watcher: Watcher::new(changed),
+            changes,
+            signals,
+            deeds,
+            deeds_sender,
+            deferred: VecDeque::new(),
+            next_look: now,
+            drained: None,
+        };
+        let plan = keeper.plan.clone();
+        let started = keeper.begin_worker(1, &plan, provisions, BTreeMap::new()).map_err(ServeError::System)?;
+        keeper.until_ready(started).await.map_err(ServeError::Worker)?;
+        keeper.serving(started);
+        for weakness in keeper.weaknesses() {
+            tracing::warn!("{weakness}");
+        }
+        for name in keeper.sockets.unused(&keeper.plan) {
+            tracing::warn!(name, "a socket that was passed on is not listened on: no listener is `fd:{name}`");
+        }
+        for address in keeper.sockets.addresses() {
+            tracing::info!(%address, "listening");
+        }
+        Ok(keeper)
+    }
+
+    /// Until something ends us.
+    pub(super) async fn run(mut self) -> Ended {
+        self.watcher.watch(config::dependencies(&self.plan));
+        self.report();
+        self.manager.ready(self.generation);
+        loop {
+            let event = match self.deferred.pop_front() {
+                Some(event) => event,
+                None => self.next().await,
+            };
+            match event {
+                Event::Signal(Signal::Stop) => return self.stop().await,
+                Event::Signal(Signal::Reload) => drop(self.reload("SIGHUP").await),
+                Event::Signal(Signal::Reopen) => self.reopen_log(),
+                Event::Signal(Signal::Upgrade) => {
+                    if let Err(refused) = self.upgrade(None).await {
+                        tracing::error!("not upgraded: {refused}");
+                    }
+                }
+                Event::Changed(files) => drop(self.reload(&changed(&files)).await),
+                Event::Order(worker, id, order) => self.obey(worker, id, order).await,
+                Event::Deed(worker, deed) => self.note(worker, deed),
+                Event::Time => {
+                    if self.drained.is_some_and(|at| at <= Instant::now()) {
+                        return self.stop().await;
+                    }
+                    self.look_after();
+                }
+            }
+        }
+    }
+
+    /// The next thing that happens; cancel-safe.
+    async fn next(&mut self) -> Event {
+        let due = [Some(self.next_look), self.drained, self.restart].into_iter().flatten().min();
+        tokio::select! {
+            biased;
+            signal = self.signals.next() => Event::Signal(signal),
+            Some((worker, deed)) = self.deeds.recv() => order(worker, deed),
+            Some(files) = self.changes.recv() => Event::Changed(files),
+            () = sleep_until(due.unwrap_or(self.next_look)) => Event::Time,
+        }
+    }
+
+    /// Waits for what `wanted` makes something of, at most until `deadline`.
+    ///
+    /// A stop ends the wait, and comes next. Orders and changes come after whatever waits here.
+    async fn until<T>(
+        &mut self,
+        deadline: Instant,
+        mut wanted: impl FnMut(WorkerId, &Deed) -> Option<T>,
+    ) -> Result<T, Missed> {
+        loop {
+            let event = timeout_at(deadline, self.next()).await.map_err(|_| Missed::Late)?;
+            let found = match &event {
+                Event::Deed(worker, deed) => wanted(*worker, deed),
+                _ => None,
+            };
+            self.aside(event)?;
+            if let Some(found) = found {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Waits for `work` in the same way.
+    async fn meanwhile<T>(&mut self, deadline: Instant, work: impl Future<Output = T>) -> Result<T, Missed> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                event = timeout_at(deadline, self.next()) => self.aside(event.map_err(|_| Missed::Late)?)?,
+            }
+        }
+    }
+
+    /// Deals with what happens while something is waited for.
+    fn aside(&mut self, event: Event) -> Result<(), Missed> {
+        match event {
+            Event::Deed(worker, deed) => self.note(worker, deed),
+            Event::Time if self.drained.is_none_or(|at| at > Instant::now()) => self.look_after(),
+            Event::Signal(Signal::Stop) | Event::Time => {
+                self.deferred.push_front(event);
+                return Err(Missed::Stopping);
+            }
+            later => self.deferred.push_back(later),
+        }
+        Ok(())
+    }
+
+    /// Carries out what an operator asked of `worker`, and answers.
+    async fn obey(&mut self, worker: WorkerId, id: u32, order: Order) {
+        let outcome = match order {
+            Order::Reload { dry_run: true } => self.dry_run(),
+            Order::Reload { dry_run: false } => self.reload("`vestibule reload`").await,
+            Order::Rollback { steps } => self.roll_back(steps).await,
+            Order::Drain { wait } => Ok(self.drain(wait)),
+            // The outcome comes from the program that takes over, unless there is none.
+            Order::Upgrade => self.upgrade(Some((worker, id))).await.map(|()| String::new()),
+        };
+        self.answer(worker, id, outcome);
+    }
+
+    fn answer(&self, worker: WorkerId, id: u32, outcome: Outcome) {
+        if let Some(worker) = self.worker(worker) {
+            worker.tell(ToWorker::Reply { id, outcome });
+        }
+    }
+
+    /// Takes note of what a worker did.
+    fn note(&mut self, id: WorkerId, deed: Deed) {
+        match deed {
+            Deed::Said(Word::Ready) => self.serving(id),
+            Deed::Said(Word::Alive { beat }) if beat == self.beat => {
+                if let Some(worker) = self.worker_mut(id) {
+                    worker.alive = Instant::now();
+                }
+            }
+            Deed::Said(Word::Place { upstream, count }) => self.place_given(id, upstream, count),
+            Deed::Said(Word::Want { upstream }) => self.place_wanted(id, upstream),
+            // Whoever waits for the others has seen them, and nobody else has a use for them.
+            Deed::Said(_) => {}
+            Deed::Mumbled(mumbled) => {
+                self.refused_words += 1;
+                if self.refused_words <= TOLD {
+                    let pid = self.worker(id).map(|worker| worker.pid().as_raw_pid());
+                    tracing::error!(pid, "a worker was refused: {mumbled}; it may have been taken over");
+                }
+            }
+            Deed::Ended(ending) => self.worker_ended(id, &ending),
+        }
+    }
+
+    /// A worker accepts connections: it is the one that serves, if it is the one that was to start.
+    fn serving(&mut self, id: WorkerId) {
+        let Some(worker) = self.worker_mut(id).filter(|worker| worker.state == State::Starting) else { return };
+        worker.state = State::Serving;
+        worker.alive = Instant::now();
+        self.recall_wanted();
+        self.report();
+    }
+
+    fn worker_ended(&mut self, id: WorkerId, ending: &Ending) {
+        let Some(position) = self.workers.iter().position(|worker| worker.id == id) else { return };
+        let worker = self.workers.remove(position);
+        self.wants.retain(|(wants, _)| *wants != id);
+        let pid = worker.pid().as_raw_pid();
+        let is_clean = matches!(ending, Ending::Thread | Ending::Status(0));
+        match worker.state {
+            State::Leaving if is_clean => tracing::info!(pid, "a worker has ended what it had begun"),
+            State::Leaving => {
+                self.crashes += 1;
+                tracing::error!(pid, %ending, "a worker that was to end what it had begun has ended before");
+            }
+            State::Starting | State::Serving => self.crashed(&worker, ending),
+        }
+        self.places_back(&worker.held);
+        self.report();
+    }
+
+    /// A worker that was to serve is no more: another one is begun, at once unless it went the same way each time.
+    fn crashed(&mut self, worker: &Worker, ending: &Ending) {
+        self.crashes += 1;
+        let lived = worker.started.elapsed().unwrap_or_default();
+        self.quick_crashes = if lived < QUICK { self.quick_crashes + 1 } else { 1 };
+        let pause = match self.quick_crashes {
+            0..=AT_ONCE => Duration::ZERO,
+            more => (FIRST_PAUSE * 2_u32.saturating_pow(more - AT_ONCE - 1)).min(LONGEST_PAUSE),
+        };
+        let (pid, crashes) = (worker.pid().as_raw_pid(), self.crashes);
+        tracing::error!(pid, %ending, ?lived, crashes, next_in = ?pause, "a worker has ended unasked; another one is begun");
+        if self.serving_worker().is_none() && !self.workers.iter().any(|worker| worker.state == State::Starting) {
+            self.restart = Some(Instant::now() + pause);
+            if pause.is_zero() {
+                self.restart_worker();
+            }
+        }
+    }
+
+    fn restart_worker(&mut self) {
+        self.restart = None;
+        let plan = self.plan.clone();
+        let begun = Provisions::gather_beside(&plan, &mut self.sockets, None, self.user.as_ref())
+            .map_err(io::Error::other)
+            .and_then(|provisions| self.begin_worker(self.generation, &plan, provisions, self.held_by_leaving()));
+        if let Err(error) = begun {
+            tracing::error!(error = &error as &dyn std::error::Error, again_in = ?LONGEST_PAUSE, "no worker can be begun");
+            self.restart = Some(Instant::now() + LONGEST_PAUSE);
+        }
+    }
+
+    fn begin_worker(
+        &mut self,
+        generation: u64,
+        plan: &Plan,
+        provisions: Provisions,
+        held: BTreeMap<String, u32>,
+    ) -> io::Result<WorkerId> {
+        self.next_worker += 1;
+        let id = self.next_worker;
+        let (handover, descriptors) =
+            Handover::new(generation, plan, provisions, self.user.clone(), held, self.tickets.clone());
+        let place = if self.options.single { Place::Thread } else { Place::Process };
+        let worker = Worker::begin(id, place, handover, descriptors, &self.deeds_sender)?;
+        tracing::debug!(pid = worker.pid().as_raw_pid(), "a worker is begun");
+        self.workers.push(worker);
+        Ok(id)
+    }
+
+    /// Waits for `started` to accept connections; says why it does not.
+    async fn until_ready(&mut self, started: WorkerId) -> Result<(), String> {
+        let ready = |worker, deed: &Deed| match deed {
+            Deed::Said(Word::Ready) if worker == started => Some(Ok(())),
+            Deed::Ended(ending) if worker == started => Some(Err(format!("it ended at its start ({ending})"))),
+            _ => None,
+        };
+        match self.until(Instant::now() + START, ready).await {
+            Ok(ready) => ready,
+            Err(Missed::Late) => Err(format!("it did not accept connections within {START:?}")),
+            Err(Missed::Stopping) => Err("told to stop".to_owned()),
+        }
+    }
+
+    /// What is due from time to time.
+    fn look_after(&mut self) {
+        let now = Instant::now();
+        if self.restart.is_some_and(|at| at <= now) {
+            self.restart_worker();
+        }
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = now + self.manager.interval().map_or(LOOK, |interval| interval.min(LOOK));
+        self.look_at_log();
+        if now >= self.rotate_tickets {
+            self.rotate_tickets(now);
+        }
+        if now >= self.next_beat {
+            self.beat += 1;
+            self.next_beat = now + BEAT;
+            self.serving_worker().into_iter().for_each(|worker| worker.tell(ToWorker::Beat(self.beat)));
+        }
+        match self.serving_worker() {
+            Some(worker) if worker.alive.elapsed() > SILENCE => {
+                let pid = worker.pid().as_raw_pid();
+                tracing::error!(pid, silence = ?SILENCE, "a worker does not turn any more; it is ended");
+                worker.kill();
+            }
+            Some(worker) if worker.alive.elapsed() < 3 * BEAT => self.manager.alive(),
+            _ => {}
+        }
+    }
+
+    fn rotate_tickets(&mut self, now: Instant) {
+        self.rotate_tickets = now + TICKETS;
+        match self.tickets.rotated() {
+            Ok(keys) => {
+                self.tickets = keys;
+                for worker in &self.workers {
+                    worker.tell(ToWorker::Tickets(self.tickets.clone()));
+                }
+            }
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "ticket keys stay as they are"),
+        }
+    }
+
+    /// Rotates the access log where it is time, and follows where others have moved it.
+    fn look_at_log(&mut self) {
+        match self.log.as_mut().map(WatchedLog::look) {
+            Some(Ok(Some(file))) => self.log_to(&file.into()),
+            Some(Ok(None)) | None => {}
+            Some(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "the access log stays as it is"),
+        }
+    }
+
+    fn reopen_log(&mut self) {
+        match self.log.as_mut().map(WatchedLog::reopen) {
+            Some(Ok(file)) => self.log_to(&file.into()),
+            Some(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "the access log stays as it is"),
+            None => tracing::info!("there is no log file to reopen"),
+        }
+    }
+
+    /// Has every worker that writes to the log go on in `file`.
+    fn log_to(&self, file: &OwnedFd) {
+        let log = workers::sink(&self.plan);
+        for worker in self.workers.iter().filter(|worker| worker.log == log) {
+            match file.try_clone() {
+                Ok(file) => worker.tell_with(ToWorker::Reopen, vec![file]),
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "a worker stays with the old log file");
+                }
+            }
+        }
+        tracing::info!("access log reopened");
+    }
+
+    /// Tells every worker how we are, for `/status`.
+    fn report(&self) {
+        let mut workers: Vec<_> = self.workers.iter().map(Worker::report).collect();
+        workers.sort_by_key(|worker| !worker.accepts);
+        let report = Report {
+            pid: std::process::id(),
+            keeper: !self.options.single,
+            workers,
+            crashes: self.crashes,
+            history: self.history.applied(),
+            refused: self.refused.clone(),
+            weaknesses: self.weaknesses(),
+        };
+        for worker in &self.workers {
+            worker.tell(ToWorker::Report(report.clone()));
+        }
+    }
+
+    /// What protects less than it could.
+    fn weaknesses(&self) -> Vec<String> {
+        let mut weaknesses = Vec::new();
+        if self.options.single {
+            let said = "--single: one process reads the network and holds the keys, nothing confines it, a crash ends all, \
+                        and an upgrade is a restart";
+            weaknesses.push(said.to_owned());
+        } else if self.user.is_none() {
+            let said = "not started as root: keys and traffic are one user's, so the worker could read what the keeper reads \
+                        where the kernel's sandbox does not keep it from it";
+            weaknesses.push(said.to_owned());
+        }
+        weaknesses
+    }
+
+    fn serving_worker(&self) -> Option<&Worker> {
+        self.workers.iter().find(|worker| worker.state == State::Serving)
+    }
+
+    fn worker(&self, id: WorkerId) -> Option<&Worker> {
+        self.workers.iter().find(|worker| worker.id == id)
+    }
+
+    fn worker_mut(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        self.workers.iter_mut().find(|worker| worker.id == id)
+    }
+}
+
+/// An order is told apart from what else a worker says.
+fn order(worker: WorkerId, deed: Deed) -> Event {
+    let (id, order) = match deed {
+        Deed::Said(Word::Reload { id, dry_run }) => (id, Order::Reload { dry_run }),
+        Deed::Said(Word::Rollback { id, steps }) => (id, Order::Rollback { steps }),
+        Deed::Said(Word::Drain { id, wait }) => (id, Order::Drain { wait }),
+        Deed::Said(Word::Upgrade { id }) => (id, Order::Upgrade),
+        deed => return Event::Deed(worker, deed),
+    };
+    Event::Order(worker, id, order)
+}
+
+/// What a change of `files` is called in the history.
+fn changed(files: &[PathBuf]) -> String {
+    let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+    format!("{} changed", names.join(", "))
+}
+
+/// Who the workers are to be.
+fn worker_user(plan: &Plan, options: &Options) -> Result<Option<User>, ServeError> {
+    let is_root = rustix::process::geteuid().is_root();
+    Ok(if is_root && !options.single { Some(User::find(&plan.user)?) } else { None })
+}
+
+/// The log file among `provisions`, to be looked after.
+fn watched(plan: &Plan, provisions: &Provisions) -> Option<WatchedLog> {
+    let Some(LogOutput::File { path, file }) = &provisions.access_log else { return None };
+    let rotate = plan.access_log.as_ref().and_then(|log| log.rotate);
+    match file.try_clone() {
+        Ok(file) => Some(WatchedLog::new(path.clone(), file, rotate)),
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the access log is not looked after");
+            None
+        }
+    }
+}
+
+/// A fingerprint of all certificates and keys.
+fn digest(provisions: &Provisions) -> Digest {
+    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+    for material in &provisions.certificates {
+        let chain = material.chain.as_deref().unwrap_or_default();
+        for part in [&material.certificate[..], material.key.expose(), chain] {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part);
+        }
+    }
+    let mut digest = Digest::default();
+    digest.copy_from_slice(context.finish().as_ref());
+    digest
+}
+
+/// When `time` was, by the clock on the wall.
+fn now() -> String {
+    crate::admin::timestamp(SystemTime::now())
+}
+
+/// What workers have done and we have not looked at; beyond it they wait.
+const DEEDS: usize = 64;
+/// Refused messages that are told one by one.
+const TOLD: u64 = 10;
+/// How long a worker may take until it accepts connections, or has another configuration in force.
+const START: Duration = Duration::from_secs(30);
+/// How often we look at the log file and the clock.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often a worker is asked whether it turns.
+const BEAT: Duration = Duration::from_secs(5);
+/// A worker that has not turned for this long never will.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Half of a ticket's life: each is taken until its end.
+const TICKETS: Duration = Duration::from_secs(LIFETIME_SECONDS as u64);
+/// A worker that ends unasked within this time of its start is taken to have a habit of it.
+const QUICK: Duration = Duration::from_secs(10);
+/// So many are followed at once even so.
+const AT_ONCE: u32 = 3;
+/// Between two workers that end unasked again and again: from this, doubled, up to that.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);

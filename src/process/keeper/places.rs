@@ -1,0 +1,111 @@
+//! Places in applications that workers share while one of them leaves: see [`crate::upstream::Queue`].
+//!
+//! The worker that serves has all places of an upstream but for those that workers which leave have still; each of
+//! these is passed on as it becomes free. A request of a leaving worker that has none is given one back.
+
+use std::collections::BTreeMap;
+
+use super::{
+    super::message::{ToWorker, tag},
+    Keeper, State, WorkerId,
+};
+use crate::config::Plan;
+
+impl Keeper {
+    /// Places that leaving workers have, by upstream.
+    pub(super) fn held_by_leaving(&self) -> BTreeMap<String, u32> {
+        let mut held = BTreeMap::new();
+        for worker in self.workers.iter().filter(|worker| worker.state == State::Leaving) {
+            for (upstream, count) in &worker.held {
+                *held.entry(upstream.clone()).or_default() += count;
+            }
+        }
+        held
+    }
+
+    /// The worker that serves is to leave, with all places that nobody else has.
+    pub(super) fn retire(&mut self, id: WorkerId) {
+        let elsewhere = self.held_by_leaving();
+        let mut held = places(&self.plan);
+        for (upstream, count) in &mut held {
+            *count = count.saturating_sub(elsewhere.get(upstream).copied().unwrap_or(0));
+        }
+        if let Some(worker) = self.worker_mut(id) {
+            worker.state = State::Leaving;
+            worker.held = held;
+            worker.tell(ToWorker::Retire);
+        }
+    }
+
+    /// `id` has given up `count` places of the upstream with that tag.
+    pub(super) fn place_given(&mut self, id: WorkerId, upstream: u32, count: u32) {
+        let Some(name) = self.upstream(id, upstream) else { return };
+        let Some(worker) = self.worker_mut(id) else { return };
+        match worker.state {
+            // No more than it has, whatever it says.
+            State::Leaving => {
+                let held = worker.held.entry(name.clone()).or_default();
+                let count = count.min(*held);
+                *held -= count;
+                self.places_back(&BTreeMap::from([(name, count)]));
+            }
+            // One that was recalled for the first who wanted it.
+            State::Serving | State::Starting => {
+                let Some(position) = self.wants.iter().position(|(_, wanted)| *wanted == name) else { return };
+                let Some((wants, _)) = self.wants.remove(position) else { return };
+                match self.worker_mut(wants) {
+                    Some(leaving) => {
+                        *leaving.held.entry(name.clone()).or_default() += 1;
+                        leaving.tell(ToWorker::Places { upstream: name, count: 1 });
+                    }
+                    None => self.places_back(&BTreeMap::from([(name, 1)])),
+                }
+            }
+        }
+    }
+
+    /// A request inside `id`, which leaves, has no place in the upstream with that tag.
+    pub(super) fn place_wanted(&mut self, id: WorkerId, upstream: u32) {
+        let leaves = self.worker(id).is_some_and(|worker| worker.state == State::Leaving);
+        let Some(name) = self.upstream(id, upstream).filter(|_| leaves && self.wants.len() < WANTS) else { return };
+        // Where nobody serves, it has to wait for whoever will.
+        if let Some(serving) = self.serving_worker() {
+            serving.tell(ToWorker::Recall { upstream: name.clone() });
+            self.wants.push_back((id, name));
+        }
+    }
+
+    /// Asks whoever serves now for places that others want and nobody has given back.
+    pub(super) fn recall_wanted(&self) {
+        let mut serving = self.workers.iter().filter(|worker| worker.state == State::Serving);
+        // Where there are two, one is about to leave.
+        let (Some(serving), None) = (serving.next(), serving.next()) else { return };
+        for (_, upstream) in &self.wants {
+            serving.tell(ToWorker::Recall { upstream: upstream.clone() });
+        }
+    }
+
+    /// Places are free for whoever serves; nobody is told where nobody does: the next one is not told that they are held.
+    pub(super) fn places_back(&self, places: &BTreeMap<String, u32>) {
+        let Some(serving) = self.workers.iter().find(|worker| worker.state != State::Leaving) else { return };
+        for (upstream, count) in places.iter().filter(|(_, count)| **count > 0) {
+            serving.tell(ToWorker::Places { upstream: upstream.clone(), count: *count });
+        }
+    }
+
+    /// The upstream that `id` means by its tag.
+    fn upstream(&self, id: WorkerId, upstream: u32) -> Option<String> {
+        let worker = self.worker(id)?;
+        let names = self.plan.upstreams.keys().chain(worker.held.keys());
+        names.filter(|name| tag(name) == upstream).min().cloned()
+    }
+}
+
+/// All places of each upstream that has a bound.
+pub(super) fn places(plan: &Plan) -> BTreeMap<String, u32> {
+    let bound = plan.upstreams.values().filter_map(|upstream| Some((&upstream.name, upstream.concurrency?)));
+    bound.map(|(name, places)| (name.clone(), u32::try_from(places.get()).unwrap_or(u32::MAX))).collect()
+}
+
+/// Places that are asked for at once, however much a worker wants.
+const WANTS: usize = 10_000;

@@ -1,0 +1,318 @@
+//! Another program in our place: same pid, same sockets with what waits in them, same workers.
+//!
+//! The keeper writes down what it holds, puts that and every descriptor into a socket, and lets the program file that
+//! is on the disk now take over its process (execve(2)) with that socket as standard input. Workers notice nothing:
+//! their links are among the descriptors. The new program begins a worker of its own, and the others leave once it
+//! serves. If it does not, the new program hands everything back to the old one, whose file it was given open.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    env, fs, io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, SystemTime},
+};
+
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::mpsc::{channel, unbounded_channel},
+    time::Instant,
+};
+
+use super::{
+    super::{
+        Options, ServeError,
+        history::History,
+        inspections,
+        link::Link,
+        message::borrowed,
+        signals::Signals,
+        watch::Watcher,
+    },
+    DEEDS, Keeper, Missed, State, TICKETS, WorkerId, digest,
+    service_manager::ServiceManager,
+    watched, worker_user,
+    workers::{OURSELVES, Worker, sink},
+};
+use crate::{
+    admin::Refusal,
+    config::{self, Plan, Source},
+    keeper::{
+        Provisions,
+        sockets::{SocketList, Sockets},
+    },
+    tls::TicketKeys,
+};
+
+/// The form of [`Inheritance`]: a program says before it takes over which ones it reads.
+pub(in super::super) const FORMAT: u32 = 1;
+
+/// What one program leaves to the next; descriptors come in the order of the fields.
+#[derive(Serialize, Deserialize)]
+struct Inheritance {
+    /// The configuration in force.
+    text: String,
+    generation: u64,
+    history: History,
+    refused: Option<Refusal>,
+    crashes: u64,
+    tickets: TicketKeys,
+    program: PathBuf,
+    sockets: SocketList,
+    workers: Vec<LeftWorker>,
+    next_worker: WorkerId,
+    /// Whom to tell how it went.
+    asked_by: Option<(WorkerId, u32)>,
+    /// On the way back: why the other program did not do.
+    returned: Option<String>,
+    /// On the way there: whether the old program's file comes along, to go back to.
+    way_back: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LeftWorker {
+    id: WorkerId,
+    pid: i32,
+    started: SystemTime,
+    serves: bool,
+    held: BTreeMap<String, u32>,
+    /// A [`Plan`], which a later program may not be able to read.
+    begun_with: Option<serde_json::Value>,
+}
+
+impl Keeper {
+    /// Lets the program that is on the disk now take over. Does not return where it does.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no upgrade; everything is as it was.
+    pub(super) async fn upgrade(&mut self, asked_by: Option<(WorkerId, u32)>) -> Result<(), String> {
+        if self.options.single {
+            return Err("with --single there is nobody to serve meanwhile: restart instead".to_owned());
+        }
+        if self.serving_worker().is_none() {
+            return Err("no worker serves at present; try again when one does".to_owned());
+        }
+        let program = self.program.clone();
+        self.try_out(&program).await?;
+        tracing::info!(program = %program.display(), "upgrade: the program on the disk takes over");
+        self.manager.reloading();
+        let error = self.hand_over(&program, asked_by, None).await;
+        self.manager.ready(self.generation);
+        Err(format!("cannot hand over to {}: {error}", program.display()))
+    }
+
+    /// Asks `program` whether it could take over: whether it runs, reads the configuration, and knows [`FORMAT`].
+    async fn try_out(&mut self, program: &Path) -> Result<(), String> {
+        let cannot = |why: &str| format!("{} cannot take over: {why}", program.display());
+        if rustix::process::geteuid().is_root()
+            && let Some(untrusted) = config::untrusted(program)
+        {
+            return Err(cannot(&untrusted));
+        }
+        let answer = tokio::process::Command::new(program)
+            .args(own_arguments())
+            .arg("--takeover")
+            .arg(FORMAT.to_string())
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let answer = self.meanwhile(Instant::now() + TRIAL, answer).await;
+        let answer = match answer {
+            Ok(answer) => answer.map_err(|error| cannot(&error.to_string()))?,
+            Err(Missed::Late) => return Err(cannot(&format!("it says nothing within {TRIAL:?}"))),
+            Err(Missed::Stopping) => return Err("told to stop".to_owned()),
+        };
+        let said = String::from_utf8_lossy(&answer.stderr);
+        match answer.status.code() {
+            Some(0) if answer.stdout == TAKES_OVER => Ok(()),
+            Some(0) => Err(cannot("it does not say that it would")),
+            _ => Err(cannot(&format!("{}: {}", answer.status, said.trim()))),
+        }
+    }
+
+    /// Becomes `program`; answers why not.
+    async fn hand_over(
+        &mut self,
+        program: &Path,
+        asked_by: Option<(WorkerId, u32)>,
+        returned: Option<String>,
+    ) -> io::Error {
+        let handed = async {
+            let way_back = returned.is_none();
+            let (sockets, mut descriptors) = self.sockets.leave()?;
+            for worker in &self.workers {
+                descriptors.push(worker.link()?);
+            }
+            if way_back {
+                descriptors.push(fs::File::open(OURSELVES)?.into());
+            }
+            let inheritance = Inheritance {
+                text: self.history.text().unwrap_or_default().to_owned(),
+                generation: self.generation,
+                history: self.history.clone(),
+                refused: self.refused.clone(),
+                crashes: self.crashes,
+                tickets: self.tickets.clone(),
+                program: self.program.clone(),
+                sockets,
+                workers: self.workers.iter().map(leave).collect(),
+                next_worker: self.next_worker,
+                asked_by,
+                returned,
+                way_back,
+            };
+            let (ours, theirs) = Link::pair()?;
+            let text = zeroize::Zeroizing::new(serde_json::to_string(&inheritance)?);
+            // A few packets, which the socket holds until they are read on the other side of execve.
+            let borrowed = borrowed(&descriptors);
+            let sent = ours.send(&*text, &borrowed);
+            tokio::time::timeout(TRIAL, sent).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+            Ok::<_, io::Error>(theirs)
+        };
+        let theirs = match handed.await {
+            Ok(theirs) => theirs,
+            Err(error) => return error,
+        };
+        Command::new(program)
+            .arg0(env::args_os().next().unwrap_or_else(|| "vestibule".into()))
+            .args(own_arguments())
+            .arg("--takeover")
+            .stdin(Stdio::from(theirs))
+            .exec()
+    }
+
+    /// Takes over from the program that was this process before: at its standard input is what it left.
+    pub(in super::super) async fn take_over(source: Source, options: Options) -> Result<Self, ServeError> {
+        let signals = Signals::catch().map_err(ServeError::System)?;
+        let unreadable = |error: String| ServeError::Inheritance(error);
+        let link = Link::from_stdin().map_err(ServeError::System)?;
+        let received = link.receive::<String>().await.map_err(|error| unreadable(error.to_string()))?;
+        let (text, descriptors) = received.ok_or_else(|| unreadable("nothing was left".to_owned()))?;
+        let text = zeroize::Zeroizing::new(text);
+        let left: Inheritance = serde_json::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
+        // Standard input has done its part.
+        let null = fs::File::open("/dev/null").map_err(ServeError::System)?;
+        rustix::stdio::dup2_stdin(&null).map_err(|error| ServeError::System(error.into()))?;
+        let mut descriptors = descriptors.into_iter();
+        let sockets = Sockets::inherit(left.sockets, &mut descriptors).map_err(ServeError::System)?;
+
+        let plan = config::check_text(&source, &left.text, inspections())?;
+        let user = worker_user(&plan, &options)?;
+        let (deeds_sender, deeds) = channel(DEEDS);
+        let (changed, changes) = unbounded_channel();
+        let now = Instant::now();
+        let mut keeper = Self {
+            manager: ServiceManager::new(options.pid_file.clone()).map_err(ServeError::System)?,
+            program: left.program,
+            certificates: [0; 32],
+            log: None,
+            tickets: left.tickets,
+            source,
+            options,
+            plan,
+            generation: left.generation,
+            history: left.history,
+            refused: left.refused,
+            sockets,
+            user,
+            rotate_tickets: now + TICKETS,
+            workers: Vec::new(),
+            next_worker: left.next_worker,
+            crashes: left.crashes,
+            quick_crashes: 0,
+            restart: None,
+            beat: 0,
+            next_beat: now,
+            wants: VecDeque::new(),
+            refused_words: 0,
+            watcher: Watcher::new(changed),
+            changes,
+            signals,
+            deeds,
+            deeds_sender,
+            deferred: VecDeque::new(),
+            next_look: now,
+            drained: None,
+        };
+        for left in left.workers {
+            keeper.adopt(left, &mut descriptors).map_err(ServeError::System)?;
+        }
+        let way_back = if left.way_back { descriptors.next() } else { None };
+        let outcome = match left.returned {
+            // The other program's doing; ours still serves.
+            Some(why) => keeper.gather().map(drop).and(Err(why)),
+            None => keeper.succeed().await,
+        };
+        match (&outcome, way_back) {
+            (Ok(()), _) => tracing::info!(version = env!("CARGO_PKG_VERSION"), "upgraded"),
+            (Err(why), Some(way_back)) => {
+                tracing::error!("the new program does not serve: {why}; the one before goes on");
+                let program = PathBuf::from(format!("/proc/self/fd/{}", way_back.as_raw_fd()));
+                let error = keeper.hand_over(&program, left.asked_by, Some(why.clone())).await;
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot go back to the program before");
+            }
+            (Err(why), None) => tracing::error!("not upgraded: {why}"),
+        }
+        if let Some((worker, id)) = left.asked_by {
+            let version = env!("CARGO_PKG_VERSION");
+            keeper.answer(worker, id, outcome.map(|()| format!("upgraded: vestibule {version} serves")));
+        }
+        Ok(keeper)
+    }
+
+    fn adopt(&mut self, left: LeftWorker, descriptors: &mut impl Iterator<Item = OwnedFd>) -> io::Result<()> {
+        let missing = || io::Error::other("fewer descriptors were left than workers");
+        let process = Pid::from_raw(left.pid).ok_or_else(missing)?;
+        let link = descriptors.next().ok_or_else(missing)?;
+        let begun_with = left.begun_with.and_then(|plan| serde_json::from_value::<Plan>(plan).ok());
+        let log = begun_with.as_ref().and_then(sink);
+        let mut worker = Worker::adopt(left.id, process, link, &self.deeds_sender, left.started, begun_with, log)?;
+        worker.state = if left.serves { State::Serving } else { State::Leaving };
+        worker.held = left.held;
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// Opens what the plan asks for, for a worker that has nothing yet.
+    fn gather(&mut self) -> Result<Provisions, String> {
+        let gathered = Provisions::gather_beside(&self.plan, &mut self.sockets, None, self.user.as_ref());
+        let provisions = gathered.map_err(|faults| faults.to_string())?;
+        self.certificates = digest(&provisions);
+        self.log = watched(&self.plan, &provisions);
+        Ok(provisions)
+    }
+
+    /// Begins a worker of this program beside those there are.
+    async fn succeed(&mut self) -> Result<(), String> {
+        let provisions = self.gather()?;
+        let plan = self.plan.clone();
+        self.start_successor(self.generation, &plan, provisions).await
+    }
+}
+
+fn leave(worker: &Worker) -> LeftWorker {
+    LeftWorker {
+        id: worker.id,
+        pid: worker.pid().as_raw_pid(),
+        started: worker.started,
+        serves: worker.state == State::Serving,
+        held: worker.held.clone(),
+        begun_with: worker.begun_with.as_ref().and_then(|plan| serde_json::to_value(plan).ok()),
+    }
+}
+
+/// What we were begun with, but for what an upgrade added.
+fn own_arguments() -> Vec<std::ffi::OsString> {
+    env::args_os().skip(1).filter(|argument| argument != "--takeover").collect()
+}
+
+/// What a program says that would take over.
+pub(in super::super) const TAKES_OVER: &[u8] = b"takes over\n";
+/// How long a program may take to say so.
+const TRIAL: Duration = Duration::from_secs(10);

@@ -1,0 +1,312 @@
+//! Workers as the keeper sees them: how one is begun, what it is told, what it says, and how it ended.
+
+use std::{
+    collections::BTreeMap,
+    env, fmt,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::{Command, Stdio},
+    rc::Rc,
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, pidfd_open, pidfd_send_signal, waitid,
+    },
+};
+use tokio::{
+    sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::{spawn_blocking, spawn_local},
+    time::Instant,
+};
+
+use super::super::{
+    link::Link,
+    message::{Handover, NoWord, ToWorker, Word, borrowed},
+    worker::{self, Place},
+};
+use crate::{
+    admin::{WorkerReport, timestamp},
+    config::{LogSink, Plan},
+};
+
+/// A worker that lives, or is just ending.
+pub(super) struct Worker {
+    pub(super) id: WorkerId,
+    /// `None`: a thread of this process.
+    process: Option<Pid>,
+    pub(super) started: SystemTime,
+    pub(super) state: State,
+    /// What its sandbox was made for; `None` where that cannot be known any more.
+    pub(super) begun_with: Option<Plan>,
+    /// Places that it has while it leaves, by upstream.
+    pub(super) held: BTreeMap<String, u32>,
+    /// Where it writes its lines.
+    pub(super) log: Option<LogSink>,
+    /// When it last showed that it turns.
+    pub(super) alive: Instant,
+    link: Rc<Link>,
+    messages: UnboundedSender<(ToWorker, Vec<OwnedFd>)>,
+}
+
+pub(super) type WorkerId = u64;
+
+/// How far a worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It has not accepted a connection yet.
+    Starting,
+    Serving,
+    /// It ends what it began.
+    Leaving,
+}
+
+/// What a worker did.
+#[derive(Debug)]
+pub(super) enum Deed {
+    Said(Word),
+    /// It said what is no word.
+    Mumbled(NoWord),
+    /// It is no more.
+    Ended(Ending),
+}
+
+/// How a worker ended.
+#[derive(Clone, Debug)]
+pub(super) enum Ending {
+    /// A thread has no status.
+    Thread,
+    Status(i32),
+    Killed(i32),
+    /// It closed the link and was ended by us.
+    LetGo,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Thread => f.write_str("its thread ended"),
+            Self::Status(status) => write!(f, "exit status {status}"),
+            Self::Killed(signal) if *signal == Signal::SYS.as_raw() => {
+                f.write_str("ended by SIGSYS: it made a system call that no worker has a use for")
+            }
+            Self::Killed(signal) => match Signal::from_named_raw(*signal) {
+                Some(name) => write!(f, "ended by signal {signal} ({name:?})"),
+                None => write!(f, "ended by signal {signal}"),
+            },
+            Self::LetGo => f.write_str("it let go of the link and did not end"),
+        }
+    }
+}
+
+impl Worker {
+    /// Begins one; it is told `handover` first and says [`Word::Ready`] when it accepts connections.
+    pub(super) fn begin(
+        id: WorkerId,
+        place: Place,
+        handover: Handover,
+        descriptors: Vec<OwnedFd>,
+        deeds: &Sender<(WorkerId, Deed)>,
+    ) -> io::Result<Self> {
+        let (link, theirs) = Link::pair()?;
+        let process = match place {
+            Place::Process => Some(spawn(theirs)?),
+            Place::Thread => {
+                let run = move || {
+                    if let Err(error) = worker::run(theirs, Place::Thread) {
+                        tracing::error!(error = &error as &dyn std::error::Error, "the traffic cannot begin");
+                    }
+                };
+                thread::Builder::new().name("worker".to_owned()).spawn(run)?;
+                None
+            }
+        };
+        let (begun_with, log) = (Some(handover.plan.clone()), sink(&handover.plan));
+        let started = SystemTime::now();
+        let worker = Self::listen_to(id, process, link, deeds, started, begun_with, log)?;
+        worker.tell_with(ToWorker::Start(Box::new(handover)), descriptors);
+        Ok(worker)
+    }
+
+    /// Takes over one that a keeper before us began.
+    pub(super) fn adopt(
+        id: WorkerId,
+        process: Pid,
+        link: OwnedFd,
+        deeds: &Sender<(WorkerId, Deed)>,
+        started: SystemTime,
+        begun_with: Option<Plan>,
+        log: Option<LogSink>,
+    ) -> io::Result<Self> {
+        Self::listen_to(id, Some(process), Link::over(link)?, deeds, started, begun_with, log)
+    }
+
+    fn listen_to(
+        id: WorkerId,
+        process: Option<Pid>,
+        link: Link,
+        deeds: &Sender<(WorkerId, Deed)>,
+        started: SystemTime,
+        begun_with: Option<Plan>,
+        log: Option<LogSink>,
+    ) -> io::Result<Self> {
+        let link = Rc::new(link);
+        let (messages, sent) = unbounded_channel();
+        // By this descriptor until we take its status, by its number never: that could be another's by then.
+        let ended = process.map(|pid| pidfd_open(pid, PidfdFlags::empty())).transpose()?;
+        spawn_local(send(Rc::clone(&link), sent));
+        spawn_local(hear(id, Rc::clone(&link), ended, deeds.clone()));
+        Ok(Self {
+            id,
+            process,
+            started,
+            state: State::Starting,
+            begun_with,
+            held: BTreeMap::new(),
+            log,
+            alive: Instant::now(),
+            link,
+            messages,
+        })
+    }
+
+    pub(super) fn tell(&self, message: ToWorker) {
+        self.tell_with(message, Vec::new());
+    }
+
+    /// Does not wait for it to be taken.
+    pub(super) fn tell_with(&self, message: ToWorker, descriptors: Vec<OwnedFd>) {
+        // It may be ending; that comes to be known by itself.
+        self.messages.send((message, descriptors)).ok();
+    }
+
+    /// Its process, or ours.
+    pub(super) fn pid(&self) -> Pid {
+        self.process.unwrap_or_else(rustix::process::getpid)
+    }
+
+    /// The keeper's end of the link, for a successor.
+    pub(super) fn link(&self) -> io::Result<OwnedFd> {
+        Ok(self.link.socket().try_clone_to_owned()?)
+    }
+
+    /// Ends its process where it stands; a thread cannot be ended so.
+    pub(super) fn kill(&self) {
+        if let Some(process) = self.process
+            && let Err(error) = kill_process(process, Signal::KILL)
+        {
+            tracing::debug!(error = &io::Error::from(error) as &dyn std::error::Error, "a worker cannot be killed");
+        }
+    }
+
+    pub(super) fn report(&self) -> WorkerReport {
+        WorkerReport {
+            pid: self.pid().as_raw_pid().unsigned_abs(),
+            started: timestamp(self.started),
+            accepts: self.state == State::Serving,
+        }
+    }
+}
+
+/// Where lines of `plan` go.
+pub(super) fn sink(plan: &Plan) -> Option<LogSink> {
+    plan.access_log.as_ref().map(|log| log.sink.clone())
+}
+
+async fn send(link: Rc<Link>, mut messages: UnboundedReceiver<(ToWorker, Vec<OwnedFd>)>) {
+    while let Some((message, descriptors)) = messages.recv().await {
+        if let Err(error) = link.send(&message, &borrowed(&descriptors)).await {
+            // The end of the link is told by whoever hears it.
+            tracing::debug!(error = &error as &dyn std::error::Error, "a worker was not told");
+            return;
+        }
+    }
+}
+
+async fn hear(id: WorkerId, link: Rc<Link>, ended: Option<OwnedFd>, deeds: Sender<(WorkerId, Deed)>) {
+    loop {
+        let deed = match link.hear().await {
+            Ok(Some(Ok(word))) => Deed::Said(word),
+            Ok(Some(Err(mumbled))) => Deed::Mumbled(mumbled),
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "a worker is not heard any more");
+                break;
+            }
+        };
+        if deeds.send((id, deed)).await.is_err() {
+            return;
+        }
+    }
+    let ending = match ended {
+        // Waits for the process, which is about to end.
+        Some(process) => spawn_blocking(move || reap(&process)).await.unwrap_or(Ending::LetGo),
+        None => Ending::Thread,
+    };
+    deeds.send((id, Deed::Ended(ending))).await.ok();
+}
+
+/// The status of a process that has closed its link; one that goes on without it is killed.
+fn reap(process: &OwnedFd) -> Ending {
+    let has_ended = |within: Duration| {
+        let within = Timespec::try_from(within).expect("a few seconds fit");
+        matches!(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&within)), Ok(1))
+    };
+    let in_order = has_ended(GRACE);
+    if !in_order && let Err(error) = pidfd_send_signal(process, Signal::KILL) {
+        tracing::debug!(error = &io::Error::from(error) as &dyn std::error::Error, "a worker cannot be killed");
+    }
+    has_ended(GRACE);
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    match waitid(WaitId::PidFd(process.as_fd()), options) {
+        Ok(Some(status)) if in_order => of(&status),
+        _ => Ending::LetGo,
+    }
+}
+
+fn of(status: &WaitIdStatus) -> Ending {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(status), _) => Ending::Status(status),
+        (None, Some(signal)) => Ending::Killed(signal),
+        (None, None) => Ending::LetGo,
+    }
+}
+
+/// Begins the process of a worker: the program that we are, whatever is at its path by now.
+fn spawn(link: OwnedFd) -> io::Result<Pid> {
+    let child = Command::new(OURSELVES)
+        .arg0("vestibule")
+        .arg("worker")
+        .stdin(Stdio::from(link))
+        .current_dir("/")
+        // What the configuration takes from the environment may be secret; a worker has no use for it.
+        .env_clear()
+        .envs(PASSED_ON.iter().filter_map(|name| Some((name, env::var_os(name)?))))
+        .spawn()?;
+    let id = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    Ok(id.expect("ids of processes are positive and fit"))
+}
+
+/// The program of this process, even where another one has taken its place on the disk.
+pub(super) const OURSELVES: &str = "/proc/self/exe";
+/// What of the environment a worker has a use for: events, time zone, resolver.
+const PASSED_ON: &[&str] = &[
+    "VESTIBULE_LOG",
+    "VESTIBULE_LOG_FORMAT",
+    "RUST_LOG",
+    "RUST_BACKTRACE",
+    "NO_COLOR",
+    "TZ",
+    "LANG",
+    "LC_ALL",
+    "LOCALDOMAIN",
+    "RES_OPTIONS",
+];
+/// How long a process may take to end once it has closed its link.
+const GRACE: Duration = Duration::from_secs(2);

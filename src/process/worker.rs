@@ -1,0 +1,258 @@
+//! The worker: the process, or with `--single` the thread, that carries the traffic.
+//!
+//! It does what it is told by the keeper and says only [`Word`]s. Signals are the keeper's business: one that is sent to
+//! the whole group does nothing here. When the keeper has gone, it drains and ends.
+
+use std::{collections::HashMap, io, os::fd::OwnedFd, rc::Rc, time::Duration};
+
+use tokio::{
+    sync::{
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        oneshot,
+    },
+    task::LocalSet,
+};
+
+use super::{
+    link::{Link, LinkError},
+    message::{Handover, ToWorker, Word, tag},
+    sandbox::{self, SandboxError},
+    signals::Signals,
+};
+use crate::{
+    admin::{Order, Outcome},
+    drain::Cut,
+    gateway::{Gateway, News, StartError},
+};
+
+/// Where a worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In a process of its own, in a sandbox.
+    Process,
+    /// In a thread of the keeper.
+    Thread,
+}
+
+/// Why a worker could not begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WorkerError {
+    #[error("the worker cannot make its runtime")]
+    Runtime(#[from] io::Error),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("the worker cannot be confined")]
+    Sandbox(#[from] SandboxError),
+    #[error("the worker was not handed what it needs: {0}")]
+    Handover(String),
+    #[error("the worker cannot put the configuration in force")]
+    Start(#[from] StartError),
+}
+
+/// Carries the traffic on what the keeper at the other end of `link` hands over, until that says to end or has gone.
+///
+/// # Errors
+///
+/// It could not begin; the keeper sees the end of the link.
+pub(super) fn run(link: OwnedFd, place: Place) -> Result<(), WorkerError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = LocalSet::new();
+    let link = {
+        let _entered = runtime.enter();
+        Rc::new(Link::over(link)?)
+    };
+    let _caught = match place {
+        Place::Process => Some(runtime.block_on(async { Signals::catch() })?),
+        Place::Thread => None,
+    };
+    let (sender, mut messages) = unbounded_channel();
+    local.spawn_local(receive(Rc::clone(&link), sender));
+
+    let first = local.block_on(&runtime, messages.recv());
+    let (mut handover, descriptors) = match first {
+        Some((ToWorker::Start(handover), descriptors)) => (handover, descriptors),
+        Some(_) => return Err(WorkerError::Handover("the first message is not that".to_owned())),
+        // The keeper has gone before it had anything for us.
+        None => return Ok(()),
+    };
+    let weaknesses = match place {
+        Place::Process => sandbox::enter(handover.user.as_ref(), &handover.plan)?,
+        Place::Thread => Vec::new(),
+    };
+    let provisions = handover.provisions(descriptors).map_err(WorkerError::Handover)?;
+    let Handover { generation, plan, held, tickets, .. } = *handover;
+    let drain = plan.drain;
+    let (orders, ordered) = unbounded_channel();
+    let gateway = Gateway::start_beside(plan, provisions, generation, &tickets, Some(orders), &held)?;
+
+    let (news, told) = unbounded_channel();
+    let mut worker = Worker { gateway, news, weaknesses, waiting: HashMap::new(), next_order: 0, drain, orphaned: false };
+    let say = |word| local.block_on(&runtime, link.say(word));
+    // Nobody hears it where the keeper has gone; that comes to be known by the next message.
+    drop(say(Word::Ready));
+    let (mut ordered, mut told) = (ordered, told);
+    loop {
+        let step = local.block_on(&runtime, worker.next(&mut messages, &mut ordered, &mut told));
+        let word = match step {
+            Step::Ended => break,
+            Step::Told(message) => worker.obey(message),
+            Step::Order(order, outcome) => worker.pass_on(order, outcome),
+            Step::News(news) => Some(word(news)),
+        };
+        if let Some(word) = word {
+            drop(say(word));
+        }
+    }
+    let Cut { requests, tunnels } = worker.gateway.finish();
+    let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
+    drop(say(Word::Ended { requests: number(requests), tunnels: number(tunnels) }));
+    Ok(())
+}
+
+/// What there is to do next.
+enum Step {
+    /// `None`: the keeper has gone.
+    Told(Option<Message>),
+    Order(Order, oneshot::Sender<Outcome>),
+    News(News),
+    /// All traffic has come to its end.
+    Ended,
+}
+
+type Message = (ToWorker, Vec<OwnedFd>);
+
+/// Takes messages as they come: a message that has begun to come must be taken to its end.
+async fn receive(link: Rc<Link>, messages: UnboundedSender<Message>) {
+    loop {
+        match link.receive().await {
+            Ok(Some(message)) => {
+                if messages.send(message).is_err() {
+                    return;
+                }
+            }
+            Ok(None) => return,
+            Err(error) => {
+                // As good as gone: what follows cannot be told apart.
+                tracing::error!(error = &error as &dyn std::error::Error, "the keeper cannot be understood");
+                return;
+            }
+        }
+    }
+}
+
+struct Worker {
+    gateway: Gateway,
+    news: UnboundedSender<News>,
+    /// What the sandbox does not keep us from.
+    weaknesses: Vec<String>,
+    /// Orders that the keeper has not answered yet.
+    waiting: HashMap<u32, oneshot::Sender<Outcome>>,
+    next_order: u32,
+    /// What is left to what is under way when the keeper has gone.
+    drain: Duration,
+    orphaned: bool,
+}
+
+impl Worker {
+    async fn next(
+        &mut self,
+        messages: &mut UnboundedReceiver<Message>,
+        orders: &mut UnboundedReceiver<(Order, oneshot::Sender<Outcome>)>,
+        news: &mut UnboundedReceiver<News>,
+    ) -> Step {
+        tokio::select! {
+            // What we are told comes first: it may be to stop.
+            biased;
+            message = messages.recv(), if !self.orphaned => Step::Told(message),
+            Some((order, outcome)) = orders.recv() => Step::Order(order, outcome),
+            Some(news) = news.recv() => Step::News(news),
+            () = self.gateway.ended() => Step::Ended,
+        }
+    }
+
+    /// Does as it is told; answers what there is to say to it.
+    fn obey(&mut self, message: Option<Message>) -> Option<Word> {
+        let Some((message, descriptors)) = message else {
+            tracing::error!(drain = ?self.drain, "the keeper has gone; this worker ends what it began");
+            self.orphaned = true;
+            self.gateway.close(self.drain);
+            return None;
+        };
+        match message {
+            ToWorker::Start(_) => tracing::error!("told to start once more"),
+            ToWorker::Apply(handover) => return Some(self.apply(*handover, descriptors)),
+            ToWorker::Reopen => {
+                if let Some(file) = descriptors.into_iter().next() {
+                    self.gateway.reopen(file.into());
+                }
+            }
+            ToWorker::Report(mut report) => {
+                report.weaknesses.extend(self.weaknesses.iter().cloned());
+                self.gateway.report(report);
+            }
+            ToWorker::Reply { id, outcome } => {
+                // Whoever asked may have gone.
+                self.waiting.remove(&id).map(|waiting| waiting.send(outcome));
+            }
+            ToWorker::Retire => {
+                self.gateway.retire();
+                self.gateway.give_places(self.news.clone());
+            }
+            ToWorker::Places { upstream, count } => self.gateway.grant_places(&upstream, count),
+            ToWorker::Recall { upstream } => self.gateway.recall_place(&upstream, self.news.clone()),
+            ToWorker::Unready => self.gateway.unready(),
+            ToWorker::Stop { deadline } => self.gateway.close(deadline),
+            ToWorker::Tickets(keys) => self.gateway.set_tickets(&keys),
+            ToWorker::Beat(beat) => self.gateway.beat(beat, self.news.clone()),
+        }
+        None
+    }
+
+    fn apply(&mut self, mut handover: Handover, descriptors: Vec<OwnedFd>) -> Word {
+        let provisions = match handover.provisions(descriptors) {
+            Ok(provisions) => provisions,
+            Err(fault) => {
+                tracing::error!(fault, "the configuration cannot be put in force");
+                return Word::Failed;
+            }
+        };
+        let (generation, drain) = (handover.generation, handover.plan.drain);
+        match self.gateway.apply(generation, handover.plan, provisions) {
+            Ok(()) => {
+                self.drain = drain;
+                Word::Applied
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the configuration cannot be put in force");
+                Word::Failed
+            }
+        }
+    }
+
+    /// The word for `order`, whose outcome the keeper answers.
+    fn pass_on(&mut self, order: Order, outcome: oneshot::Sender<Outcome>) -> Option<Word> {
+        if self.orphaned {
+            // Nobody may be waiting.
+            outcome.send(Err("the keeper has gone".to_owned())).ok();
+            return None;
+        }
+        self.waiting.retain(|_, waiting| !waiting.is_closed());
+        self.next_order = self.next_order.wrapping_add(1);
+        let id = self.next_order;
+        self.waiting.insert(id, outcome);
+        Some(match order {
+            Order::Reload { dry_run } => Word::Reload { id, dry_run },
+            Order::Rollback { steps } => Word::Rollback { id, steps },
+            Order::Drain { wait } => Word::Drain { id, wait },
+            Order::Upgrade => Word::Upgrade { id },
+        })
+    }
+}
+
+fn word(news: News) -> Word {
+    match news {
+        News::Given { upstream, count } => Word::Place { upstream: tag(&upstream), count },
+        News::Wanted { upstream } => Word::Want { upstream: tag(&upstream) },
+        News::Alive { beat } => Word::Alive { beat },
+    }
+}
