@@ -410,8 +410,9 @@ impl Gateway {
 
     /// What the keeper has to say of itself, for `/status`.
     pub fn report(&self, report: Report) {
-        if report.refused.is_some() {
-            self.metrics.reload_refused();
+        match &report.refused {
+            Some(_) => self.metrics.reload_refused(),
+            None => self.metrics.reload_mended(),
         }
         self.observer.report.store(Arc::new(report));
     }

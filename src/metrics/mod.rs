@@ -198,6 +198,11 @@ impl Metrics {
         self.last_reload_success.set(0);
     }
 
+    /// The configuration that was refused has been mended: it is the one in force.
+    pub fn reload_mended(&self) {
+        self.last_reload_success.set(1);
+    }
+
     /// Everything, in the `OpenMetrics` text format; see [`CONTENT_TYPE`].
     #[must_use]
     pub fn encode(&self) -> String {

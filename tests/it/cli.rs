@@ -5,98 +5,20 @@ use std::{
     io::{Read, Write},
     net::SocketAddr,
     os::unix::net::UnixStream,
-    path::Path,
-    process::{Command, ExitStatus, Stdio},
+    process::Command,
     sync::{Mutex, mpsc},
     time::Duration,
 };
 
-use crate::support::{Backend, PATIENCE, Peer, body, read_request, status, wait_for};
+use crate::support::{Backend, PATIENCE, Peer, body, read_request, served::{self, Served}, status, wait_for};
 
-/// `vestibule serve`, killed when dropped.
-struct Served {
-    child: std::process::Child,
-    folder: tempfile::TempDir,
-}
-
-impl Served {
-    /// On a unix socket before `backend`, and ready.
-    fn start(backend: SocketAddr, more: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().display();
-        fs::write(
-            folder.path().join("vestibule.yml"),
-            format!(
-                "listeners: [{{ address: 'unix:{path}/front.sock' }}]\n\
-                 upstreams: {{ app: {{ endpoints: ['{backend}'] }} }}\n\
-                 routes: [{{ prefix: /, upstream: app }}]\n\
-                 access_log: {{ path: access.log, format: '{{method}} {{target}} {{status}}' }}\n\
-                 admin: unix:{path}/admin.sock\nspool: {{ path: . }}\nworkers: 2\n{more}"
-            ),
-        )
-        .unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_vestibule"))
-            .args(["serve", "--config"])
-            .arg(folder.path().join("vestibule.yml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(folder.path().join("events")).unwrap())
-            .spawn()
-            .unwrap();
-        let mut served = Self { child, folder };
-        wait_for("the gateway to be ready", || {
-            assert_eq!(served.child.try_wait().unwrap(), None, "{}", served.events());
-            served.events().contains("listening")
-        });
-        served
-    }
-
-    fn events(&self) -> String {
-        fs::read_to_string(self.folder.path().join("events")).unwrap()
-    }
-
-    fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    fn ended(&mut self) -> ExitStatus {
-        let mut ended = None;
-        wait_for("the gateway to end", || {
-            ended = self.child.try_wait().unwrap();
-            ended.is_some()
-        });
-        ended.unwrap()
-    }
-
-    fn connect(&self) -> UnixStream {
-        connect(&self.folder.path().join("front.sock"))
-    }
-
-    fn get(&self, socket: &str, path: &str) -> String {
-        let mut stream = connect(&self.folder.path().join(socket));
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    fn log(&self, name: &str) -> String {
-        fs::read_to_string(self.folder.path().join(name)).unwrap_or_default()
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-fn connect(socket: &Path) -> UnixStream {
-    let stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
+/// On a unix socket before `backend`, and ready.
+fn start(backend: SocketAddr, more: &str) -> Served {
+    Served::start(&format!(
+        "listeners: [{{ address: 'unix:{{dir}}/front.sock' }}]\n\
+         upstreams: {{ app: {{ endpoints: ['{backend}'] }} }}\n\
+         routes: [{{ prefix: /, upstream: app }}]\n{more}"
+    ))
 }
 
 fn ok() -> Backend {
@@ -107,7 +29,7 @@ fn ok() -> Backend {
 fn each_signal_that_asks_for_a_stop_ends_with_0() {
     let backend = ok();
     for signal in ["TERM", "INT", "QUIT"] {
-        let mut served = Served::start(backend.address, "");
+        let mut served = start(backend.address, "");
         assert_eq!(status(&served.get("front.sock", "/")), 200);
 
         served.signal(signal);
@@ -133,8 +55,8 @@ fn in_flight(drain: &str) -> (Served, Backend, UnixStream, mpsc::Sender<()>) {
             drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole"));
         }
     });
-    let served = Served::start(backend.address, &format!("drain: {drain}\n"));
-    let mut client = served.connect();
+    let served = start(backend.address, &format!("drain: {drain}\n"));
+    let mut client = served.connect("front.sock");
     client.write_all(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     arrivals.recv_timeout(PATIENCE).unwrap();
     (served, backend, client, go)
@@ -184,7 +106,7 @@ fn a_second_signal_ends_it_at_once() {
 #[test]
 fn usr1_opens_the_access_log_anew() {
     let backend = ok();
-    let served = Served::start(backend.address, "");
+    let served = start(backend.address, "");
     served.get("front.sock", "/before");
     wait_for("a line", || served.log("access.log") == "GET /before 200\n");
     fs::rename(served.folder.path().join("access.log"), served.folder.path().join("access.log.1")).unwrap();
@@ -200,7 +122,7 @@ fn usr1_opens_the_access_log_anew() {
 #[test]
 fn the_admin_socket_answers_and_the_door_does_not() {
     let backend = ok();
-    let served = Served::start(backend.address, "");
+    let served = start(backend.address, "");
     served.get("front.sock", "/x");
 
     let live = served.get("admin.sock", "/live");
@@ -220,7 +142,7 @@ fn the_admin_socket_answers_and_the_door_does_not() {
 #[test]
 fn a_socket_that_is_taken_is_a_failed_start_and_not_a_refused_configuration() {
     let backend = ok();
-    let served = Served::start(backend.address, "");
+    let served = start(backend.address, "");
 
     let second = Command::new(env!("CARGO_BIN_EXE_vestibule"))
         .args(["serve", "--config"])
@@ -237,8 +159,8 @@ fn a_socket_that_is_taken_is_a_failed_start_and_not_a_refused_configuration() {
 #[test]
 fn an_idle_connection_does_not_hold_up_a_stop() {
     let backend = ok();
-    let mut served = Served::start(backend.address, "drain: 30s\n");
-    let mut idle = served.connect();
+    let mut served = start(backend.address, "drain: 30s\n");
+    let mut idle = served.connect("front.sock");
     idle.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = [0; 64];
     assert!(idle.read(&mut answer).unwrap() > 0);
@@ -252,7 +174,7 @@ fn an_idle_connection_does_not_hold_up_a_stop() {
 
 #[test]
 fn an_expired_certificate_for_another_host_keeps_no_door_shut() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = served::folder();
     let mut params = rcgen::CertificateParams::new(vec!["old.example".to_owned()]).unwrap();
     params.not_after = rcgen::date_time_ymd(2021, 1, 1);
     let key = rcgen::KeyPair::generate().unwrap();
@@ -263,7 +185,7 @@ fn an_expired_certificate_for_another_host_keeps_no_door_shut() {
     let configuration = "listeners: [{ address: '127.0.0.1:0', tls: true }]\nhost: site.example\n\
         tls: { certificates: [{ files: { certificate: site.crt, key: site.key } }], storage: . }\n\
         upstreams: { app: { endpoints: ['127.0.0.1:9'] } }\n\
-        routes: [{ prefix: /, upstream: app, files: [/not/there/yet] }]\nspool: { path: . }\naccess_log: null\n";
+        routes: [{ prefix: /, upstream: app, files: [/not/there/yet] }]\nspool: { path: spool }\naccess_log: null\n";
     fs::write(&file, configuration).unwrap();
     let run = |verb: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vestibule"));

@@ -12,6 +12,7 @@ mod forwarding;
 mod http1;
 mod http2;
 mod queue;
+mod reload;
 mod routing;
 mod support;
 mod tls;

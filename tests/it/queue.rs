@@ -19,8 +19,8 @@ use crate::support::{
 };
 
 /// A backend that tells of each request by its target and answers when it is told to.
-struct Held {
-    backend: Backend,
+pub(crate) struct Held {
+    pub(crate) backend: Backend,
     asked: Receiver<String>,
     answer: Sender<()>,
     inside: Arc<AtomicUsize>,
@@ -28,7 +28,7 @@ struct Held {
 }
 
 impl Held {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (tell, asked) = mpsc::channel();
         let (answer, told) = mpsc::channel();
         let (tell, told) = (Mutex::new(tell), Mutex::new(told));
@@ -49,11 +49,11 @@ impl Held {
         Self { backend, asked, answer, inside, most }
     }
 
-    fn next(&self) -> String {
+    pub(crate) fn next(&self) -> String {
         self.asked.recv_timeout(Duration::from_secs(10)).expect("a request")
     }
 
-    fn answer(&self) {
+    pub(crate) fn answer(&self) {
         self.answer.send(()).unwrap();
     }
 }

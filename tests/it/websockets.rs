@@ -26,13 +26,13 @@ use crate::support::{
 };
 
 /// A tungstenite server that sends every message back, and keeps the heads of its handshakes.
-struct Echo {
-    backend: Backend,
+pub(crate) struct Echo {
+    pub(crate) backend: Backend,
     seen: Arc<Mutex<Vec<String>>>,
 }
 
 impl Echo {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let backend = Backend::start({
             let seen = Arc::clone(&seen);

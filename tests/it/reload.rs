@@ -1,0 +1,432 @@
+//! Another configuration for a gateway that serves: what changes, what stays, and what is refused.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+};
+
+use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
+
+use crate::{
+    queue::Held,
+    support::{
+        Backend, body,
+        clients::{self, block_on},
+        connect, read_head, read_response,
+        served::Served,
+        status, wait_for,
+    },
+    websockets::Echo,
+};
+
+fn saying(what: &str) -> Backend {
+    Backend::replying(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{what}", what.len()))
+}
+
+/// One listener and a route to `backend`, with `keys` at the top level.
+fn to(backend: SocketAddr, keys: &str) -> String {
+    format!(
+        "listeners: [{{ address: '127.0.0.1:0' }}]\nupstreams: {{ app: {{ endpoints: ['{backend}'] }} }}\n\
+         routes: [{{ prefix: /, upstream: app }}]\n{keys}\n"
+    )
+}
+
+fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = connect(address);
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// One more request on a connection that is kept.
+fn again(stream: &mut TcpStream, path: &str) -> String {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    read_response(stream)
+}
+
+#[test]
+fn a_file_that_changes_is_put_in_force_without_anybody_being_told() {
+    let (one, two) = (saying("one"), saying("two"));
+    let served = Served::start(&to(one.address, ""));
+    let address = served.address(0);
+    assert_eq!(body(&get(address, "/")), "one");
+
+    served.rewrite(&to(two.address, ""));
+    wait_for("the change to be noticed", || served.generation() == 2);
+
+    assert_eq!(body(&get(address, "/")), "two");
+    let applied = &served.status()["processes"]["history"][0];
+    assert!(applied["cause"].as_str().unwrap().contains("vestibule.yml changed"), "{applied}");
+}
+
+#[test]
+fn a_signal_and_an_order_read_it_anew_and_say_so_where_nothing_has_changed() {
+    let backend = saying("ok");
+    let served = Served::start(&to(backend.address, ""));
+
+    assert_eq!(served.order(&["reload"]), "nothing has changed: configuration 1 stays in force\n");
+    served.rewrite(&to(backend.address, "drain: 7s"));
+    served.signal("HUP");
+    wait_for("the signal to be obeyed", || served.generation() == 2);
+    served.rewrite(&to(backend.address, "drain: 8s"));
+    let said = served.order(&["reload"]);
+
+    assert!(said == "configuration 3 is in force\n" || said.contains("configuration 3 stays in force"), "{said}");
+    let config: serde_json::Value = serde_json::from_str(&body(&served.get("admin.sock", "/config"))).unwrap();
+    assert_eq!(config["drain"]["secs"], 8, "{config:#}");
+}
+
+#[test]
+fn a_refused_file_changes_nothing_says_every_fault_and_stays_visible_until_it_is_mended() {
+    let backend = saying("ok");
+    let good = to(backend.address, "");
+    let served = Served::start(&good);
+
+    served.rewrite(&to(backend.address, "hots: example.org\nlimits: { streams: none }"));
+    let refused = served.run(&["reload"]);
+
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    for part in ["vestibule.yml:4:", "hots", "limits.streams"] {
+        assert!(said.contains(part), "{part} is missing: {said}");
+    }
+    assert_eq!(status(&get(served.address(0), "/")), 200);
+    let refusal = served.status()["processes"]["refused"].clone();
+    assert_eq!(refusal["faults"].as_array().unwrap().len(), 2, "{refusal}");
+    let success = || body(&served.get("admin.sock", "/metrics")).contains("vestibule_last_reload_success 1\n");
+    assert!(!success());
+    let told = served.order(&["status"]);
+    assert!(told.contains("REFUSED") && told.contains("limits.streams"), "{told}");
+
+    served.rewrite(&good);
+    served.order(&["reload"]);
+
+    assert_eq!(served.status()["processes"]["refused"], serde_json::Value::Null);
+    wait_for("the metric to say so", success);
+}
+
+#[test]
+fn an_address_that_cannot_be_had_refuses_all_of_it() {
+    let backend = saying("ok");
+    let served = Served::start(&to(backend.address, ""));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let free = free_port();
+
+    let listeners = |addresses: &[SocketAddr]| -> String {
+        let all: Vec<_> = addresses.iter().map(|address| format!("{{ address: '{address}' }}")).collect();
+        to(backend.address, "").replace("{ address: '127.0.0.1:0' }", &all.join(", "))
+    };
+    served.rewrite(&listeners(&[free, taken.local_addr().unwrap()]));
+    let refused = served.run(&["reload"]);
+
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("listeners[1].address") && said.contains("is in use"), "{said}");
+    assert!(TcpStream::connect(free).is_err(), "what could be bound is let go again");
+    assert_eq!(served.generation(), 1);
+    assert_eq!(status(&get(served.address(0), "/")), 200);
+}
+
+#[test]
+fn listeners_are_added_moved_and_removed_and_a_kept_one_keeps_its_connections() {
+    let backend = saying("ok");
+    let [kept, moved, new] = [free_port(), free_port(), free_port()];
+    let listening = |addresses: [SocketAddr; 2]| {
+        let [one, two] = addresses.map(|address| format!("{{ address: '{address}' }}"));
+        to(backend.address, "").replace("{ address: '127.0.0.1:0' }", &format!("{one}, {two}"))
+    };
+    let served = Served::start(&listening([kept, moved]));
+    let (mut on_kept, mut on_moved) = (connect(kept), connect(moved));
+    for stream in [&mut on_kept, &mut on_moved] {
+        assert_eq!(status(&again(stream, "/")), 200);
+    }
+
+    served.rewrite(&listening([new, kept]));
+    served.order(&["reload"]);
+
+    assert_eq!(status(&get(new, "/")), 200);
+    let answer = again(&mut on_kept, "/");
+    assert!(!answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
+    // Of a listener that is no more, the next answer is the last.
+    let answer = again(&mut on_moved, "/");
+    assert_eq!(status(&answer), 200);
+    assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
+    wait_for("the old address to be closed", || TcpStream::connect(moved).is_err());
+}
+
+#[test]
+fn tls_is_switched_on_for_those_who_connect_from_then_on() {
+    let backend = saying("ok");
+    let served = Served::start(&to(backend.address, ""));
+    let address = served.address(0);
+    let mut plain = connect(address);
+    assert_eq!(status(&again(&mut plain, "/")), 200);
+
+    let certificate = clients::certificate(served.folder.path(), "site", &["site.example"]);
+    let tls = clients::tls(&["site"]);
+    let text = to(backend.address, &tls).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    served.rewrite(&text);
+    served.order(&["reload"]);
+
+    let spoken = block_on(clients::tls_connect(address, "site.example", clients::client(&[&certificate], &["http/1.1"])));
+    assert!(spoken.is_ok(), "{spoken:?}");
+    assert_eq!(status(&again(&mut plain, "/")), 200, "what is open goes on as it began");
+}
+
+#[test]
+fn a_certificate_that_is_replaced_on_the_disk_is_served_without_anybody_being_told() {
+    let backend = saying("ok");
+    let folder = crate::support::served::folder();
+    clients::certificate(folder.path(), "site", &["site.example"]);
+    let text = to(backend.address, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let served = Served::start_in(folder, &text, |_| {});
+    let address = served.address(0);
+
+    // As certbot does it: elsewhere first, then into its place.
+    fs::create_dir(served.path("new")).unwrap();
+    let second = clients::certificate(&served.path("new"), "site", &["site.example"]);
+    for file in ["site.crt", "site.key"] {
+        fs::rename(served.path("new").join(file), served.path(file)).unwrap();
+    }
+
+    wait_for("the new certificate to be served", || {
+        let client = clients::client(&[&second], &["http/1.1"]);
+        block_on(clients::tls_connect(address, "site.example", client)).is_ok()
+    });
+    assert_eq!(served.status()["processes"]["history"].as_array().unwrap().len(), 1, "its text is what it was");
+}
+
+#[test]
+fn host_routes_limits_and_trust_change_with_the_next_request_of_an_open_connection() {
+    let (one, two) = (saying("one"), Backend::echoing());
+    let served = Served::start(&to(one.address, ""));
+    let mut stream = connect(served.address(0));
+    assert_eq!(body(&again(&mut stream, "/")), "one");
+
+    served.rewrite(&format!(
+        "listeners: [{{ address: '127.0.0.1:0' }}]\ntrusted_proxies: [loopback]\nlimits: {{ uri_bytes: 300B }}\n\
+         upstreams: {{ one: {{ endpoints: ['{}'] }}, two: {{ endpoints: ['{}'] }} }}\n\
+         routes: [{{ prefix: /, upstream: one }}, {{ prefix: /two, upstream: two }}]\n",
+        one.address, two.address
+    ));
+    served.order(&["reload"]);
+
+    assert_eq!(body(&again(&mut stream, "/")), "one");
+    write!(stream, "GET /two HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n").unwrap();
+    let seen = read_response(&mut stream).to_ascii_lowercase();
+    assert!(seen.contains("x-forwarded-for: 192.0.2.7, 127.0.0.1") || seen.contains("x-forwarded-for: 192.0.2.7"), "{seen}");
+    assert_eq!(status(&again(&mut stream, &format!("/{}", "x".repeat(400)))), 414);
+}
+
+#[test]
+fn the_access_log_moves_and_changes_its_form_and_no_line_is_lost() {
+    let backend = saying("ok");
+    let served = Served::start(&to(backend.address, ""));
+    let mut stream = connect(served.address(0));
+    again(&mut stream, "/before");
+
+    served.rewrite(&to(backend.address, "access_log: { path: other.log, format: '{status} {target}' }"));
+    served.order(&["reload"]);
+    again(&mut stream, "/after");
+
+    wait_for("a line in the other file", || served.log("other.log") == "200 /after\n");
+    assert_eq!(served.log("access.log"), "GET /before 200\n");
+}
+
+#[test]
+fn an_upstream_that_has_not_changed_keeps_its_connections_and_whoever_waits_for_it() {
+    let held = Held::start();
+    let text = |keys: &str| {
+        format!(
+            "listeners: [{{ address: '127.0.0.1:0' }}]\n\
+             upstreams: {{ app: {{ endpoints: ['{}'], concurrency: 1 }} }}\n\
+             routes: [{{ prefix: /, upstream: app }}]\nworkers: 1\n{keys}\n",
+            held.backend.address
+        )
+    };
+    let served = Served::start(&text(""));
+    let address = served.address(0);
+    let asking: Vec<_> = ["/first", "/second"]
+        .into_iter()
+        .map(|path| {
+            let asked = thread::spawn(move || get(address, path));
+            if path == "/first" {
+                assert_eq!(held.next(), "/first");
+            }
+            asked
+        })
+        .collect();
+    wait_for("one to wait", || served.status()["upstreams"][0]["queue_depth"] == 1);
+
+    served.rewrite(&text("drain: 3s"));
+    served.order(&["reload"]);
+
+    let upstream = served.status()["upstreams"][0].clone();
+    assert_eq!((&upstream["queue_depth"], &upstream["in_flight"]), (&1.into(), &1.into()), "{upstream}");
+    held.answer();
+    assert_eq!(held.next(), "/second");
+    held.answer();
+    for asked in asking {
+        assert_eq!(status(&asked.join().unwrap()), 200);
+    }
+    assert_eq!(held.backend.connections(), 1, "one connection served both generations");
+}
+
+fn websocket(address: SocketAddr) -> WebSocket<TcpStream> {
+    tungstenite::client(format!("ws://localhost:{}/ws", address.port()), connect(address)).unwrap().0
+}
+
+fn echoes(socket: &mut WebSocket<TcpStream>, text: &str) {
+    socket.send(Message::text(text)).unwrap();
+    assert_eq!(socket.read().unwrap(), Message::text(text));
+}
+
+#[test]
+fn a_websocket_keeps_the_generation_it_began_with_and_the_status_counts_it() {
+    let echo = Echo::start();
+    let served = Served::start(&to(echo.backend.address, ""));
+    let mut socket = websocket(served.address(0));
+    echoes(&mut socket, "one");
+
+    // The upstream and the route it came by are gone.
+    let other = saying("other");
+    served.rewrite(&to(other.address, ""));
+    served.order(&["reload"]);
+    echoes(&mut socket, "two");
+
+    let generations = served.status()["generations"].clone();
+    assert_eq!(generations[0]["generation"], 1, "{generations}");
+    assert_eq!(generations[0]["exchanges"], 1, "{generations}");
+    assert_eq!(generations[1]["generation"], 2, "{generations}");
+    socket.close(None).unwrap();
+    while socket.read().is_ok() {}
+    wait_for("the old generation to end", || served.status()["generations"].as_array().unwrap().len() == 1);
+}
+
+#[test]
+fn an_upload_that_has_begun_comes_to_its_end_where_it_was_going() {
+    let (one, two) = (Backend::echoing(), saying("two"));
+    let text = |backend| to(backend, "").replace("upstream: app }", "upstream: app, buffer: { request: false } }");
+    let served = Served::start(&text(one.address));
+    let mut stream = connect(served.address(0));
+    stream.write_all(b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nfirst").unwrap();
+    wait_for("the upload to reach the application", || one.connections() == 1);
+
+    served.rewrite(&text(two.address));
+    served.order(&["reload"]);
+    stream.write_all(b"-half").unwrap();
+
+    let answer = read_response(&mut stream);
+    assert!(answer.ends_with("first-half"), "{answer}");
+}
+
+#[test]
+fn a_change_that_takes_another_worker_cuts_nothing() {
+    let echo = Echo::start();
+    let served = Served::start(&to(echo.backend.address, "workers: 1"));
+    let address = served.address(0);
+    let mut socket = websocket(address);
+    echoes(&mut socket, "one");
+    let mut idle = connect(address);
+    let before = served.worker();
+
+    served.rewrite(&to(echo.backend.address, "workers: 2"));
+    let told = served.order(&["reload", "--dry-run"]);
+    assert!(told.contains("workers: 1 becomes 2") && told.contains("a new worker would take over"), "{told}");
+    assert_eq!(served.generation(), 1, "it was only asked");
+    served.order(&["reload"]);
+
+    assert_ne!(served.worker(), before);
+    echoes(&mut socket, "two");
+    // A request that races with the change is answered where it was accepted.
+    write!(idle, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    read_head(&mut idle);
+    socket.close(None).unwrap();
+    while socket.read().is_ok() {}
+    drop((idle, socket));
+    wait_for("the worker of before to end", || {
+        served.status()["processes"]["workers"].as_array().unwrap().len() == 1
+    });
+    assert_eq!(served.status()["processes"]["crashes"], 0);
+}
+
+#[test]
+fn with_one_process_a_change_of_its_threads_is_refused_by_its_key() {
+    let backend = saying("ok");
+    let served = Served::start_with(&to(backend.address, "workers: 1"), |command| {
+        command.arg("--single");
+    });
+
+    served.rewrite(&to(backend.address, "workers: 2"));
+    let refused = served.run(&["reload"]);
+
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("needs a restart") && said.contains("workers: 1 become 2"), "{said}");
+    assert_eq!(served.generation(), 1);
+    served.rewrite(&to(backend.address, "workers: 1\ndrain: 3s"));
+    assert_eq!(served.order(&["reload"]), "configuration 2 is in force\n");
+    assert_eq!(status(&get(served.address(0), "/")), 200);
+}
+
+#[test]
+fn a_rollback_goes_back_step_by_step_and_leaves_the_file_alone() {
+    let backends = ["one", "two", "three"].map(saying);
+    let served = Served::start(&to(backends[0].address, ""));
+    let address = served.address(0);
+    for backend in &backends[1..] {
+        served.rewrite(&to(backend.address, ""));
+        served.order(&["reload"]);
+    }
+    assert_eq!(body(&get(address, "/")), "three");
+
+    let said = served.order(&["rollback"]);
+    assert!(said.contains("was not touched"), "{said}");
+    assert_eq!(body(&get(address, "/")), "two");
+    served.order(&["rollback"]);
+    assert_eq!(body(&get(address, "/")), "one");
+    let refused = served.run(&["rollback", "30"]);
+
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(fs::read_to_string(served.path("vestibule.yml")).unwrap().contains(&backends[2].address.to_string()));
+    served.order(&["reload"]);
+    assert_eq!(body(&get(address, "/")), "three");
+}
+
+#[test]
+fn a_dry_run_says_every_difference_in_words_and_changes_nothing() {
+    let backend = saying("ok");
+    let served = Served::start(&to(backend.address, ""));
+    let free = free_port();
+
+    served.rewrite(&format!(
+        "listeners: [{{ address: '127.0.0.1:0' }}, {{ address: '{free}' }}]\nhost: example.org\n\
+         upstreams: {{ app: {{ endpoints: ['{}'], concurrency: 6 }} }}\nroutes: [{{ prefix: /, upstream: app }}]\n",
+        backend.address
+    ));
+    let told = served.order(&["reload", "--dry-run"]);
+
+    for line in [
+        "host: none becomes `example.org`",
+        &format!("listeners[{free}] is added"),
+        "upstreams.app.concurrency: none becomes 6",
+    ] {
+        assert!(told.contains(line), "{line} is missing: {told}");
+    }
+    assert!(TcpStream::connect(free).is_err());
+}
+
+#[test]
+fn without_a_readable_configuration_the_running_one_is_still_reached() {
+    let backend = saying("ok");
+    let served = Served::start(&to(backend.address, ""));
+
+    fs::write(served.path("vestibule.yml"), format!("admin: unix:{}\n{{", served.path("admin.sock").display())).unwrap();
+
+    assert!(served.order(&["status"]).contains("vestibule"));
+}
