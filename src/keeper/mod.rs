@@ -4,7 +4,7 @@
 //! own that runs as root. Nothing here reads from the network.
 
 pub mod activation;
-mod folder;
+pub(crate) mod folder;
 pub mod output;
 pub mod rotation;
 pub mod secrets;

@@ -3,10 +3,7 @@
 //! Made on the machine that serves them: a key that ships with a package is no secret.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -22,8 +19,8 @@ use crate::{
 
 /// The certificates for the hosts of `plan` and for `localhost`, read back or made.
 pub(super) fn ensure(plan: &Plan) -> Result<Vec<CertificateMaterial>, SecretFault> {
-    let folder = plan.tls.storage.join("self-signed");
-    prepare(&plan.tls.storage, &folder).map_err(|source| SecretFault::Storage { folder: folder.clone(), source })?;
+    let folder = folder::private(&plan.tls.storage, FOLDER)
+        .map_err(|source| SecretFault::Storage { folder: plan.tls.storage.join(FOLDER), source })?;
     hosts(plan).into_iter().map(|host| ensure_one(&folder, host)).collect()
 }
 
@@ -33,8 +30,8 @@ fn ensure_one(folder: &Path, host: &str) -> Result<CertificateMaterial, SecretFa
     }
     let (certificate, key) = make(host).map_err(|source| SecretFault::Make { host: host.to_owned(), source })?;
     // The key first: a certificate without its key would be taken for a pair that was damaged, which is no worse.
-    let written = write(folder, &format!("{host}.key"), key.expose(), 0o600)
-        .and_then(|()| write(folder, &format!("{host}.crt"), &certificate, 0o644));
+    let written = folder::write(folder, &format!("{host}.key"), key.expose(), 0o600)
+        .and_then(|()| folder::write(folder, &format!("{host}.crt"), &certificate, 0o644));
     written.map_err(|source| SecretFault::Storage { folder: folder.to_owned(), source })?;
     tracing::info!(host, folder = %folder.display(), "self-signed certificate made");
     Ok(material(folder, host, certificate, key))
@@ -99,32 +96,8 @@ fn make(host: &str) -> Result<(Vec<u8>, SecretBytes), rcgen::Error> {
     Ok((certificate.pem().into_bytes(), SecretBytes::new(key.serialize_pem().into_bytes())))
 }
 
-/// Both folders, the inner one for our eyes only.
-fn prepare(storage: &Path, folder: &Path) -> io::Result<()> {
-    folder::make(storage, 0o700)?;
-    folder::make(folder, 0o700)?;
-    // It may have been there with another mode.
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
-}
-
-/// Writes `name` so that at every moment, even after a power cut, it is whole: the old content or the new.
-fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
-    // One that an earlier process with our id left behind may have another mode.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-    let written =
-        file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, folder.join(name)));
-    if written.is_err() {
-        // The error to report is the first.
-        drop(fs::remove_file(&temporary));
-    }
-    written?;
-    File::open(folder)?.sync_all()
-}
+/// Of the storage.
+const FOLDER: &str = "self-signed";
 
 /// The longest that browsers accept of a certificate for a year and a month; nobody else sets a bound for these.
 const LIFETIME: Duration = Duration::from_secs(397 * 24 * 60 * 60);
@@ -133,6 +106,8 @@ const RENEWAL_DAYS: i64 = 30;
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
     use crate::{
         config::HostName,
