@@ -1,8 +1,699 @@
-//! stub
-use std::path::PathBuf;
+//! Which files that concern the configuration have changed.
+//!
+//! Folders are watched and not files, since a file is as often replaced as written: by a rename over it, or by another
+//! target of a link on the way to it, as certbot does with certificates and Kubernetes with whole folders. What the
+//! system tells (inotify) is only a reason to look: a change is what [`Seen`] differs in. As the system tells nothing of
+//! network file systems, and of no more folders than `fs.inotify.max_user_watches`, there is a look every few seconds
+//! besides.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Component, Path, PathBuf, absolute},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    thread,
+    time::{Duration, Instant},
+};
+
+use notify::{
+    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode},
+};
 use tokio::sync::mpsc::UnboundedSender;
-pub(super) struct Watcher(#[allow(dead_code)] UnboundedSender<Vec<PathBuf>>);
+use tracing::{error, warn};
+
+/// Tells when files change.
+///
+/// Works in a thread of its own, which ends soon after this is dropped; nobody waits for it.
+pub(super) struct Watcher {
+    files: Vec<PathBuf>,
+    messages: Sender<Message>,
+}
+
 impl Watcher {
-    pub(super) fn new(changes: UnboundedSender<Vec<PathBuf>>) -> Self { Self(changes) }
-    pub(super) fn watch(&mut self, _files: Vec<PathBuf>) {}
+    /// Tells each change to `changes`, as the path that was given to [`Self::watch`]; several at once where they come
+    /// together.
+    ///
+    /// A change is told when nothing has moved for [`QUIET`], and after [`LONGEST`] at the latest. A file that vanishes
+    /// is told after [`GAP`], unless it has come back.
+    pub(super) fn new(changes: UnboundedSender<Vec<PathBuf>>) -> Self {
+        Self::listening(changes, listen)
+    }
+
+    fn listening(changes: UnboundedSender<Vec<PathBuf>>, listen: Listen) -> Self {
+        let (messages, received) = mpsc::channel();
+        let watch = Watch {
+            changes,
+            listen,
+            stir: messages.clone(),
+            files: Vec::new(),
+            way: BTreeSet::new(),
+            inotify: None,
+            deaf: BTreeSet::new(),
+            stirred: None,
+            next_look: Instant::now() + LOOK,
+            next_attempt: Instant::now(),
+        };
+        let thread = thread::Builder::new().name("files".to_owned());
+        if let Err(error) = thread.spawn(move || watch.run(&received)) {
+            error!(error = &error as &dyn std::error::Error, "no file is watched; reload by hand (SIGHUP)");
+        }
+        Self { files: Vec::new(), messages }
+    }
+
+    /// Watches exactly `files` from now on. What they are now is what later is compared with, but for files that were
+    /// watched before: what has happened to them since the last [`Self::look`] is not lost.
+    pub(super) fn watch(&mut self, files: Vec<PathBuf>) {
+        self.files = files;
+        self.tell(Message::Watch(self.seen()));
+    }
+
+    /// Takes what the files are now for known: to be called before they are read for another reason than a change that
+    /// was told.
+    pub(super) fn look(&mut self) {
+        self.tell(Message::Known(self.seen()));
+    }
+
+    /// Who asks is about to read them, or has just done so: what can hang here hangs there.
+    fn seen(&self) -> Vec<(PathBuf, Option<Seen>)> {
+        self.files.iter().map(|file| (file.clone(), Seen::of(file))).collect()
+    }
+
+    fn tell(&self, message: Message) {
+        // Without a thread that has been told once.
+        self.messages.send(message).ok();
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.tell(Message::End);
+    }
+}
+
+enum Message {
+    Watch(Vec<(PathBuf, Option<Seen>)>),
+    Known(Vec<(PathBuf, Option<Seen>)>),
+    /// Something has happened to a name that matters.
+    Stirred,
+    End,
+}
+
+/// What tells a file from what was, or will be, in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Seen {
+    /// Of what links lead to; `None` of what is not there, or cannot be reached.
+    fn of(file: &Path) -> Option<Self> {
+        let found = fs::metadata(file).ok()?;
+        Some(Self {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
+/// A file as it was told last.
+struct File {
+    path: PathBuf,
+    known: Option<Seen>,
+    /// Since when it is not there, although it is known to be.
+    missing: Option<Instant>,
+}
+
+/// A name that decides what a file is, and the folder it is in: of the file itself, or of a link on the way to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Step {
+    folder: PathBuf,
+    name: OsString,
+    /// Device and inode of the folder: another one may come under its name.
+    identity: Option<(u64, u64)>,
+}
+
+impl Step {
+    fn new(folder: &Path, name: &OsStr) -> Self {
+        let identity = fs::metadata(folder).ok().map(|found| (found.dev(), found.ino()));
+        Self { folder: folder.to_owned(), name: name.to_owned(), identity }
+    }
+}
+
+/// Adds the steps from the root to `file`; where one is missing, the way ends with it.
+fn add_way(file: &Path, way: &mut BTreeSet<Step>) {
+    let Ok(file) = absolute(file) else { return };
+    let names = |path: &Path| -> Vec<OsString> {
+        path.components()
+            .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir))
+            .map(|part| part.as_os_str().to_owned())
+            .collect()
+    };
+    let mut rest = VecDeque::from(names(&file));
+    let mut folder = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(name) = rest.pop_front() {
+        if name == ".." {
+            folder.pop();
+            continue;
+        }
+        let here = folder.join(&name);
+        let target = match fs::symlink_metadata(&here) {
+            Ok(found) if found.is_symlink() => fs::read_link(&here).ok(),
+            Ok(_) if rest.is_empty() => None,
+            Ok(_) => {
+                folder = here;
+                continue;
+            }
+            Err(_) => None,
+        };
+        way.insert(Step::new(&folder, &name));
+        links += 1;
+        // The kernel follows no more either.
+        let Some(target) = target.filter(|_| links <= 40) else { return };
+        if target.is_absolute() {
+            folder = PathBuf::from("/");
+        }
+        for name in names(&target).into_iter().rev() {
+            rest.push_front(name);
+        }
+    }
+}
+
+/// The thread's side.
+struct Watch {
+    changes: UnboundedSender<Vec<PathBuf>>,
+    listen: Listen,
+    stir: Sender<Message>,
+    files: Vec<File>,
+    /// What `inotify` listens to.
+    way: BTreeSet<Step>,
+    inotify: Option<RecommendedWatcher>,
+    /// Folders that cannot be listened to, and have been told of.
+    deaf: BTreeSet<PathBuf>,
+    /// When something first happened that was not looked at yet, and when last.
+    stirred: Option<(Instant, Instant)>,
+    next_look: Instant,
+    /// When folders that cannot be listened to are tried again.
+    next_attempt: Instant,
+}
+
+impl Watch {
+    fn run(mut self, messages: &Receiver<Message>) {
+        loop {
+            match messages.recv_timeout(self.due().saturating_duration_since(Instant::now())) {
+                Ok(Message::Watch(files)) => self.watch(files),
+                Ok(Message::Known(seen)) => self.know(&seen),
+                Ok(Message::Stirred) => {
+                    let now = Instant::now();
+                    self.stirred = Some((self.stirred.map_or(now, |(first, _)| first), now));
+                }
+                Ok(Message::End) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if Instant::now() >= self.due() && !self.look() {
+                return;
+            }
+        }
+    }
+
+    /// When to look next.
+    fn due(&self) -> Instant {
+        let settled = self.stirred.map(|(first, last)| (last + QUIET).min(first + LONGEST));
+        let gaps = self.files.iter().filter_map(|file| Some(file.missing? + GAP));
+        gaps.chain(settled).chain([self.next_look]).min().unwrap_or(self.next_look)
+    }
+
+    fn watch(&mut self, files: Vec<(PathBuf, Option<Seen>)>) {
+        let mut before = std::mem::take(&mut self.files);
+        for (path, seen) in files {
+            let known = before.iter().position(|file| file.path == path).map(|at| before.swap_remove(at));
+            self.files.push(known.unwrap_or(File { path, known: seen, missing: None }));
+        }
+        self.next_attempt = Instant::now();
+        // What has happened until we listen is seen at once.
+        self.next_look = Instant::now();
+    }
+
+    fn know(&mut self, seen: &[(PathBuf, Option<Seen>)]) {
+        for file in &mut self.files {
+            if let Some((_, seen)) = seen.iter().find(|(path, _)| *path == file.path) {
+                file.known = *seen;
+                file.missing = None;
+            }
+        }
+        self.next_look = Instant::now();
+    }
+
+    /// Tells what has changed; answers whether anybody hears it.
+    fn look(&mut self) -> bool {
+        let stirred = self.stirred.take().is_some();
+        self.listen_again(stirred);
+        let now = Instant::now();
+        self.next_look = now + LOOK;
+        let changed: Vec<PathBuf> = self.files.iter_mut().filter_map(|file| file.changed(now)).collect();
+        changed.is_empty() || self.changes.send(changed).is_ok()
+    }
+
+    /// Listens to the folders that matter now.
+    ///
+    /// After anything has happened to one, all of them anew: the system follows the folder that was, and not its name.
+    fn listen_again(&mut self, stirred: bool) {
+        let mut way = self.current_way();
+        let again = !self.deaf.is_empty() && Instant::now() >= self.next_attempt;
+        if way == self.way && !stirred && !again {
+            return;
+        }
+        for _ in 0..ROUNDS {
+            // One instance at a time: there are few of them for all processes of a user.
+            self.inotify = None;
+            let (inotify, refused) = (self.listen)(&self.stir, &way);
+            self.inotify = inotify;
+            self.refused(refused);
+            self.way = way;
+            // A link may have been changed before its folder was listened to.
+            way = self.current_way();
+            if way == self.way {
+                return;
+            }
+        }
+    }
+
+    fn current_way(&self) -> BTreeSet<Step> {
+        let mut way = BTreeSet::new();
+        for file in &self.files {
+            add_way(&file.path, &mut way);
+        }
+        way
+    }
+
+    /// Tells of each folder once, until it can be listened to again.
+    fn refused(&mut self, refused: Vec<(PathBuf, notify::Error)>) {
+        self.next_attempt = Instant::now() + ATTEMPT;
+        for (folder, error) in &refused {
+            if !self.deaf.contains(folder) {
+                warn!(
+                    folder = %folder.display(), error = error as &dyn std::error::Error, every = ?LOOK,
+                    "the system does not tell of changes in a folder, which is looked at now and then instead; \
+                     `fs.inotify.max_user_watches` and `max_user_instances` are the usual limits"
+                );
+            }
+        }
+        self.deaf = refused.into_iter().map(|(folder, _)| folder).collect();
+    }
+}
+
+impl File {
+    /// Its path, if it is not as it was told last.
+    fn changed(&mut self, now: Instant) -> Option<PathBuf> {
+        let seen = Seen::of(&self.path);
+        if seen == self.known {
+            self.missing = None;
+            return None;
+        }
+        if seen.is_none() && now < *self.missing.get_or_insert(now) + GAP {
+            return None;
+        }
+        self.known = seen;
+        self.missing = None;
+        Some(self.path.clone())
+    }
+}
+
+/// Stirs when anything happens to a step; answers the folders in which it will not, too.
+type Listen = fn(&Sender<Message>, &BTreeSet<Step>) -> (Option<RecommendedWatcher>, Vec<(PathBuf, notify::Error)>);
+
+fn listen(stir: &Sender<Message>, way: &BTreeSet<Step>) -> (Option<RecommendedWatcher>, Vec<(PathBuf, notify::Error)>) {
+    let folders: BTreeSet<PathBuf> = way.iter().map(|step| step.folder.clone()).collect();
+    let (stir, known, steps) = (stir.clone(), folders.clone(), way.clone());
+    let names: BTreeSet<OsString> = steps.into_iter().map(|step| step.name).collect();
+    let heard = move |event: notify::Result<Event>| {
+        if event.is_ok_and(|event| !concerns(&event, &known, &names)) {
+            return;
+        }
+        // The thread has ended.
+        stir.send(Message::Stirred).ok();
+    };
+    let mut inotify = match notify::recommended_watcher(heard) {
+        Ok(inotify) => inotify,
+        Err(error) => {
+            let refused = |folder| (folder, notify::Error::generic(&error.to_string()));
+            return (None, folders.into_iter().map(refused).collect());
+        }
+    };
+    let refused = folders.into_iter().filter_map(|folder| {
+        let error = inotify.watch(&folder, RecursiveMode::NonRecursive).err()?;
+        // It has just gone: so has the way through it, which is looked at again.
+        let gone = matches!(error.kind, notify::ErrorKind::PathNotFound)
+            || matches!(&error.kind, notify::ErrorKind::Io(error) if error.kind() == io::ErrorKind::NotFound);
+        (!gone).then_some((folder, error))
+    });
+    let refused = refused.collect();
+    (Some(inotify), refused)
+}
+
+/// Whether `event` may have changed a step: by its name, as one folder may be known by two paths.
+fn concerns(event: &Event, folders: &BTreeSet<PathBuf>, names: &BTreeSet<OsString>) -> bool {
+    match event.kind {
+        _ if event.need_rescan() => return true,
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}
+        EventKind::Access(_) => return false,
+        _ => {}
+    }
+    let named = |path: &Path| path.file_name().is_some_and(|name| names.contains(name));
+    event.paths.iter().any(|path| folders.contains(path) || named(path))
+}
+
+/// A change is told when nothing has happened for this long: programs write in pieces.
+const QUIET: Duration = Duration::from_millis(200);
+/// The longest it is waited for that.
+const LONGEST: Duration = Duration::from_secs(2);
+/// How long a file may be missing between two that are.
+const GAP: Duration = Duration::from_secs(2);
+/// How often the files are looked at without a reason.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often what cannot be listened to is tried.
+const ATTEMPT: Duration = Duration::from_secs(60);
+/// How often the way is followed while it changes under us; the next look goes on.
+const ROUNDS: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tokio::sync::mpsc::{UnboundedReceiver, error::TryRecvError, unbounded_channel};
+
+    use super::*;
+
+    struct Watched {
+        folder: tempfile::TempDir,
+        watcher: Watcher,
+        changes: UnboundedReceiver<Vec<PathBuf>>,
+    }
+
+    impl Watched {
+        /// Watches `files` in a folder that `prepare` has filled.
+        fn new(prepare: impl FnOnce(&Path), files: &[&str]) -> Self {
+            Self::listening(listen, prepare, files)
+        }
+
+        fn listening(listen: Listen, prepare: impl FnOnce(&Path), files: &[&str]) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            prepare(folder.path());
+            let (sender, changes) = unbounded_channel();
+            let mut watched = Self { folder, watcher: Watcher::listening(sender, listen), changes };
+            watched.watch(files);
+            watched
+        }
+
+        fn watch(&mut self, files: &[&str]) {
+            self.watcher.watch(files.iter().map(|file| self.path(file)).collect());
+            // Listens when it has looked; what happens before would be seen, too, but as one change with what follows.
+            thread::park_timeout(QUIET);
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join(name)
+        }
+
+        fn write(&self, name: &str, content: &str) {
+            fs::write(self.path(name), content).unwrap();
+        }
+
+        fn rename(&self, from: &str, to: &str) {
+            fs::rename(self.path(from), self.path(to)).unwrap();
+        }
+
+        /// The names in the next message.
+        fn next(&mut self) -> Vec<String> {
+            let end = Instant::now() + Duration::from_secs(10);
+            loop {
+                match self.changes.try_recv() {
+                    Ok(paths) => {
+                        let name = |path: PathBuf| path.strip_prefix(self.folder.path()).unwrap().display().to_string();
+                        return paths.into_iter().map(name).collect();
+                    }
+                    Err(error) => assert!(error == TryRecvError::Empty && Instant::now() < end, "no change: {error}"),
+                }
+                thread::park_timeout(Duration::from_millis(5));
+            }
+        }
+
+        /// Nothing was told but what has been taken.
+        fn is_silent(&mut self) -> bool {
+            self.changes.try_recv() == Err(TryRecvError::Empty)
+        }
+    }
+
+    fn two_files(folder: &Path) {
+        fs::write(folder.join("a"), "1").unwrap();
+        fs::write(folder.join("b"), "1").unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_written_in_place_is_told() {
+        let mut watched = Watched::new(two_files, &["a", "b"]);
+
+        watched.write("a", "2");
+
+        assert_eq!(watched.next(), ["a"]);
+    }
+
+    #[test]
+    fn a_file_that_another_is_renamed_over_is_told_each_time() {
+        let mut watched = Watched::new(two_files, &["a", "b"]);
+
+        for content in ["2", "3"] {
+            watched.write("a.new", content);
+            watched.rename("a.new", "a");
+
+            assert_eq!(watched.next(), ["a"], "{content}");
+        }
+    }
+
+    #[test]
+    fn files_that_change_together_are_told_in_one_message() {
+        let mut watched = Watched::new(two_files, &["a", "b"]);
+
+        watched.write("b", "2");
+        watched.write("a", "2");
+
+        assert_eq!(watched.next(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_link_that_is_given_another_target_is_told_and_the_new_target_watched() {
+        // As certbot does it: live/ has links into archive/.
+        let prepare = |folder: &Path| {
+            fs::create_dir_all(folder.join("live/x")).unwrap();
+            fs::create_dir_all(folder.join("archive/x")).unwrap();
+            fs::write(folder.join("archive/x/cert1.pem"), "1").unwrap();
+            symlink("../../archive/x/cert1.pem", folder.join("live/x/cert.pem")).unwrap();
+        };
+        let mut watched = Watched::new(prepare, &["live/x/cert.pem"]);
+
+        watched.write("archive/x/cert2.pem", "2");
+        fs::remove_file(watched.path("live/x/cert.pem")).unwrap();
+        symlink("../../archive/x/cert2.pem", watched.path("live/x/cert.pem")).unwrap();
+        assert_eq!(watched.next(), ["live/x/cert.pem"]);
+
+        watched.write("archive/x/cert2.pem", "3");
+        assert_eq!(watched.next(), ["live/x/cert.pem"]);
+    }
+
+    #[test]
+    fn a_folder_that_a_link_on_the_way_no_longer_leads_to_is_told() {
+        // As Kubernetes does it: the file is a link through the link `..data`, which alone is swapped.
+        let prepare = |folder: &Path| {
+            for version in ["..1", "..2", "..3"] {
+                fs::create_dir(folder.join(version)).unwrap();
+                fs::write(folder.join(version).join("v.yml"), version).unwrap();
+            }
+            symlink("..1", folder.join("..data")).unwrap();
+            symlink("..data/v.yml", folder.join("v.yml")).unwrap();
+        };
+        let mut watched = Watched::new(prepare, &["v.yml"]);
+
+        for version in ["..2", "..3"] {
+            symlink(version, watched.path("..tmp")).unwrap();
+            watched.rename("..tmp", "..data");
+
+            assert_eq!(watched.next(), ["v.yml"], "{version}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_followed_into_another_folder_of_the_same_name() {
+        let prepare = |folder: &Path| {
+            for name in ["now", "next"] {
+                fs::create_dir(folder.join(name)).unwrap();
+                fs::write(folder.join(name).join("a"), name).unwrap();
+            }
+        };
+        let mut watched = Watched::new(prepare, &["now/a"]);
+
+        watched.rename("now", "before");
+        watched.rename("next", "now");
+        assert_eq!(watched.next(), ["now/a"]);
+
+        watched.write("now/a", "2");
+        assert_eq!(watched.next(), ["now/a"]);
+    }
+
+    #[test]
+    fn a_file_that_comes_back_as_it_was_has_not_changed() {
+        let prepare = |folder: &Path| {
+            two_files(folder);
+            fs::create_dir(folder.join("c")).unwrap();
+            fs::write(folder.join("c/c"), "1").unwrap();
+            symlink("a", folder.join("link")).unwrap();
+        };
+        let mut watched = Watched::new(prepare, &["link", "c/c", "b"]);
+
+        fs::remove_file(watched.path("link")).unwrap();
+        watched.rename("c", "d");
+        // Longer than it takes to tell a change.
+        thread::park_timeout(2 * QUIET);
+        symlink("a", watched.path("link")).unwrap();
+        watched.rename("d", "c");
+        thread::park_timeout(GAP);
+        watched.write("b", "2");
+
+        assert_eq!(watched.next(), ["b"]);
+    }
+
+    #[test]
+    fn a_file_that_comes_back_as_another_one_is_told_once_and_then() {
+        let mut watched = Watched::new(two_files, &["a", "b"]);
+
+        fs::remove_file(watched.path("a")).unwrap();
+        thread::park_timeout(2 * QUIET);
+        assert!(watched.is_silent(), "told while it was away");
+        watched.write("a", "2");
+
+        assert_eq!(watched.next(), ["a"]);
+        watched.write("b", "2");
+        assert_eq!(watched.next(), ["b"]);
+    }
+
+    #[test]
+    fn a_file_that_stays_away_is_told_after_the_gap_and_again_when_it_is_back() {
+        let mut watched = Watched::new(two_files, &["a", "b"]);
+
+        let begun = Instant::now();
+        fs::remove_file(watched.path("a")).unwrap();
+        assert_eq!(watched.next(), ["a"]);
+        assert!(begun.elapsed() >= GAP, "{:?}", begun.elapsed());
+
+        watched.write("a", "2");
+        assert_eq!(watched.next(), ["a"]);
+    }
+
+    #[test]
+    fn a_file_and_its_folder_that_are_yet_to_come_are_told_when_they_do() {
+        let mut watched = Watched::new(two_files, &["c/d/a"]);
+
+        fs::create_dir_all(watched.path("c/d")).unwrap();
+        watched.write("c/d/a", "1");
+
+        assert_eq!(watched.next(), ["c/d/a"]);
+    }
+
+    #[test]
+    fn another_file_of_the_folder_is_nobodys_concern() {
+        let mut watched = Watched::new(two_files, &["a"]);
+
+        watched.write("b", "2");
+        watched.write("new", "1");
+        fs::read(watched.path("a")).unwrap();
+        thread::park_timeout(2 * QUIET);
+        watched.write("a", "2");
+
+        assert_eq!(watched.next(), ["a"]);
+        assert!(watched.is_silent());
+    }
+
+    #[test]
+    fn many_writes_in_a_row_are_few_messages_but_not_none() {
+        let mut watched = Watched::new(two_files, &["a"]);
+
+        let begun = Instant::now();
+        let mut number = 0;
+        while begun.elapsed() < LONGEST + LONGEST / 2 {
+            number += 1;
+            watched.write("a", &number.to_string());
+            thread::park_timeout(Duration::from_millis(2));
+        }
+
+        assert!(!watched.is_silent(), "{number} writes and nothing was told");
+        let mut messages = 1;
+        // After silence, what is to come has come.
+        thread::park_timeout(3 * QUIET);
+        while !watched.is_silent() {
+            messages += 1;
+        }
+        assert!(messages <= 4, "{messages} messages of {number} writes");
+    }
+
+    #[test]
+    fn other_files_can_be_watched_in_their_place() {
+        let mut watched = Watched::new(two_files, &["a"]);
+
+        watched.watch(&["b"]);
+        watched.write("a", "2");
+        thread::park_timeout(2 * QUIET);
+        watched.write("b", "2");
+
+        assert_eq!(watched.next(), ["b"]);
+        assert!(watched.is_silent());
+    }
+
+    #[test]
+    fn what_happens_while_the_files_are_read_is_not_lost_and_what_was_read_not_told() {
+        let mut watched = Watched::new(two_files, &["a", "b"]);
+
+        watched.write("a", "2");
+        watched.watcher.look();
+        // Read here, and then:
+        watched.write("b", "2");
+        watched.watch(&["a", "b"]);
+
+        assert_eq!(watched.next(), ["b"]);
+        assert!(watched.is_silent());
+    }
+
+    #[test]
+    fn without_the_systems_help_a_change_comes_later() {
+        let deaf: Listen = |_, way| {
+            let refused = |step: &Step| (step.folder.clone(), notify::Error::new(notify::ErrorKind::MaxFilesWatch));
+            (None, way.iter().map(refused).collect())
+        };
+        let mut watched = Watched::listening(deaf, two_files, &["a", "b"]);
+
+        watched.write("b", "2");
+
+        assert_eq!(watched.next(), ["b"]);
+    }
+
+    #[test]
+    fn its_thread_ends_with_it() {
+        let mut watched = Watched::new(two_files, &["a"]);
+
+        drop(watched.watcher);
+
+        let end = Instant::now() + Duration::from_secs(10);
+        while watched.changes.try_recv() != Err(TryRecvError::Disconnected) {
+            assert!(Instant::now() < end, "the thread goes on");
+            thread::park_timeout(Duration::from_millis(5));
+        }
+    }
 }
