@@ -37,8 +37,7 @@ pub use explain::explain;
 pub use files::unusable_folders;
 pub use outer::{Outer, explain_outer};
 pub use plan::*;
-pub use trust::{untrusted, untrusted_sources};
-pub use units::parse_wait;
+pub use trust::{untrusted, untrusted_for_logs};
 
 use self::{
     error::Places,

@@ -25,10 +25,19 @@ pub fn untrusted_sources(plan: &Plan) -> Vec<Problem> {
 pub fn untrusted(file: &Path) -> Option<String> {
     let mut seen = 0;
     let absolute = std::path::absolute(file).ok()?;
-    untrusted_way(&absolute, &mut seen)
+    untrusted_way(&absolute, 0o022, &mut seen)
 }
 
-fn untrusted_way(file: &Path, seen: &mut u32) -> Option<String> {
+/// Why root must not write logs in `folder`. A group may write in it, or in one above: `/var/log` belongs to a group of
+/// the system's on some distributions.
+pub fn untrusted_for_logs(folder: &Path) -> Option<String> {
+    let mut seen = 0;
+    let absolute = std::path::absolute(folder).ok()?;
+    untrusted_way(&absolute, 0o002, &mut seen)
+}
+
+/// `others`: the bits of a mode that let others change something.
+fn untrusted_way(file: &Path, others: u32, seen: &mut u32) -> Option<String> {
     *seen += 1;
     // As many as the kernel follows.
     if *seen > 40 {
@@ -45,12 +54,12 @@ fn untrusted_way(file: &Path, seen: &mut u32) -> Option<String> {
             let target = fs::read_link(part).ok()?;
             let mut resolved: PathBuf = part.parent().unwrap_or(Path::new("/")).join(target);
             resolved.extend(way[position + 1..].last().and_then(|last| last.strip_prefix(part).ok()));
-            return untrusted_way(&resolved, seen);
+            return untrusted_way(&resolved, others, seen);
         }
         if found.uid() != 0 {
             return Some(refusal(part, "belongs to", found.uid()));
         }
-        let others_may_write = found.mode() & 0o022 != 0;
+        let others_may_write = found.mode() & others != 0;
         let sticky_folder = found.is_dir() && found.mode() & 0o1000 != 0;
         if others_may_write && !sticky_folder {
             return Some(format!(
@@ -113,6 +122,17 @@ mod tests {
         assert_eq!(untrusted(&file), None, "sticky, and the file is root's");
         chown(&file, Some(12345), None).unwrap();
         assert!(untrusted(&file).unwrap().contains("12345"));
+    }
+
+    #[test]
+    fn a_group_may_write_where_logs_are() {
+        let Some(folder) = folder() else { return };
+
+        mode(folder.path(), 0o775);
+        assert!(untrusted(folder.path()).is_some());
+        assert_eq!(untrusted_for_logs(folder.path()), None);
+        mode(folder.path(), 0o777);
+        assert!(untrusted_for_logs(folder.path()).is_some());
     }
 
     #[test]

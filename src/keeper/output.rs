@@ -1,14 +1,16 @@
 //! Where log lines go, opened for the core that writes them.
 
 use std::{
-    fs::{File, OpenOptions},
-    io,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    fs::{self, File, OpenOptions},
+    io, iter,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf, absolute},
 };
 
+use rustix::fs::OFlags;
+
 use super::folder;
-use crate::config::LogSink;
+use crate::config::{LogSink, untrusted_for_logs};
 
 /// An open log.
 #[derive(Debug)]
@@ -34,18 +36,77 @@ impl LogOutput {
 /// is missing.
 ///
 /// Also for a reopening (SIGUSR1): the file that has been moved away is complete once the old one is dropped.
+///
+/// # Errors
+///
+/// Besides what the system refuses: as root, a path that others could lead elsewhere.
 pub fn open(path: &Path) -> Result<File, OutputError> {
-    folder::make_for(path)
-        .and_then(|()| OpenOptions::new().append(true).create(true).mode(0o640).open(path))
-        .map_err(|source| OutputError { path: path.to_owned(), source })
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o640);
+    let mut real = path.to_owned();
+    if rustix::process::geteuid().is_root()
+        && let Some(file) = followed(path).map_err(|why| OutputError::Untrusted { path: path.to_owned(), why })?
+    {
+        // What was looked at, and no link that has come since.
+        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        real = file;
+    }
+    let opened = folder::make_for(&real).and_then(|()| options.open(&real));
+    opened.map_err(|source| OutputError::Open { path: path.to_owned(), source })
+}
+
+/// Whether `path` is, or is a link to, something other than a file in a folder: `/dev/stdout`, `/proc/self/fd/2`.
+pub(super) fn is_device(path: &Path) -> bool {
+    way(path).any(|here| is_system(&here))
+}
+
+/// The file that root opens for `path`, which nobody else chooses; `None` for a device. Otherwise why not.
+fn followed(path: &Path) -> Result<Option<PathBuf>, String> {
+    let mut last = None;
+    for here in way(path) {
+        if is_system(&here) {
+            return Ok(None);
+        }
+        let folder = here.parent().unwrap_or(Path::new("/"));
+        if let Some(why) = untrusted_for_logs(folder) {
+            return Err(why);
+        }
+        // In a folder such as /tmp anybody makes links and files.
+        let shared = fs::metadata(folder).is_ok_and(|found| found.mode() & 0o022 != 0);
+        if let Ok(found) = fs::symlink_metadata(&here)
+            && found.uid() != 0
+            && (found.is_symlink() || shared)
+        {
+            return Err(format!(
+                "{} belongs to the user {}, who may lead root elsewhere; remove it, or log in a folder of root's own",
+                here.display(),
+                found.uid()
+            ));
+        }
+        last = Some(here);
+    }
+    Ok(last)
+}
+
+/// `path`, what it is a link to, and so on; as far as the kernel follows.
+fn way(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let next = |here: &PathBuf| Some(here.parent()?.join(fs::read_link(here).ok()?));
+    iter::successors(absolute(path).ok(), next).take(40)
+}
+
+fn is_system(path: &Path) -> bool {
+    path.starts_with("/proc") || (path.starts_with("/dev") && !path.starts_with("/dev/shm"))
 }
 
 /// A log that cannot be written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot open {} to append: {source}; {}", path.display(), remedy(source))]
-pub struct OutputError {
-    pub path: PathBuf,
-    pub source: io::Error,
+pub enum OutputError {
+    #[error("cannot open {} to append: {source}; {}", path.display(), remedy(source))]
+    Open { path: PathBuf, source: io::Error },
+    #[error("will not write {} as root: {why}", path.display())]
+    Untrusted { path: PathBuf, why: String },
+    #[error("cannot put {} aside: {source}", path.display())]
+    Aside { path: PathBuf, source: io::Error },
 }
 
 fn remedy(error: &io::Error) -> &'static str {
@@ -53,5 +114,96 @@ fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::NotFound => "create its folder",
         io::ErrorKind::IsADirectory => "name a file, not a folder",
         _ => "let the user Vestibule runs as write there, or log to standard output, which is `-`",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+
+    use super::*;
+
+    /// For what only root is refused.
+    fn folder() -> Option<tempfile::TempDir> {
+        rustix::process::geteuid().is_root().then(|| tempfile::tempdir().unwrap())
+    }
+
+    fn mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn root_writes_no_log_where_others_could_lead_it_elsewhere() {
+        let Some(folder) = folder() else { return };
+        let logs = folder.path().join("log");
+        let path = logs.join("access.log");
+        fs::create_dir(&logs).unwrap();
+
+        chown(&logs, Some(12345), None).unwrap();
+        let refused = open(&path).unwrap_err().to_string();
+        assert!(refused.contains("belongs to the user 12345") && !path.exists(), "{refused}");
+        chown(&logs, Some(0), None).unwrap();
+        mode(&logs, 0o777);
+        open(&path).unwrap_err();
+        mode(&logs, 0o755);
+        symlink("elsewhere", &path).unwrap();
+        lchown(&path, Some(12345), None).unwrap();
+        open(&path).unwrap_err();
+        assert!(!logs.join("elsewhere").exists());
+    }
+
+    #[test]
+    fn in_a_folder_that_all_may_write_in_root_takes_only_its_own_files() {
+        let Some(folder) = folder() else { return };
+        for shared in [0o1777, 0o775] {
+            mode(folder.path(), shared);
+            let path = folder.path().join(format!("{shared:o}.log"));
+
+            open(&path).unwrap();
+            open(&path).unwrap();
+            chown(&path, Some(12345), None).unwrap();
+            let refused = open(&path).unwrap_err().to_string();
+            assert!(refused.contains("12345"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_log_of_somebody_elses_in_a_folder_of_roots_is_taken() {
+        let Some(folder) = folder() else { return };
+        let path = folder.path().join("access.log");
+        fs::write(&path, "").unwrap();
+        chown(&path, Some(12345), None).unwrap();
+
+        open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_link_is_followed_to_a_file_that_is_there_or_not_and_to_a_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let [near, far, device] = ["near", "far", "device"].map(|name| folder.path().join(name));
+        fs::create_dir(folder.path().join("disk")).unwrap();
+        symlink("far", &near).unwrap();
+        symlink("disk/real", &far).unwrap();
+        symlink("/dev/null", &device).unwrap();
+
+        open(&near).unwrap();
+        open(&near).unwrap();
+        assert!(folder.path().join("disk/real").exists());
+        open(&device).unwrap();
+        assert!(is_device(&device) && !is_device(&near));
+    }
+
+    #[test]
+    fn what_a_process_has_open_can_be_written_to() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file.as_file()));
+
+        open(Path::new(&path)).unwrap();
+
+        assert!(is_device(Path::new(&path)));
+        for path in ["/dev/stdout", "/dev/fd/1", "/dev/pts/0"] {
+            assert!(is_device(Path::new(path)), "{path}");
+        }
+        assert!(!is_device(Path::new("/dev/shm/access.log")));
     }
 }
