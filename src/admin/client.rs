@@ -73,7 +73,9 @@ async fn ask(socket: &Path, method: &Method, target: &str, patience: Duration) -
         let (answer, _) = futures_util::future::join(exchange, connection).await;
         answer.map_err(failed)
     };
-    timeout(patience, asked).await.unwrap_or_else(|_| Err(ClientError::TimedOut { socket: socket.to_owned(), patience }))
+    timeout(patience, asked)
+        .await
+        .unwrap_or_else(|_| Err(ClientError::TimedOut { socket: socket.to_owned(), patience }))
 }
 
 /// Why there is no answer.

@@ -152,7 +152,11 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
 fn render_processes(status: &Status, text: &mut String) -> fmt::Result {
     let processes = &status.processes;
     if let Some(refused) = &processes.refused {
-        writeln!(text, "\nREFUSED: the configuration of {} ({}); the one before is in force", refused.at, refused.cause)?;
+        writeln!(
+            text,
+            "\nREFUSED: the configuration of {} ({}); the one before is in force",
+            refused.at, refused.cause
+        )?;
         for fault in &refused.faults {
             writeln!(text, "  {fault}")?;
         }

@@ -19,11 +19,13 @@ impl Scalar for ListenAddress {
     fn parse(text: &str, base: &Path) -> Result<Self, String> {
         if let Some(name) = text.strip_prefix("fd:") {
             // What systemd takes as `FileDescriptorName=`.
-            let fits = (1..=255).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+            let fits =
+                (1..=255).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
             return if fits {
                 Ok(Self::Inherited(name.to_owned()))
             } else {
-                Err("`fd:` is followed by the name of a socket that a service manager passes on, as in `fd:https`".to_owned())
+                Err("`fd:` is followed by the name of a socket that a service manager passes on, as in `fd:https`"
+                    .to_owned())
             };
         }
         if let Some(path) = text.strip_prefix("unix:") {

@@ -213,7 +213,11 @@ mod tests {
                 "routes: [{ prefix: /, upstream: app, buffer: { request: false } }]",
                 "routes[/].buffer.request: true becomes false",
             ),
-            ("", "listeners: [{ address: '127.0.0.1:80', tls: true }]", "listeners[127.0.0.1:80].tls: false becomes true"),
+            (
+                "",
+                "listeners: [{ address: '127.0.0.1:80', tls: true }]",
+                "listeners[127.0.0.1:80].tls: false becomes true",
+            ),
             ("", "access_log: { path: /var/log/a.log }", "access_log.path: `Stdout` becomes /var/log/a.log"),
         ] {
             let lines = difference(&plan(old), &plan(new));
@@ -234,10 +238,8 @@ mod tests {
     fn the_order_of_listeners_is_no_difference() {
         let (one, two) = ("{ address: '127.0.0.1:80' }", "{ address: '127.0.0.1:81' }");
 
-        let lines = difference(
-            &plan(&format!("listeners: [{one}, {two}]")),
-            &plan(&format!("listeners: [{two}, {one}]")),
-        );
+        let lines =
+            difference(&plan(&format!("listeners: [{one}, {two}]")), &plan(&format!("listeners: [{two}, {one}]")));
 
         assert_eq!(lines, Vec::<String>::new());
     }

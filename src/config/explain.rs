@@ -5,8 +5,7 @@ use std::{cmp::Reverse, fmt};
 use super::{
     plan::{
         AccessLogPlan, AdminAddress, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan, Protocol, RotatePlan,
-        RoutePlan, Slash,
-        UpstreamPlan,
+        RoutePlan, Slash, UpstreamPlan,
     },
     units::{show_size, show_time},
 };

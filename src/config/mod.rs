@@ -37,7 +37,8 @@ pub use explain::explain;
 pub use files::unusable_folders;
 pub use outer::{Outer, explain_outer};
 pub use plan::*;
-pub use trust::{untrusted, untrusted_for_logs};
+pub use trust::{untrusted, untrusted_for_logs, untrusted_sources};
+pub use units::parse_wait;
 
 use self::{
     error::Places,

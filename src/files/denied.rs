@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::roots::RootsError;
 
 /// Files and directories that are never served.
@@ -15,8 +17,10 @@ use super::roots::RootsError;
 /// Recognised by where they really are, and, so that a hard link or a bind mount does not help, by device and inode.
 /// The inodes are those of the moment it was made, of at most [`Denied::INODES`] files; the paths have no such limit
 /// and hold for what is made in them later.
-#[derive(Debug, Default)]
-pub(super) struct Denied {
+///
+/// Made by whoever may pass every folder on the way to them, and handed on.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Denied {
     /// Without links.
     paths: Vec<PathBuf>,
     /// Device and inode.
@@ -24,10 +28,14 @@ pub(super) struct Denied {
 }
 
 impl Denied {
-    pub(super) const INODES: usize = 10_000;
+    pub const INODES: usize = 10_000;
 
     /// A path that does not exist is denied for the day it does.
-    pub(super) fn new(denied: &[PathBuf]) -> Result<Self, RootsError> {
+    ///
+    /// # Errors
+    ///
+    /// Where one is cannot be known, so it could not be kept from being served. Blocks on the disk.
+    pub fn new(denied: &[PathBuf]) -> Result<Self, RootsError> {
         let mut this = Self::default();
         for path in denied {
             let canonical = canonical(path).map_err(|source| RootsError::Deny { path: path.clone(), source })?;

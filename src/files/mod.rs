@@ -10,5 +10,6 @@ mod precondition;
 mod range;
 mod roots;
 
+pub use denied::Denied;
 pub use offload::{Offload, Target, send, take_offload};
 pub use roots::{FileError, MissingRoot, OpenFile, Roots, RootsError};

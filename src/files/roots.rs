@@ -42,7 +42,7 @@ pub struct Roots(Arc<Inner>);
 struct Inner {
     /// The longest path first.
     roots: Vec<Root>,
-    denied: Denied,
+    denied: Arc<Denied>,
 }
 
 #[derive(Debug)]
@@ -74,11 +74,10 @@ pub enum RootsError {
 impl Roots {
     /// Opens each of `allowed`; those that do not exist are left out and returned for a warning.
     ///
-    /// `denied` are files and directories that are never served, links to them included; hard links and bind mounts
-    /// are recognised for the files (at most 10 000) that are there now. Links in the path of a root are followed
+    /// What is `denied` is never served, links to it included; hard links and bind mounts are recognised for the files (at
+    /// most 10 000) that were there when it was made. Links in the path of a root are followed
     /// once, here: name the directory above one that is exchanged while we run. Blocks on the disk.
-    pub fn open(allowed: &[PathBuf], denied: &[PathBuf]) -> Result<(Self, Vec<MissingRoot>), RootsError> {
-        let denied = Denied::new(denied)?;
+    pub fn open(allowed: &[PathBuf], denied: &Arc<Denied>) -> Result<(Self, Vec<MissingRoot>), RootsError> {
         let (mut roots, mut missing) = (Vec::with_capacity(allowed.len()), Vec::new());
         for path in allowed {
             if !path.is_absolute() || has_parent_segment(path) {
@@ -97,7 +96,7 @@ impl Roots {
             roots.push(Root { configured: path.clone(), canonical, directory });
         }
         roots.sort_by_key(|root| std::cmp::Reverse(root.configured.as_os_str().len()));
-        Ok((Self(Arc::new(Inner { roots, denied })), missing))
+        Ok((Self(Arc::new(Inner { roots, denied: Arc::clone(denied) })), missing))
     }
 
     /// No directory is allowed: every file is refused.
@@ -299,6 +298,10 @@ mod tests {
 
     use super::*;
 
+    fn denied(paths: &[PathBuf]) -> Arc<Denied> {
+        Arc::new(Denied::new(paths).unwrap())
+    }
+
     /// `allowed` with files, links of every kind and a FIFO; `outside` with a secret; `keys` denied.
     fn house() -> (tempfile::TempDir, Roots) {
         let house = tempfile::tempdir().unwrap();
@@ -327,7 +330,7 @@ mod tests {
         let mode = Mode::from_raw_mode(0o600);
         rustix::fs::mknodat(CWD, at("allowed/fifo"), FileType::Fifo, mode, 0).unwrap();
         let allowed = [at("linked_root"), at("other")];
-        let (roots, missing) = Roots::open(&allowed, &[at("allowed/storage"), at("keys")]).unwrap();
+        let (roots, missing) = Roots::open(&allowed, &denied(&[at("allowed/storage"), at("keys")])).unwrap();
         assert!(missing.is_empty());
         (house, roots)
     }
@@ -411,7 +414,7 @@ mod tests {
     fn a_denied_path_that_does_not_exist_yet_is_denied_once_it_does() {
         let directory = tempfile::tempdir().unwrap();
         let later = directory.path().join("later/key");
-        let (roots, _) = Roots::open(&[directory.path().to_owned()], std::slice::from_ref(&later)).unwrap();
+        let (roots, _) = Roots::open(&[directory.path().to_owned()], &denied(std::slice::from_ref(&later))).unwrap();
         fs::create_dir(directory.path().join("later")).unwrap();
         fs::write(&later, "SECRET").unwrap();
 
@@ -423,7 +426,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let at = |path: &str| directory.path().join(path);
         symlink("archive/key1", at("key")).unwrap();
-        let (roots, _) = Roots::open(&[directory.path().to_owned()], &[at("key")]).unwrap();
+        let (roots, _) = Roots::open(&[directory.path().to_owned()], &denied(&[at("key")])).unwrap();
         fs::create_dir(at("archive")).unwrap();
         fs::write(at("archive/key1"), "SECRET").unwrap();
 
@@ -459,7 +462,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let none = directory.path().join("none");
 
-        let (roots, missing) = Roots::open(std::slice::from_ref(&none), &[]).unwrap();
+        let (roots, missing) = Roots::open(std::slice::from_ref(&none), &Arc::default()).unwrap();
 
         assert!(roots.is_empty());
         assert_eq!(missing, [MissingRoot(none)]);
@@ -469,7 +472,7 @@ mod tests {
     fn roots_that_cannot_be_meant_are_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
 
-        let opened = |path: &str| Roots::open(&[path.into()], &[]).unwrap_err();
+        let opened = |path: &str| Roots::open(&[path.into()], &Arc::default()).unwrap_err();
 
         assert!(matches!(opened("usr"), RootsError::NotAbsolute { .. }));
         assert!(matches!(opened("/usr/../etc"), RootsError::NotAbsolute { .. }));
@@ -506,7 +509,7 @@ mod tests {
 
         #[test]
         fn no_bytes_of_a_path_panic(path in proptest::collection::vec(any::<u8>(), 0..40)) {
-            let (roots, _) = Roots::open(&["/usr".into()], &[]).unwrap();
+            let (roots, _) = Roots::open(&["/usr".into()], &Arc::default()).unwrap();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let below = [b"/usr/", &path[..]].concat();
             prop_assert!(runtime.block_on(roots.file(&path)).is_err());

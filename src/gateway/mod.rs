@@ -143,12 +143,8 @@ impl Gateway {
             .build()?;
         let drain = Drain::default();
         let connections = Arc::new(Connections::default());
-        let spool = Spool::new(
-            provisions.spool.try_clone()?,
-            plan.spool.limit,
-            plan.spool.memory,
-            metrics.spool_bytes.clone(),
-        );
+        let spool =
+            Spool::new(provisions.spool.try_clone()?, plan.spool.limit, plan.spool.memory, metrics.spool_bytes.clone());
         let (workers, admin_plan) = (plan.workers.get(), plan.admin.clone());
         // Nobody sees it before the first plan is put in force below; routes that go nowhere yet.
         let empty = Plan { listeners: Vec::new(), upstreams: Default::default(), routes: Vec::new(), ..plan.clone() };

@@ -107,14 +107,7 @@ impl Share {
     async fn serve(self) -> bool {
         let Self { current, certificates, metrics, connections, drain, mut commands } = self;
         let tasks = Tasks::default();
-        let worker = Worker::new(
-            current,
-            certificates,
-            Arc::clone(&metrics),
-            None,
-            drain.clone(),
-            tasks.clone(),
-        );
+        let worker = Worker::new(current, certificates, Arc::clone(&metrics), None, drain.clone(), tasks.clone());
         let mut sockets = Sockets { worker, metrics, connections, taken: HashMap::new(), open: HashMap::new() };
 
         let mut tick = interval(TICK);

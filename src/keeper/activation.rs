@@ -83,7 +83,8 @@ impl Inherited {
             });
             BoundSockets::Tcp(sockets.collect::<Result<_, _>>().map_err(failed)?)
         };
-        let address = getsockname(first).ok().and_then(address).unwrap_or_else(|| ListenAddress::Inherited(name.to_owned()));
+        let address =
+            getsockname(first).ok().and_then(address).unwrap_or_else(|| ListenAddress::Inherited(name.to_owned()));
         Ok((address, sockets))
     }
 }

@@ -18,13 +18,14 @@ use std::{
     fmt, io,
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::{Access, AtFlags, Mode, OFlags};
 
 use crate::{
-    config::Plan,
-    files::{Roots, RootsError},
+    config::{self, Plan},
+    files::{Denied, Roots, RootsError},
     tls::CertificateMaterial,
 };
 use output::{LogOutput, OutputError};
@@ -44,6 +45,8 @@ pub struct Provisions {
     pub spool: OwnedFd,
     /// Mode 0600, not blocking. `None` also where whoever this is for has it already.
     pub admin: Option<UnixListener>,
+    /// What is never served, whatever `files` says: the configuration, certificates and their storage.
+    pub denied: Arc<Denied>,
     /// What `files` of each route may name, in the order of the routes.
     pub files: Vec<Roots>,
 }
@@ -97,7 +100,11 @@ impl Provisions {
             });
         }
 
-        let files = roots(plan).unwrap_or_else(|found| {
+        let denied = denied(plan).unwrap_or_else(|fault| {
+            faults.push(fault);
+            Arc::default()
+        });
+        let files = roots(plan, &denied).unwrap_or_else(|found| {
             faults.extend(found.0);
             Vec::new()
         });
@@ -108,7 +115,7 @@ impl Provisions {
         };
         let (listeners, admin) =
             sockets.hand(plan, held).map_err(|source| ProvisionFaults(vec![ProvisionFault::Descriptors { source }]))?;
-        Ok(Self { listeners, certificates, access_log, spool, admin, files })
+        Ok(Self { listeners, certificates, access_log, spool, admin, denied, files })
     }
 }
 
@@ -117,12 +124,11 @@ impl Provisions {
 /// # Errors
 ///
 /// Every folder that cannot be opened. One that is not there is no fault: it may come with the application.
-pub fn roots(plan: &Plan) -> Result<Vec<Roots>, ProvisionFaults> {
-    let private = private(plan);
+pub fn roots(plan: &Plan, denied: &Arc<Denied>) -> Result<Vec<Roots>, ProvisionFaults> {
     let mut faults = Vec::new();
     let mut files = Vec::new();
     for (position, route) in plan.routes.iter().enumerate() {
-        match Roots::open(&route.files, &private) {
+        match Roots::open(&route.files, denied) {
             Ok((roots, missing)) => {
                 for missing in missing {
                     tracing::warn!(route = %route.prefix, "{missing}");
@@ -166,6 +172,8 @@ pub enum ProvisionFault {
     Spool { path: PathBuf, source: io::Error },
     #[error("routes[{position}].files: {fault}")]
     Files { position: usize, fault: RootsError },
+    #[error("routes: {fault}: {}", std::error::Error::source(fault).map_or_else(String::new, ToString::to_string))]
+    Denied { fault: RootsError },
     #[error("admin: {fault}")]
     Admin { fault: BindError },
     #[error("listeners: a socket cannot be handed over: {source}; raise the limit of open files")]
@@ -181,6 +189,7 @@ impl ProvisionFault {
             Self::AccessLog { .. } => "access_log.path".to_owned(),
             Self::Spool { .. } => "spool.path".to_owned(),
             Self::Files { position, .. } => format!("routes[{position}].files"),
+            Self::Denied { .. } => "routes".to_owned(),
             Self::Admin { .. } => "admin".to_owned(),
             Self::Descriptors { .. } => "listeners".to_owned(),
         }
@@ -188,11 +197,9 @@ impl ProvisionFault {
 }
 
 /// What is never served, whatever `files` says: the configuration, certificates and their storage.
-fn private(plan: &Plan) -> Vec<PathBuf> {
-    let certificates = plan.tls.certificates.iter().flat_map(|certificate| {
-        [Some(&certificate.certificate), Some(&certificate.key), certificate.chain.as_ref()].into_iter().flatten()
-    });
-    plan.sources.iter().chain(certificates).chain([&plan.tls.storage]).cloned().collect()
+fn denied(plan: &Plan) -> Result<Arc<Denied>, ProvisionFault> {
+    let private: Vec<_> = config::dependencies(plan).into_iter().chain([plan.tls.storage.clone()]).collect();
+    Denied::new(&private).map(Arc::new).map_err(|fault| ProvisionFault::Denied { fault })
 }
 
 /// Opens the spool, made with mode 0700 if only its last part is missing: bodies are nobody else's to read.

@@ -97,11 +97,11 @@ impl WatchedLog {
         fs::rename(&file, &aside).map_err(|error| self.failed(error))?;
         let new = output::open(&self.path).inspect_err(|_| {
             // It stays where it was. Should somebody have put a file there just now, the next look finds that one.
-            drop(renameat_with(CWD, &aside, CWD, &file, RenameFlags::NOREPLACE));
+            renameat_with(CWD, &aside, CWD, &file, RenameFlags::NOREPLACE).ok();
         })?;
         // Whoever may read the log may read on. Somebody else's we cannot make it unless we are root.
-        drop(fchown(&new, Some(Uid::from_raw(ours.uid())), Some(Gid::from_raw(ours.gid()))));
-        drop(fchmod(&new, Mode::from_raw_mode(ours.mode() & 0o777)));
+        fchown(&new, Some(Uid::from_raw(ours.uid())), Some(Gid::from_raw(ours.gid()))).ok();
+        fchmod(&new, Mode::from_raw_mode(ours.mode() & 0o777)).ok();
         // `keep` may have been more. A number that follows no other one is not of our doing.
         for number in keep.saturating_add(1).. {
             if fs::remove_file(numbered(&file, number)).is_err() {

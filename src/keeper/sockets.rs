@@ -92,11 +92,7 @@ impl Sockets {
     }
 
     /// Duplicates of the sockets of `plan`, but for those that whoever serves the plan `held` has.
-    pub fn hand(
-        &self,
-        plan: &Plan,
-        held: Option<&Plan>,
-    ) -> io::Result<(Vec<BoundListener>, Option<UnixListener>)> {
+    pub fn hand(&self, plan: &Plan, held: Option<&Plan>) -> io::Result<(Vec<BoundListener>, Option<UnixListener>)> {
         let mut unclaimed: Vec<_> = self.listeners.iter().collect();
         let mut had: Vec<_> = held.iter().flat_map(|plan| &plan.listeners).map(|listener| &listener.address).collect();
         let mut listeners = Vec::new();
@@ -144,7 +140,9 @@ impl Sockets {
     /// Names of sockets that were passed on and that `plan` does not listen on.
     pub fn unused(&self, plan: &Plan) -> Vec<&str> {
         let used = |name: &str| {
-            plan.listeners.iter().any(|listener| matches!(&listener.address, ListenAddress::Inherited(used) if used == name))
+            plan.listeners
+                .iter()
+                .any(|listener| matches!(&listener.address, ListenAddress::Inherited(used) if used == name))
         };
         self.inherited.unused(used)
     }
@@ -168,7 +166,8 @@ impl Sockets {
             };
             listeners.push((plan.clone(), address.clone(), kind));
         }
-        let admin = self.admin.as_ref().map(|(path, socket)| take(socket.as_fd()).map(|()| path.clone())).transpose()?;
+        let admin =
+            self.admin.as_ref().map(|(path, socket)| take(socket.as_fd()).map(|()| path.clone())).transpose()?;
         for (_, socket) in self.inherited.sockets() {
             take(socket.as_fd())?;
         }
@@ -395,7 +394,8 @@ fn remedy(address: SocketAddr, error: &io::Error) -> String {
 
 fn inherited_remedy(names: &[String]) -> String {
     if names.is_empty() {
-        "this process was not started by socket activation (`FileDescriptorName=` in a systemd `.socket` unit)".to_owned()
+        "this process was not started by socket activation (`FileDescriptorName=` in a systemd `.socket` unit)"
+            .to_owned()
     } else {
         format!("there are: {}", names.join(", "))
     }

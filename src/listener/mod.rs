@@ -236,9 +236,7 @@ impl Listener {
                 }
             };
             let local_port = ends.local.map_or(0, |local| local.port());
-            let connection = |tls| {
-                Rc::new(Connection { worker, listener, leaving, peer: ends.peer, local_port, tls })
-            };
+            let connection = |tls| Rc::new(Connection { worker, listener, leaving, peer: ends.peer, local_port, tls });
             match stream {
                 Stream::Plain(stream) => Box::pin(http1::serve(stream, connection(None))).await,
                 Stream::Tls(stream) => {

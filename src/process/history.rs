@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// What was applied, the youngest first; at most [`MOST`].
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct History {
     storage: PathBuf,
     configuration: PathBuf,
@@ -115,6 +115,11 @@ impl History {
             }
         }
         self.save();
+    }
+
+    /// The configuration in force, as it is written.
+    pub(super) fn text(&self) -> Option<&str> {
+        self.entries.first().map(|youngest| youngest.text.as_str())
     }
 
     /// For `/status`.

@@ -235,8 +235,7 @@ mod tests {
         let text = "x".repeat(3 << 20);
         let descriptors: Vec<_> = pipes.iter().map(|(ours, _)| ours.as_fd()).collect();
 
-        let (sent, received) =
-            tokio::join!(keeper.send(&text, &descriptors), worker.receive::<String>());
+        let (sent, received) = tokio::join!(keeper.send(&text, &descriptors), worker.receive::<String>());
 
         sent.unwrap();
         let (said, handed) = received.unwrap().unwrap();

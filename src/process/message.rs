@@ -7,14 +7,19 @@
 //! After an upgrade the keeper is of another version than the workers that leave: variants of both are only added, at
 //! the end.
 
-use std::{collections::BTreeMap, os::fd::{AsFd, BorrowedFd, OwnedFd}, time::Duration};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     admin::{Outcome, Report},
     config::{ListenAddress, ListenerPlan, LogSink, Plan},
-    files::Roots,
+    files::{Denied, Roots},
     keeper::{
         Provisions,
         output::LogOutput,
@@ -61,6 +66,7 @@ pub(super) struct Handover {
     pub(super) plan: Plan,
     listeners: Vec<HandedListener>,
     certificates: Vec<CertificateMaterial>,
+    denied: Denied,
     /// Whether there is the descriptor of a file. Standard output is inherited.
     access_log: bool,
     admin: bool,
@@ -124,7 +130,11 @@ impl Handover {
         let admin = provisions.admin.is_some();
         descriptors.extend(provisions.admin.map(OwnedFd::from));
         let (plan, certificates) = (plan.clone(), provisions.certificates);
-        (Self { generation, plan, listeners, certificates, access_log, admin, user, held, tickets }, descriptors)
+        let denied = Arc::unwrap_or_clone(provisions.denied);
+        (
+            Self { generation, plan, listeners, certificates, denied, access_log, admin, user, held, tickets },
+            descriptors,
+        )
     }
 
     /// What was handed over, as the core takes it; opens the folders of `files` as the user that we are.
@@ -154,9 +164,10 @@ impl Handover {
         };
         let spool = next()?;
         let admin = if self.admin { Some(next()?.into()) } else { None };
-        let files: Vec<Roots> = roots(&self.plan).map_err(|faults| faults.to_string())?;
+        let denied = Arc::new(std::mem::take(&mut self.denied));
+        let files: Vec<Roots> = roots(&self.plan, &denied).map_err(|faults| faults.to_string())?;
         let certificates = std::mem::take(&mut self.certificates);
-        Ok(Provisions { listeners, certificates, access_log, spool, admin, files })
+        Ok(Provisions { listeners, certificates, access_log, spool, admin, denied, files })
     }
 }
 
@@ -176,19 +187,40 @@ pub(super) enum Word {
     Applied,
     /// It is not, and nothing has changed.
     Failed,
-    Reload { id: u32, dry_run: bool },
-    Rollback { id: u32, steps: u32 },
+    Reload {
+        id: u32,
+        dry_run: bool,
+    },
+    Rollback {
+        id: u32,
+        steps: u32,
+    },
     /// `wait`: whole milliseconds.
-    Drain { id: u32, wait: Duration },
-    Upgrade { id: u32 },
+    Drain {
+        id: u32,
+        wait: Duration,
+    },
+    Upgrade {
+        id: u32,
+    },
     /// Places that are free for another worker.
-    Place { upstream: u32, count: u32 },
+    Place {
+        upstream: u32,
+        count: u32,
+    },
     /// A place for a request that has none.
-    Want { upstream: u32 },
+    Want {
+        upstream: u32,
+    },
     /// All its threads have turned since that beat.
-    Alive { beat: u64 },
+    Alive {
+        beat: u64,
+    },
     /// It has come to its end, which these had to be cut off for.
-    Ended { requests: u32, tunnels: u32 },
+    Ended {
+        requests: u32,
+        tunnels: u32,
+    },
 }
 
 /// Bytes of a word: kind, id, argument; little endian.

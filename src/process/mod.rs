@@ -10,14 +10,14 @@
 //!
 //! With `--single` the worker is a thread of the keeper: the same two sides and the same link, and nothing between them.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the keeper's loop is yet to be written"))]
 mod history;
+mod keeper;
 mod link;
 mod message;
 mod sandbox;
 mod signals;
-#[cfg_attr(not(test), expect(dead_code, reason = "the keeper's loop is yet to be written"))]
 mod watch;
+mod worker;
 
 use std::{
     io::{self, Write},

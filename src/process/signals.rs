@@ -42,7 +42,8 @@ impl Signals {
     /// The next one; cancel-safe.
     pub(super) async fn next(&mut self) -> Signal {
         poll_fn(|cx| {
-            let came = self.0.iter_mut().find_map(|(meaning, caught)| caught.poll_recv(cx).is_ready().then_some(*meaning));
+            let came =
+                self.0.iter_mut().find_map(|(meaning, caught)| caught.poll_recv(cx).is_ready().then_some(*meaning));
             came.map_or(Poll::Pending, Poll::Ready)
         })
         .await

@@ -86,7 +86,8 @@ pub(super) fn run(link: OwnedFd, place: Place) -> Result<(), WorkerError> {
     let gateway = Gateway::start_beside(plan, provisions, generation, &tickets, Some(orders), &held)?;
 
     let (news, told) = unbounded_channel();
-    let mut worker = Worker { gateway, news, weaknesses, waiting: HashMap::new(), next_order: 0, drain, orphaned: false };
+    let mut worker =
+        Worker { gateway, news, weaknesses, waiting: HashMap::new(), next_order: 0, drain, orphaned: false };
     let say = |word| local.block_on(&runtime, link.say(word));
     // Nobody hears it where the keeper has gone; that comes to be known by the next message.
     drop(say(Word::Ready));

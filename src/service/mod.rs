@@ -288,12 +288,7 @@ fn is_known(runtime: &Runtime, connection: &Connection, host: &str) -> bool {
 }
 
 /// The request body: whole, or as it comes where the route says so and the endpoint can be told its length.
-async fn receive(
-    body: Body,
-    route: &Route,
-    progress: Duration,
-    log: &mut LogGuard,
-) -> Result<Payload, GatewayError> {
+async fn receive(body: Body, route: &Route, progress: Duration, log: &mut LogGuard) -> Result<Payload, GatewayError> {
     let length = body.length();
     if length == Some(0) {
         return Ok(Payload::Collected(Collected::EMPTY));

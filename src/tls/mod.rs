@@ -12,9 +12,9 @@ mod handshakes;
 mod info;
 mod material;
 mod store;
-mod tickets;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tickets;
 
 pub use certificate::{Certificate, CertificateError, CertificateName, CertificateWarning};
 pub use check::{check, faults};

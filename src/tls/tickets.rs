@@ -59,7 +59,9 @@ impl fmt::Debug for TicketKeys {
 impl TicketKey {
     fn generate() -> Result<Self, rustls::Error> {
         let (mut name, mut secret) = ([0; NAME], [0; SECRET]);
-        rand::fill(&mut name).and_then(|()| rand::fill(&mut secret)).map_err(|_| rustls::Error::FailedToGetRandomBytes)?;
+        rand::fill(&mut name)
+            .and_then(|()| rand::fill(&mut secret))
+            .map_err(|_| rustls::Error::FailedToGetRandomBytes)?;
         Ok(Self { name, secret })
     }
 

@@ -59,7 +59,8 @@ impl Upstream {
             .iter()
             .map(|address| known(&address).map_or_else(|| Endpoint::new(address), Arc::clone))
             .collect();
-        let queue = before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(plan.concurrency, plan.queue));
+        let queue =
+            before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(plan.concurrency, plan.queue));
         Arc::new(Self {
             plan: plan.clone(),
             name: plan.name.as_str().into(),

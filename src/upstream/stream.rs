@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -26,8 +27,14 @@ impl UpstreamStream {
         match address {
             EndpointAddress::Tcp { host, port } => {
                 let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-                let stream = match literal.parse::<std::net::IpAddr>() {
+                let stream = match literal.parse::<IpAddr>() {
                     Ok(address) => TcpStream::connect((address, *port)).await?,
+                    // A name that no resolver is to be asked about (RFC 6761, 6.3); an application most often listens
+                    // on the first.
+                    Err(_) if host == "localhost" => {
+                        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+                        TcpStream::connect(&loopback.map(|address| SocketAddr::new(address, *port))[..]).await?
+                    }
                     Err(_) => TcpStream::connect((host.as_str(), *port)).await?,
                 };
                 // A request is written in one piece; what waits for an acknowledgement only waits.

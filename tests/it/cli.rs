@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Backend, PATIENCE, Peer, body, read_request, served::{self, Served}, status, wait_for};
+use crate::support::{
+    Backend, PATIENCE, Peer, body, read_request,
+    served::{self, Served},
+    status, wait_for,
+};
 
 /// On a unix socket before `backend`, and ready.
 fn start(backend: SocketAddr, more: &str) -> Served {

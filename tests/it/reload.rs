@@ -174,7 +174,8 @@ fn tls_is_switched_on_for_those_who_connect_from_then_on() {
     served.rewrite(&text);
     served.order(&["reload"]);
 
-    let spoken = block_on(clients::tls_connect(address, "site.example", clients::client(&[&certificate], &["http/1.1"])));
+    let spoken =
+        block_on(clients::tls_connect(address, "site.example", clients::client(&[&certificate], &["http/1.1"])));
     assert!(spoken.is_ok(), "{spoken:?}");
     assert_eq!(status(&again(&mut plain, "/")), 200, "what is open goes on as it began");
 }
@@ -220,7 +221,10 @@ fn host_routes_limits_and_trust_change_with_the_next_request_of_an_open_connecti
     assert_eq!(body(&again(&mut stream, "/")), "one");
     write!(stream, "GET /two HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n").unwrap();
     let seen = read_response(&mut stream).to_ascii_lowercase();
-    assert!(seen.contains("x-forwarded-for: 192.0.2.7, 127.0.0.1") || seen.contains("x-forwarded-for: 192.0.2.7"), "{seen}");
+    assert!(
+        seen.contains("x-forwarded-for: 192.0.2.7, 127.0.0.1") || seen.contains("x-forwarded-for: 192.0.2.7"),
+        "{seen}"
+    );
     assert_eq!(status(&again(&mut stream, &format!("/{}", "x".repeat(400)))), 414);
 }
 
@@ -350,9 +354,7 @@ fn a_change_that_takes_another_worker_cuts_nothing() {
     socket.close(None).unwrap();
     while socket.read().is_ok() {}
     drop((idle, socket));
-    wait_for("the worker of before to end", || {
-        served.status()["processes"]["workers"].as_array().unwrap().len() == 1
-    });
+    wait_for("the worker of before to end", || served.status()["processes"]["workers"].as_array().unwrap().len() == 1);
     assert_eq!(served.status()["processes"]["crashes"], 0);
 }
 
@@ -426,7 +428,8 @@ fn without_a_readable_configuration_the_running_one_is_still_reached() {
     let backend = saying("ok");
     let served = Served::start(&to(backend.address, ""));
 
-    fs::write(served.path("vestibule.yml"), format!("admin: unix:{}\n{{", served.path("admin.sock").display())).unwrap();
+    fs::write(served.path("vestibule.yml"), format!("admin: unix:{}\n{{", served.path("admin.sock").display()))
+        .unwrap();
 
     assert!(served.order(&["status"]).contains("vestibule"));
 }

@@ -348,7 +348,10 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
                 .to_owned(),
             "2:33: routes[0].upstream: no upstream is named `wev`; did you mean `web`?",
         ),
-        (listener("{ address: 'fd:' }"), "3:24: listeners[0].address: `fd:` is followed by the name of a socket that a service manager passes on, as in `fd:https`"),
+        (
+            listener("{ address: 'fd:' }"),
+            "3:24: listeners[0].address: `fd:` is followed by the name of a socket that a service manager passes on, as in `fd:https`",
+        ),
         (upstream(""), "3:19: upstreams.app: the key `endpoints` is missing"),
         (
             upstream("endpoints: ['a:1', 'A:1']"),

@@ -10,7 +10,10 @@ use super::{
         message::{Handover, ToWorker, Word},
         sandbox,
     },
-    Deed, Keeper, Missed, START, State, WorkerId, digest, now, places::places, watched, worker_user, workers::sink,
+    Deed, Keeper, Missed, START, State, WorkerId, digest, now,
+    places::places,
+    watched, worker_user,
+    workers::sink,
 };
 use crate::{
     admin::{Outcome, Refusal},
@@ -29,29 +32,40 @@ struct Candidate {
 impl Keeper {
     /// Reads the configuration anew and puts it in force, unless it is as it was; answers in words what came of it.
     pub(super) async fn reload(&mut self, cause: &str) -> Outcome {
+        // What is read now is no change that is still to come.
+        self.watcher.look();
         let text = match config::text(&self.source) {
             Ok(text) => text,
             Err(error) => return self.refuse(cause, faults(&error)),
         };
-        let outcome = self.put_in_force(text, cause).await;
-        if let Err(refused) = &outcome {
-            // The next change of a file is one from what it is now.
-            self.watcher.watch(config::dependencies(&self.plan));
-            return self.refuse(cause, refused.lines().map(str::to_owned).collect());
+        match self.put_in_force(&text, cause).await {
+            Ok(Some(generation)) => {
+                self.history.push(generation, cause, &text);
+                self.report();
+                Ok(format!("configuration {generation} is in force"))
+            }
+            Ok(None) => Ok(format!("nothing has changed: configuration {} stays in force", self.generation)),
+            Err(refused) => self.refuse(cause, refused.lines().map(str::to_owned).collect()),
         }
-        outcome
     }
 
     /// Goes back to the configuration that was in force `steps` before the present one.
     pub(super) async fn roll_back(&mut self, steps: u32) -> Outcome {
-        let (text, cause) = match self.history.before(steps) {
-            Ok(entry) => (entry.text.clone(), format!("rollback to the configuration of {}", entry.at)),
-            Err(error) => return Err(error.to_string()),
-        };
-        let outcome = self.put_in_force(text, &cause).await;
-        let file = self.source.file.display();
-        outcome
-            .map(|done| format!("{done}\n{file} was not touched: mend it before the next reload or start reads it again"))
+        let entry = self.history.before(steps).map_err(|error| error.to_string())?.clone();
+        let cause = format!("rollback to the configuration of {}", entry.at);
+        let file = self.source.file.display().to_string();
+        match self.put_in_force(&entry.text, &cause).await? {
+            Some(generation) => {
+                self.history.push_rollback(generation, &entry);
+                self.report();
+                Ok(format!(
+                    "configuration {generation} is in force, the one of {}\n{file} was not touched: mend it before the next \
+                     reload or start reads it again",
+                    entry.at
+                ))
+            }
+            None => Ok(format!("configuration {} says the same and stays in force", self.generation)),
+        }
     }
 
     /// What a reload would do, in words.
@@ -82,9 +96,13 @@ impl Keeper {
         Ok(lines.join("\n"))
     }
 
-    /// Puts `text` in force; nothing has changed where it is refused.
-    async fn put_in_force(&mut self, text: String, cause: &str) -> Outcome {
-        let candidate = self.candidate(&text)?;
+    /// Puts `text` in force and answers its generation; `None` where that is what is in force already.
+    ///
+    /// # Errors
+    ///
+    /// Why not, a line for each fault; nothing has changed then.
+    async fn put_in_force(&mut self, text: &str, cause: &str) -> Result<Option<u64>, String> {
+        let candidate = self.candidate(text)?;
         let certificates = digest(&candidate.provisions);
         if candidate.plan == self.plan && certificates == self.certificates {
             // Files may have been exchanged for others with the same content, which are watched from now on.
@@ -92,7 +110,7 @@ impl Keeper {
             if self.refused.take().is_some() {
                 self.report();
             }
-            return Ok(format!("nothing has changed: configuration {} stays in force", self.generation));
+            return Ok(None);
         }
         self.manager.reloading();
         let generation = self.generation + 1;
@@ -112,7 +130,6 @@ impl Keeper {
             return Err(why);
         }
         let words = config::difference(&self.plan, &plan);
-        let text_changed = self.history.text() != Some(&text);
         self.sockets.keep(&plan);
         self.watcher.watch(config::dependencies(&plan));
         (self.generation, self.plan, self.certificates, self.log, self.user) =
@@ -120,14 +137,10 @@ impl Keeper {
         self.refused = None;
         self.restart = None;
         self.quick_crashes = 0;
-        if text_changed {
-            self.history.push(generation, cause.to_owned(), text);
-        }
-        self.report();
         self.manager.ready(generation);
         let changed = if words.is_empty() { "the content of certificates".to_owned() } else { words.join("; ") };
         tracing::info!(generation, cause, %changed, "configuration in force");
-        Ok(format!("configuration {generation} is in force"))
+        Ok(Some(generation))
     }
 
     /// Reads `text` and opens all that it asks for.
@@ -233,7 +246,8 @@ impl Keeper {
             }
             return Err(format!("the new worker does not serve: {why}; its last words are in the log"));
         }
-        let before: Vec<_> = self.workers.iter().filter(|worker| worker.id != successor).map(|worker| worker.id).collect();
+        let before: Vec<_> =
+            self.workers.iter().filter(|worker| worker.id != successor).map(|worker| worker.id).collect();
         for id in before {
             if self.worker(id).is_some_and(|worker| worker.state != State::Leaving) {
                 self.retire(id);

@@ -46,7 +46,9 @@ use super::{
 use crate::{
     admin::{Order, Outcome, Refusal, Report},
     config::{self, Plan, Source},
-    keeper::{Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets, user::User},
+    keeper::{
+        Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets, user::User,
+    },
     tls::{LIFETIME_SECONDS, TicketKeys},
 };
 
@@ -128,7 +130,7 @@ impl Keeper {
         let provisions = Provisions::gather_beside(&plan, &mut sockets, None, user.as_ref())?;
         let manager = ServiceManager::new(options.pid_file.clone()).map_err(ServeError::System)?;
         let mut history = History::load(&plan.tls.storage, &source.file);
-        history.push(1, "start".to_owned(), text);
+        history.push(1, "start", &text);
         let (deeds_sender, deeds) = channel(DEEDS);
         let (changed, changes) = unbounded_channel();
         let now = Instant::now();
@@ -449,17 +451,17 @@ impl Keeper {
 
     /// Rotates the access log where it is time, and follows where others have moved it.
     fn look_at_log(&mut self) {
-        match self.log.as_mut().map(WatchedLog::look) {
-            Some(Ok(Some(file))) => self.log_to(&file.into()),
-            Some(Ok(None)) | None => {}
-            Some(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "the access log stays as it is"),
+        if let Some(file) = self.log.as_mut().and_then(WatchedLog::look) {
+            self.log_to(&file.into());
         }
     }
 
     fn reopen_log(&mut self) {
         match self.log.as_mut().map(WatchedLog::reopen) {
             Some(Ok(file)) => self.log_to(&file.into()),
-            Some(Err(error)) => tracing::error!(error = &error as &dyn std::error::Error, "the access log stays as it is"),
+            Some(Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the access log stays as it is")
+            }
             None => tracing::info!("there is no log file to reopen"),
         }
     }

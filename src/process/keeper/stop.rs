@@ -49,22 +49,20 @@ impl Keeper {
                     deadline = Instant::now() + GRACE;
                     self.stop_workers(Duration::ZERO);
                 }
-                Ok(Event::Deed(worker, deed)) => {
-                    match &deed {
-                        Deed::Said(Word::Ended { requests, tunnels }) => {
-                            ended.cut.requests += u64::from(*requests);
-                            ended.cut.tunnels += u64::from(*tunnels);
-                        }
-                        Deed::Ended(ending) => {
-                            self.workers.retain(|left| left.id != worker);
-                            if !matches!(ending, Ending::Thread | Ending::Status(0)) {
-                                tracing::error!(%ending, "a worker did not end in order");
-                                ended.disorderly += 1;
-                            }
-                        }
-                        _ => {}
+                Ok(Event::Deed(worker, deed)) => match &deed {
+                    Deed::Said(Word::Ended { requests, tunnels }) => {
+                        ended.cut.requests += u64::from(*requests);
+                        ended.cut.tunnels += u64::from(*tunnels);
                     }
-                }
+                    Deed::Ended(ending) => {
+                        self.workers.retain(|left| left.id != worker);
+                        if !matches!(ending, Ending::Thread | Ending::Status(0)) {
+                            tracing::error!(%ending, "a worker did not end in order");
+                            ended.disorderly += 1;
+                        }
+                    }
+                    _ => {}
+                },
                 Ok(_) => {}
                 Err(_) => {
                     tracing::error!("a worker does not end; it is killed");

@@ -26,12 +26,7 @@ use tokio::{
 
 use super::{
     super::{
-        Options, ServeError,
-        history::History,
-        inspections,
-        link::Link,
-        message::borrowed,
-        signals::Signals,
+        Options, ServeError, history::History, inspections, link::Link, message::borrowed, signals::Signals,
         watch::Watcher,
     },
     DEEDS, Keeper, Missed, State, TICKETS, WorkerId, digest,

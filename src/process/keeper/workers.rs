@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    env, fmt,
-    io,
+    env, fmt, io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::process::CommandExt,
@@ -17,7 +16,8 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{
-        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, pidfd_open, pidfd_send_signal, waitid,
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process, pidfd_open, pidfd_send_signal,
+        waitid,
     },
 };
 use tokio::{

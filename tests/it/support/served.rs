@@ -33,11 +33,7 @@ impl Served {
         Self::start_in(folder(), configuration, change)
     }
 
-    pub(crate) fn start_in(
-        folder: tempfile::TempDir,
-        configuration: &str,
-        change: impl FnOnce(&mut Command),
-    ) -> Self {
+    pub(crate) fn start_in(folder: tempfile::TempDir, configuration: &str, change: impl FnOnce(&mut Command)) -> Self {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_vestibule"));
         let mut served = Self::spawn(folder, &program, configuration, change);
         wait_for("the gateway to be ready", || {

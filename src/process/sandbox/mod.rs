@@ -1,0 +1,112 @@
+//! What a worker cannot do any more once it carries traffic, whoever has taken it over.
+//!
+//! Three walls, each for what the others let through: it is an ordinary user without capabilities ([`privileges`]), it
+//! reaches the spool, the folders of `files` and little else of the disk ([`landlock`]), and it makes the system calls
+//! that traffic takes and no others ([`seccomp`]). None of them can be taken down again: a plan that needs more needs a
+//! new worker ([`covers`]).
+//!
+//! What it was handed before, it keeps: sockets, the log, the folder of the spool. Nothing here keeps it from connecting
+//! to whatever the network lets it connect to, since endpoints come and go by configuration and by name.
+
+mod landlock;
+mod privileges;
+mod seccomp;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use self::{landlock::Fence, privileges::PrivilegeError, seccomp::Calls};
+use crate::{
+    config::{EndpointAddress, Plan},
+    keeper::user::User,
+};
+
+/// Why a worker could not be shut in: it must not carry traffic then.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SandboxError {
+    #[error("cannot give up the privileges of the worker")]
+    Privileges(#[from] PrivilegeError),
+    #[error("spool.path: cannot open {path}")]
+    Spool { path: PathBuf, source: ::landlock::PathFdError },
+    #[error("cannot restrict the worker to its folders (landlock)")]
+    Landlock(#[from] ::landlock::RulesetError),
+    #[error("cannot restrict the worker to its system calls (seccomp)")]
+    Seccomp(#[from] seccompiler::Error),
+}
+
+/// Gives up all that carrying traffic does not need, for this thread and those it begins.
+///
+/// To be called before there is another thread. `user` is whom to become; `None` where we are not root and stay who we
+/// are. Answers what could not be given up, a sentence each for the operator. The signal at the death of the parent
+/// (`PR_SET_PDEATHSIG`), if one was set, is gone afterwards: the kernel forgets it when the user changes.
+///
+/// # Errors
+///
+/// Part of it may have been given up.
+pub(super) fn enter(user: Option<&User>, plan: &Plan) -> Result<Vec<String>, SandboxError> {
+    let mut weaknesses = Vec::new();
+    let names = names(plan).next().is_some();
+    // While we are root still: the spool may lie in a folder that only root can pass through.
+    let fence = Fence::around(plan)?;
+    weaknesses.extend(privileges::give_up(user)?);
+    weaknesses.extend(fence.close()?);
+    // Last, since what is above takes calls that it forbids.
+    weaknesses.extend(Calls { names }.restrict()?);
+    if let Some((upstream, name)) = self::names(plan).next() {
+        weaknesses.push(format!(
+            "upstreams.{upstream}.endpoints: `{name}` is a name: to resolve it, the worker can read what its user may \
+             read beneath /etc; an address instead of the name would close that"
+        ));
+    }
+    Ok(weaknesses)
+}
+
+/// What a worker in the sandbox of `old` lacks to serve `new`, a sentence each that begins with the key; empty if it can.
+///
+/// Who the user is does not count: [`crate::config::takes`] knows. Folders are compared by where they are now. One that
+/// was not there yet when the worker was shut in is taken for covered and is not: its files are answered 404 until
+/// there is a new worker. Blocks on the disk.
+pub(super) fn covers(old: &Plan, new: &Plan) -> Vec<String> {
+    let mut lacking = Vec::new();
+    if old.spool.path != new.spool.path {
+        lacking.push(format!("spool.path: {} is new", new.spool.path.display()));
+    }
+    let open: Vec<PathBuf> = old.routes.iter().flat_map(|route| &route.files).map(|root| real(root)).collect();
+    for route in &new.routes {
+        for root in &route.files {
+            let place = real(root);
+            if !open.iter().any(|open| place.starts_with(open)) {
+                lacking.push(format!("routes[{}].files: {} is new", route.prefix, root.display()));
+            }
+        }
+    }
+    if names(old).next().is_none()
+        && let Some((upstream, name)) = names(new).next()
+    {
+        lacking
+            .push(format!("upstreams.{upstream}.endpoints: `{name}` is a name, and there was none to resolve before"));
+    }
+    lacking
+}
+
+/// Endpoints that have to be resolved, with their upstreams.
+fn names(plan: &Plan) -> impl Iterator<Item = (&str, &str)> {
+    plan.upstreams.iter().flat_map(|(upstream, plan)| {
+        plan.endpoints.iter().filter_map(move |endpoint| match endpoint {
+            EndpointAddress::Tcp { host, .. } if !is_literal(host) => Some((upstream.as_str(), host.as_str())),
+            EndpointAddress::Tcp { .. } | EndpointAddress::Unix(_) => None,
+        })
+    })
+}
+
+fn is_literal(host: &str) -> bool {
+    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    // `localhost` is an address that is written as a name: see `upstream::UpstreamStream::connect`.
+    host == "localhost" || inner.parse::<std::net::IpAddr>().is_ok()
+}
+
+/// `path` without links, or as it is where there is nothing.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
