@@ -32,7 +32,10 @@ pub fn main() -> ExitCode {
         Verb::Worker => started(process::work()),
         Verb::Demo => started(demo::run()),
         Verb::Status(options) => with_source(&options, status),
-        Verb::Reload { options, dry_run } => with_source(&options, |source| order(source, Order::Reload { dry_run })),
+        Verb::Reload { options, dry_run: true } => with_source(&options, rehearse),
+        Verb::Reload { options, dry_run: false } => {
+            with_source(&options, |source| order(source, Order::Reload { dry_run: false }))
+        }
         Verb::Rollback { options, steps } => with_source(&options, |source| order(source, Order::Rollback { steps })),
         Verb::Drain { options, wait } => with_source(&options, |source| order(source, Order::Drain { wait })),
         Verb::Upgrade(options) => with_source(&options, |source| order(source, Order::Upgrade)),
@@ -73,7 +76,8 @@ enum Verb {
     Reload {
         #[command(flatten)]
         options: Options,
-        /// Only say what would change.
+        /// Only say what `--config` would change of what is in force. As the running one reads its own file by itself when
+        /// it changes, name a copy of it.
         #[arg(long)]
         dry_run: bool,
     },
@@ -219,6 +223,24 @@ fn status(source: &Source) -> ExitCode {
         let answer = block_on(admin::client::get(socket, "/status"))??;
         say(&admin::render_status(&serde_json::from_slice(&answer.body)?));
         Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Says what `source` would change of what the running gateway serves.
+fn rehearse(source: &Source) -> ExitCode {
+    with_admin(source, |socket| {
+        let in_force = block_on(admin::client::get(socket, "/config"))??;
+        let status = block_on(admin::client::get(socket, "/status"))??;
+        let status: admin::Status = serde_json::from_slice(&status.body)?;
+        let in_force = serde_json::from_slice(&in_force.body)
+            .map_err(|error| format!("the running vestibule ({}) is of another version: {error}", status.version))?;
+        Ok(match process::rehearse(source, &in_force, !status.processes.keeper) {
+            Ok(words) => {
+                say(&format!("{words}\n"));
+                ExitCode::SUCCESS
+            }
+            Err(error) => refused(&error),
+        })
     })
 }
 

@@ -309,7 +309,7 @@ mod tests {
         request: &HeaderMap,
         head: Parts,
     ) -> Result<Answer, GatewayError> {
-        let (roots, _) = Roots::open(&[directory.to_owned()], &std::sync::Arc::default()).unwrap();
+        let (roots, _) = Roots::open(&[directory.to_owned()], &Arc::default()).unwrap();
         let target = Target::File([directory.as_os_str().as_bytes(), b"/", name].concat());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
@@ -428,7 +428,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_location_that_is_no_file_is_a_404_that_names_the_prefix() {
-        let (roots, _) = Roots::open(&["/usr".into()], &std::sync::Arc::default()).unwrap();
+        let (roots, _) = Roots::open(&["/usr".into()], &Arc::default()).unwrap();
         let mut headers = map(&[(HeaderName::from_static("x-accel-redirect"), "/protected/file")]);
         let target = take_offload(&mut headers, "/xaccel/").target.unwrap();
 
@@ -633,7 +633,7 @@ mod tests {
             let offload = take_offload(&mut headers, "/xaccel/");
             prop_assert!(headers.is_empty());
             if let Some(target) = offload.target {
-                let (roots, _) = Roots::open(&["/usr".into()], &std::sync::Arc::default()).unwrap();
+                let (roots, _) = Roots::open(&["/usr".into()], &Arc::default()).unwrap();
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
                 drop(runtime.block_on(send(&roots, &target, &Method::GET, &HeaderMap::new(), head(200, &[]))));
             }

@@ -265,7 +265,7 @@ mod tests {
         fs::write(&file, "").unwrap();
         let mut plan = testing::tls_plan(folder.path());
         plan.listeners.push(plan.listeners[0].clone());
-        plan.listeners[1].address = crate::config::ListenAddress::Unix(file.clone());
+        plan.listeners[1].address = config::ListenAddress::Unix(file.clone());
         plan.tls.certificates = vec![CertificatePlan {
             certificate: folder.path().join("absent.crt"),
             key: folder.path().join("absent.key"),

@@ -21,7 +21,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{activation::Inherited, folder, user::User};
 use crate::config::{AdminAddress, ListenAddress, ListenerPlan, Plan};
 
-/// The sockets of one listener, one a worker: not blocking, closed on exec.
+/// The sockets of one listener, one for each traffic thread that there was to be when they were made: not blocking, closed on exec.
 #[derive(Debug)]
 pub struct BoundListener {
     /// As the plan has it.
@@ -31,7 +31,7 @@ pub struct BoundListener {
     pub sockets: BoundSockets,
 }
 
-/// As many as there are workers.
+/// At least as many descriptors as there are threads.
 #[derive(Debug)]
 pub enum BoundSockets {
     /// Each with a queue of its own; the kernel spreads connections over them (`SO_REUSEPORT`).
@@ -66,16 +66,19 @@ impl Sockets {
     /// Answers every fault with the number of its listener, or `None` for the admin socket.
     pub fn bind(&mut self, plan: &Plan, owner: Option<&User>) -> Vec<(Option<usize>, BindError)> {
         let mut faults = Vec::new();
-        let mut unclaimed: Vec<_> = self.listeners.iter_mut().collect();
+        let mut unclaimed: Vec<_> = self.listeners.iter().collect();
         let mut new = Vec::new();
         for (position, listener) in plan.listeners.iter().enumerate() {
             let held = unclaimed.iter().position(|held| held.plan.address == listener.address);
-            let bound = match held {
-                Some(held) => unclaimed.swap_remove(held).extend(plan.workers),
-                None => bind(listener, plan.workers, owner, &self.inherited).map(|bound| new.push(bound)),
-            };
-            if let Err(fault) = bound {
-                faults.push((Some(position), fault));
+            if let Some(held) = held {
+                // As many as they are, also for more threads: one more would take its share of the connections from the
+                // moment it is bound, and nobody may ever accept on it.
+                unclaimed.swap_remove(held);
+                continue;
+            }
+            match bind(listener, plan.workers, owner, &self.inherited) {
+                Ok(bound) => new.push(bound),
+                Err(fault) => faults.push((Some(position), fault)),
             }
         }
         self.listeners.extend(new);
@@ -217,21 +220,6 @@ enum LeftSockets {
     Unix(usize),
 }
 
-impl BoundListener {
-    /// Adds sockets until there is one for each of `workers`.
-    fn extend(&mut self, workers: NonZeroUsize) -> Result<(), BindError> {
-        // A socket of a service manager's is alone at its address.
-        if let (ListenAddress::Tcp(_), ListenAddress::Tcp(address), BoundSockets::Tcp(sockets)) =
-            (&self.plan.address, &self.address, &mut self.sockets)
-        {
-            while sockets.len() < workers.get() {
-                sockets.push(another(*address).map_err(|source| BindError::Tcp { address: *address, source })?);
-            }
-        }
-        Ok(())
-    }
-}
-
 impl BoundSockets {
     /// A descriptor of every socket, and at least one for each of `workers`.
     fn duplicate(&self, workers: NonZeroUsize) -> io::Result<Self> {
@@ -289,18 +277,13 @@ fn bind_tcp(address: SocketAddr, workers: NonZeroUsize) -> io::Result<(SocketAdd
 
     let mut sockets = vec![first];
     for _ in 1..workers.get() {
-        sockets.push(another(address)?);
+        let socket = tcp_socket(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        sockets.push(socket.into());
     }
     Ok((address, sockets))
-}
-
-/// One more socket at an address of ours, with a queue of its own.
-fn another(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = tcp_socket(address)?;
-    socket.set_reuse_port(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {

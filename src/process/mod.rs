@@ -30,7 +30,7 @@ use tokio::task::LocalSet;
 pub(crate) use self::{keeper::Ended, signals::Signals};
 use self::{keeper::Keeper, worker::Place};
 use crate::{
-    config::{self, ConfigError, Inspection, Source},
+    config::{self, ConfigError, Inspection, Plan, Source, Takes},
     keeper::{ProvisionFaults, user::UnknownUser},
     telemetry::access_log,
     tls,
@@ -90,6 +90,23 @@ pub(crate) fn would_take_over(source: &Source, format: u32) -> Result<(), ServeE
     // As it is on the disk: the next reload is to succeed, too.
     config::check(source, inspections())?;
     io::stdout().write_all(keeper::TAKES_OVER).map_err(ServeError::System)
+}
+
+/// What it would be for a gateway that serves `in_force` to take `source` on, in words.
+///
+/// # Errors
+///
+/// It would be refused.
+pub(crate) fn rehearse(source: &Source, in_force: &Plan, single: bool) -> Result<String, ConfigError> {
+    let plan = config::check(source, inspections())?;
+    let takes = match config::takes(in_force, &plan, single) {
+        Takes::Effect if !single => match sandbox::covers(in_force, &plan) {
+            lacks if lacks.is_empty() => Takes::Effect,
+            lacks => Takes::NewWorker(lacks),
+        },
+        takes => takes,
+    };
+    Ok(keeper::rehearsal(in_force, &plan, takes))
 }
 
 /// Carries the traffic for the keeper at the other end of standard input.

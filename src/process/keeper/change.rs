@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        Options, inspections,
+        inspections,
         message::{Handover, ToWorker, Word},
         sandbox,
     },
@@ -68,32 +68,11 @@ impl Keeper {
         }
     }
 
-    /// What a reload would do, in words.
+    /// What a reload would do, in words. Binds nothing.
     pub(super) fn dry_run(&mut self) -> Outcome {
         let text = config::text(&self.source).map_err(|error| faults(&error).join("\n"))?;
-        let candidate = self.candidate(&text)?;
-        // What was bound for this is not kept.
-        self.sockets.keep(&self.plan);
-        let mut lines = config::difference(&self.plan, &candidate.plan);
-        let certificates_change = digest(&candidate.provisions) != self.certificates;
-        if certificates_change {
-            lines.push("tls.certificates: the content of a file has changed".to_owned());
-        }
-        if lines.is_empty() {
-            lines.push("nothing would change".to_owned());
-        }
-        match candidate.takes {
-            Takes::Effect => {}
-            Takes::NewWorker(why) => {
-                lines.push("a new worker would take over; the one of now would end what it began:".to_owned());
-                lines.extend(why.into_iter().map(|why| format!("  {why}")));
-            }
-            Takes::Restart(why) => {
-                lines.push("it would be refused, as this needs a restart:".to_owned());
-                lines.extend(why.into_iter().map(|why| format!("  {why}")));
-            }
-        }
-        Ok(lines.join("\n"))
+        let plan = config::check_text(&self.source, &text, inspections()).map_err(|error| faults(&error).join("\n"))?;
+        Ok(rehearsal(&self.plan, &plan, self.takes(&plan)))
     }
 
     /// Puts `text` in force and answers its generation; `None` where that is what is in force already.
@@ -117,9 +96,8 @@ impl Keeper {
         let (plan, log) = (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions));
         let user = candidate.user.clone();
         let applied = match candidate.takes.clone() {
-            Takes::Restart(why) => Err(format!("this needs a restart: {}", why.join("; "))),
             Takes::Effect => self.apply(generation, candidate).await,
-            Takes::NewWorker(why) => {
+            Takes::NewWorker(why) | Takes::Restart(why) => {
                 tracing::info!("a new worker takes over: {}", why.join("; "));
                 self.replace_worker(generation, candidate).await
             }
@@ -148,7 +126,10 @@ impl Keeper {
         let lines = |error: &ConfigError| faults(error).join("\n");
         let plan = config::check_text(&self.source, text, inspections()).map_err(|error| lines(&error))?;
         let user = worker_user(&plan, &self.options).map_err(|error| error.to_string())?;
-        let takes = self.takes(&plan, &self.options);
+        let takes = self.takes(&plan);
+        if let Takes::Restart(why) = takes {
+            return Err(format!("this needs a restart: {}", why.join("; ")));
+        }
         // A new worker has nothing yet; neither has one that is about to be begun.
         let held = (takes == Takes::Effect).then_some(&self.plan);
         let gathered = Provisions::gather_beside(&plan, &mut self.sockets, held, user.as_ref());
@@ -159,17 +140,18 @@ impl Keeper {
         Ok(Candidate { plan, user, provisions, takes })
     }
 
-    fn takes(&self, plan: &Plan, options: &Options) -> Takes {
-        let takes = config::takes(&self.plan, plan, options.single);
+    fn takes(&self, plan: &Plan) -> Takes {
+        let single = self.options.single;
+        let takes = config::takes(&self.plan, plan, single);
         let Takes::Effect = takes else { return takes };
         let Some(worker) = self.serving_worker() else {
-            return match options.single {
+            return match single {
                 true => Takes::Restart(vec!["there is no worker".to_owned()]),
                 false => Takes::NewWorker(vec!["there is none at present".to_owned()]),
             };
         };
         let lacks = match &worker.begun_with {
-            _ if options.single => Vec::new(),
+            _ if single => Vec::new(),
             Some(begun_with) => sandbox::covers(begun_with, plan),
             None => vec!["what the present one is confined to is not known".to_owned()],
         };
@@ -268,6 +250,22 @@ impl Keeper {
         self.report();
         Err(said)
     }
+}
+
+/// What it would be to go from one plan to the other, in words.
+pub(in super::super) fn rehearsal(old: &Plan, new: &Plan, takes: Takes) -> String {
+    let mut lines = config::difference(old, new);
+    if lines.is_empty() {
+        lines.push("nothing would change".to_owned());
+    }
+    let (what, why) = match takes {
+        Takes::Effect => return lines.join("\n"),
+        Takes::NewWorker(why) => ("a new worker would take over, and the one of now end what it began:", why),
+        Takes::Restart(why) => ("it would be refused, since this needs a restart:", why),
+    };
+    lines.push(what.to_owned());
+    lines.extend(why.into_iter().map(|why| format!("  {why}")));
+    lines.join("\n")
 }
 
 /// A line for each fault.

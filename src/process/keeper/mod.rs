@@ -30,7 +30,10 @@ use tokio::{
 };
 
 pub(crate) use self::stop::Ended;
-pub(super) use self::upgrade::{FORMAT, TAKES_OVER};
+pub(super) use self::{
+    change::rehearsal,
+    upgrade::{FORMAT, TAKES_OVER},
+};
 use self::{
     service_manager::ServiceManager,
     workers::{Deed, Ending, State, Worker, WorkerId},

@@ -72,6 +72,23 @@ impl Served {
         write(self.folder.path(), configuration);
     }
 
+    /// Puts `configuration` in force, be it by our word or because its change was seen first.
+    pub(crate) fn apply(&self, configuration: &str) {
+        self.rewrite(configuration);
+        let said = self.order(&["reload"]);
+        assert!(said.contains("in force"), "{said}");
+    }
+
+    /// What `configuration` would change, in words.
+    pub(crate) fn rehearse(&self, configuration: &str) -> String {
+        write_to(&self.path("rehearsed.yml"), configuration);
+        let mut command = Command::new(&self.program);
+        let output =
+            command.args(["reload", "--dry-run", "--config"]).arg(self.path("rehearsed.yml")).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// What it said on standard error.
     pub(crate) fn events(&self) -> String {
         fs::read_to_string(self.path("events")).unwrap()
@@ -139,10 +156,14 @@ impl Served {
 
     /// The pid of the worker that accepts connections.
     pub(crate) fn worker(&self) -> u32 {
-        let workers = &self.status()["processes"]["workers"];
-        let serving = workers.as_array().unwrap().iter().find(|worker| worker["accepts"] == true);
-        let pid = serving.unwrap_or_else(|| panic!("nobody serves: {workers}"))["pid"].as_u64().unwrap();
-        u32::try_from(pid).unwrap()
+        let mut serving = None;
+        wait_for("a worker that serves", || {
+            let status = self.status();
+            let workers = status["processes"]["workers"].as_array().cloned().unwrap_or_default();
+            serving = workers.into_iter().find(|worker| worker["accepts"] == true);
+            serving.is_some()
+        });
+        u32::try_from(serving.unwrap()["pid"].as_u64().unwrap()).unwrap()
     }
 
     pub(crate) fn log(&self, name: &str) -> String {
@@ -170,6 +191,12 @@ pub(crate) fn signal(name: &str, pid: u32) {
 }
 
 fn write(folder: &Path, configuration: &str) {
+    write_to(&folder.join("vestibule.yml.new"), configuration);
+    fs::rename(folder.join("vestibule.yml.new"), folder.join("vestibule.yml")).unwrap();
+}
+
+fn write_to(file: &Path, configuration: &str) {
+    let folder = file.parent().unwrap();
     let mut text = configuration.replace("{dir}", folder.to_str().unwrap());
     for (key, value) in [
         ("tls:", "tls: { storage: storage }\n"),
@@ -182,6 +209,5 @@ fn write(folder: &Path, configuration: &str) {
             text.push_str(value);
         }
     }
-    fs::write(folder.join("vestibule.yml.new"), text).unwrap();
-    fs::rename(folder.join("vestibule.yml.new"), folder.join("vestibule.yml")).unwrap();
+    fs::write(file, text).unwrap();
 }
