@@ -31,7 +31,7 @@ impl UpstreamStream {
                     Ok(address) => TcpStream::connect((address, *port)).await?,
                     // A name that no resolver is to be asked about (RFC 6761, 6.3); an application most often listens
                     // on the first.
-                    Err(_) if host == "localhost" => {
+                    Err(_) if host.eq_ignore_ascii_case("localhost") => {
                         let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
                         TcpStream::connect(&loopback.map(|address| SocketAddr::new(address, *port))[..]).await?
                     }

@@ -103,7 +103,7 @@ fn names(plan: &Plan) -> impl Iterator<Item = (&str, &str)> {
 fn is_literal(host: &str) -> bool {
     let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     // `localhost` is an address that is written as a name: see `upstream::UpstreamStream::connect`.
-    host == "localhost" || inner.parse::<std::net::IpAddr>().is_ok()
+    host.eq_ignore_ascii_case("localhost") || inner.parse::<std::net::IpAddr>().is_ok()
 }
 
 /// `path` without links, or as it is where there is nothing.

@@ -252,15 +252,14 @@ fn without_its_spool_a_worker_does_not_start() {
 fn where_endpoints_have_names_they_are_resolved_and_the_operator_is_told_what_that_opens() {
     let Some(user) = nobody() else { return };
     succeeds_alone(|| {
-        let place = Place::new("'localhost:1'");
+        let name = own_name();
+        let place = Place::new(&format!("'{name}:1'"));
 
         let weaknesses = enter(Some(&user), &place.plan).unwrap();
 
-        assert!(
-            matches!(&weaknesses[..], [only] if only.starts_with("upstreams.app.endpoints: `localhost` is a name")),
-            "{weaknesses:?}"
-        );
-        assert!(("localhost", 1).to_socket_addrs().unwrap().count() > 0);
+        let expected = format!("upstreams.app.endpoints: `{name}` is a name");
+        assert!(matches!(&weaknesses[..], [only] if only.starts_with(&expected)), "{weaknesses:?}");
+        assert!((name.as_str(), 1).to_socket_addrs().unwrap().count() > 0);
         // The folder, so that a file which takes the place of another one is as good.
         fs::read_to_string("/etc/passwd").unwrap();
         assert!(File::open("/etc/shadow").is_err());
@@ -346,7 +345,7 @@ fn of_calls_with_many_uses_only_those_of_traffic_are_made() {
 #[test]
 fn where_names_are_resolved_libraries_can_be_loaded_and_code_is_still_not_written() {
     succeeds_alone(|| {
-        let place = Place::new("'localhost:1'");
+        let place = Place::new(&format!("'{}:1'", own_name()));
         let library = File::open("/proc/self/exe").unwrap();
         enter(None, &place.plan).unwrap();
 
@@ -493,7 +492,14 @@ fn a_gateway_in_the_sandbox_serves_all_that_it_serves_outside() {
 #[test]
 fn a_gateway_in_the_sandbox_serves_all_that_it_serves_outside_from_an_endpoint_with_a_name() {
     let user = nobody();
-    succeeds_alone(|| serves(user.as_ref(), "localhost"));
+    succeeds_alone(|| serves(user.as_ref(), &own_name()));
+}
+
+/// A name that this machine resolves without asking another one.
+fn own_name() -> String {
+    let name = rustix::system::uname().nodename().to_str().unwrap().to_owned();
+    assert!((name.as_str(), 1).to_socket_addrs().is_ok(), "{name} is not in /etc/hosts");
+    name
 }
 
 /// As keeper and worker would: what is needed is gathered here, the gateway runs in a thread that is shut in.
