@@ -7,16 +7,16 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::support::{Backend, PATIENCE, Peer, connect, wait_for};
+use crate::support::{Backend, PATIENCE, Peer, connect, served, wait_for};
 
 #[test]
 fn without_descriptors_a_listener_says_so_once_pauses_and_goes_on() {
     let backend = Backend::replying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-    let folder = tempfile::tempdir().unwrap();
+    let folder = served::folder();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let configuration = format!(
         "listeners: [{{ address: '{free}' }}]\nupstreams: {{ app: {{ endpoints: ['{}'] }} }}\n\
-         routes: [{{ prefix: /, upstream: app }}]\naccess_log: null\nspool: {{ path: . }}\nworkers: 1\n\
+         routes: [{{ prefix: /, upstream: app }}]\naccess_log: null\nspool: {{ path: spool }}\nworkers: 1\n\
          limits: {{ head_timeout: 60s }}\n",
         backend.address
     );

@@ -61,6 +61,8 @@ pub(super) struct Keeper {
     options: Options,
     /// The program file that an upgrade looks at.
     program: PathBuf,
+    /// The program that was this process before, until we serve.
+    before: Option<OwnedFd>,
 
     plan: Plan,
     generation: u64,
@@ -127,53 +129,18 @@ type Digest = [u8; 32];
 impl Keeper {
     /// Opens everything and begins the first worker; when this returns, connections are accepted.
     pub(super) async fn start(source: Source, options: Options, plan: Plan, text: String) -> Result<Self, ServeError> {
-        let signals = Signals::catch().map_err(ServeError::System)?;
         let user = worker_user(&plan, &options)?;
         let mut sockets = Sockets::with(Inherited::receive());
         let provisions = Provisions::gather_beside(&plan, &mut sockets, None, user.as_ref())?;
-        let manager = ServiceManager::new(options.pid_file.clone()).map_err(ServeError::System)?;
+        let tickets = TicketKeys::generate().map_err(|error| ServeError::System(io::Error::other(error)))?;
         let mut history = History::load(&plan.tls.storage, &source.file);
         history.push(1, "start", &text);
-        let (deeds_sender, deeds) = channel(DEEDS);
-        let (changed, changes) = unbounded_channel();
-        let now = Instant::now();
-        let mut keeper = Self {
-            program: env::current_exe().map_err(ServeError::System)?,
-            certificates: digest(&provisions),
-            log: watched(&plan, &provisions),
-            tickets: TicketKeys::generate().map_err(|error| ServeError::System(io::Error::other(error)))?,
-            source,
-            options,
-            plan,
-            generation: 1,
-            history,
-            refused: None,
-            sockets,
-            user,
-            rotate_tickets: now + TICKETS,
-            workers: Vec::new(),
-            next_worker: 0,
-            crashes: 0,
-            quick_crashes: 0,
-            restart: None,
-            beat: 0,
-            next_beat: now,
-            wants: VecDeque::new(),
-            refused_words: 0,
-            manager,
-            watcher: Watcher::new(changed),
-            changes,
-            signals,
-            deeds,
-            deeds_sender,
-            deferred: VecDeque::new(),
-            next_look: now,
-            drained: None,
-        };
+        let mut keeper = Self::new(source, options, plan, sockets, history, tickets)?;
+        keeper.certificates = digest(&provisions);
+        keeper.log = watched(&keeper.plan, &provisions);
         let plan = keeper.plan.clone();
         let started = keeper.begin_worker(1, &plan, provisions, BTreeMap::new()).map_err(ServeError::System)?;
         keeper.until_ready(started).await.map_err(ServeError::Worker)?;
-        keeper.serving(started);
         for weakness in keeper.weaknesses() {
             tracing::warn!("{weakness}");
         }
@@ -184,6 +151,55 @@ impl Keeper {
             tracing::info!(%address, "listening");
         }
         Ok(keeper)
+    }
+
+    /// One that has no worker yet. Catches signals from here on.
+    fn new(
+        source: Source,
+        options: Options,
+        plan: Plan,
+        sockets: Sockets,
+        history: History,
+        tickets: TicketKeys,
+    ) -> Result<Self, ServeError> {
+        let signals = Signals::catch().map_err(ServeError::System)?;
+        let (deeds_sender, deeds) = channel(DEEDS);
+        let (changed, changes) = unbounded_channel();
+        let now = Instant::now();
+        Ok(Self {
+            program: env::current_exe().map_err(ServeError::System)?,
+            before: None,
+            user: worker_user(&plan, &options)?,
+            manager: ServiceManager::new(options.pid_file.clone()).map_err(ServeError::System)?,
+            source,
+            options,
+            plan,
+            generation: 1,
+            certificates: Digest::default(),
+            history,
+            refused: None,
+            sockets,
+            tickets,
+            rotate_tickets: now + TICKETS,
+            log: None,
+            workers: Vec::new(),
+            next_worker: 0,
+            crashes: 0,
+            quick_crashes: 0,
+            restart: None,
+            beat: 0,
+            next_beat: now,
+            wants: VecDeque::new(),
+            refused_words: 0,
+            watcher: Watcher::new(changed),
+            changes,
+            signals,
+            deeds,
+            deeds_sender,
+            deferred: VecDeque::new(),
+            next_look: now,
+            drained: None,
+        })
     }
 
     /// Until something ends us.

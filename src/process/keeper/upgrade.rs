@@ -6,7 +6,7 @@
 //! serves. If it does not, the new program hands everything back to the old one, whose file it was given open.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     env, fs, io,
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -19,19 +19,12 @@ use std::{
 
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::mpsc::{channel, unbounded_channel},
-    time::Instant,
-};
+use tokio::time::{Instant, timeout};
+use zeroize::Zeroizing;
 
 use super::{
-    super::{
-        Options, ServeError, history::History, inspections, link::Link, message::borrowed, signals::Signals,
-        watch::Watcher,
-    },
-    DEEDS, Keeper, Missed, State, TICKETS, WorkerId, digest,
-    service_manager::ServiceManager,
-    watched, worker_user,
+    super::{Options, ServeError, history::History, inspections, link::Link, message::borrowed},
+    Keeper, Missed, State, WorkerId, digest, watched,
     workers::{OURSELVES, Worker, sink},
 };
 use crate::{
@@ -162,102 +155,81 @@ impl Keeper {
                 returned,
                 way_back,
             };
-            let (ours, theirs) = Link::pair()?;
-            let text = zeroize::Zeroizing::new(serde_json::to_string(&inheritance)?);
-            // A few packets, which the socket holds until they are read on the other side of execve.
-            let borrowed = borrowed(&descriptors);
-            let sent = ours.send(&*text, &borrowed);
-            tokio::time::timeout(TRIAL, sent).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
-            Ok::<_, io::Error>(theirs)
+            leave_at_stdin(&inheritance, &descriptors).await
         };
-        let theirs = match handed.await {
-            Ok(theirs) => theirs,
-            Err(error) => return error,
-        };
-        Command::new(program)
-            .arg0(env::args_os().next().unwrap_or_else(|| "vestibule".into()))
-            .args(own_arguments())
-            .arg("--takeover")
-            .stdin(Stdio::from(theirs))
-            .exec()
+        match handed.await {
+            Ok(stdin) => become_program(program, stdin),
+            Err(error) => error,
+        }
     }
 
     /// Takes over from the program that was this process before: at its standard input is what it left.
+    ///
+    /// Where that cannot be, everything goes back to the program before.
+    ///
+    /// # Errors
+    ///
+    /// There is no going back either.
     pub(in super::super) async fn take_over(source: Source, options: Options) -> Result<Self, ServeError> {
-        let signals = Signals::catch().map_err(ServeError::System)?;
-        let unreadable = |error: String| ServeError::Inheritance(error);
+        let unreadable = |error: &dyn std::error::Error| ServeError::Inheritance(error.to_string());
         let link = Link::from_stdin().map_err(ServeError::System)?;
-        let received = link.receive::<String>().await.map_err(|error| unreadable(error.to_string()))?;
-        let (text, descriptors) = received.ok_or_else(|| unreadable("nothing was left".to_owned()))?;
-        let text = zeroize::Zeroizing::new(text);
-        let left: Inheritance = serde_json::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
-        // Standard input has done its part.
-        let null = fs::File::open("/dev/null").map_err(ServeError::System)?;
-        rustix::stdio::dup2_stdin(&null).map_err(|error| ServeError::System(error.into()))?;
-        let mut descriptors = descriptors.into_iter();
-        let sockets = Sockets::inherit(left.sockets, &mut descriptors).map_err(ServeError::System)?;
-
-        let plan = config::check_text(&source, &left.text, inspections())?;
-        let user = worker_user(&plan, &options)?;
-        let (deeds_sender, deeds) = channel(DEEDS);
-        let (changed, changes) = unbounded_channel();
-        let now = Instant::now();
-        let mut keeper = Self {
-            manager: ServiceManager::new(options.pid_file.clone()).map_err(ServeError::System)?,
-            program: left.program,
-            certificates: [0; 32],
-            log: None,
-            tickets: left.tickets,
-            source,
-            options,
-            plan,
-            generation: left.generation,
-            history: left.history,
-            refused: left.refused,
-            sockets,
-            user,
-            rotate_tickets: now + TICKETS,
-            workers: Vec::new(),
-            next_worker: left.next_worker,
-            crashes: left.crashes,
-            quick_crashes: 0,
-            restart: None,
-            beat: 0,
-            next_beat: now,
-            wants: VecDeque::new(),
-            refused_words: 0,
-            watcher: Watcher::new(changed),
-            changes,
-            signals,
-            deeds,
-            deeds_sender,
-            deferred: VecDeque::new(),
-            next_look: now,
-            drained: None,
+        let received = link.receive::<String>().await.map_err(|error| unreadable(&error))?;
+        let (text, descriptors) = received.ok_or_else(|| ServeError::Inheritance("nothing was left".to_owned()))?;
+        let text = Zeroizing::new(text);
+        let left: Inheritance = serde_json::from_str(&text).map_err(|error| unreadable(&error))?;
+        let asked_by = left.asked_by;
+        // Until we serve, what was left is kept as it was.
+        let kept =
+            descriptors.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>().map_err(ServeError::System)?;
+        let returned = left.returned.clone();
+        let mut keeper = match Self::inherit(source, options, left, descriptors.into_iter()) {
+            Ok(keeper) => keeper,
+            Err(error) => return Err(go_back(&text, kept, error).await),
         };
-        for left in left.workers {
-            keeper.adopt(left, &mut descriptors).map_err(ServeError::System)?;
-        }
-        let way_back = if left.way_back { descriptors.next() } else { None };
-        let outcome = match left.returned {
-            // The other program's doing; ours still serves.
-            Some(why) => keeper.gather().map(drop).and(Err(why)),
+        let outcome = match returned {
+            // The other program's doing; the workers of this one serve still.
+            Some(why) => keeper.gather().and(Err(why)),
             None => keeper.succeed().await,
         };
-        match (&outcome, way_back) {
-            (Ok(()), _) => tracing::info!(version = env!("CARGO_PKG_VERSION"), "upgraded"),
-            (Err(why), Some(way_back)) => {
-                tracing::error!("the new program does not serve: {why}; the one before goes on");
-                let program = PathBuf::from(format!("/proc/self/fd/{}", way_back.as_raw_fd()));
-                let error = keeper.hand_over(&program, left.asked_by, Some(why.clone())).await;
+        if let Err(why) = &outcome {
+            tracing::error!("not upgraded: {why}");
+            if let Some(before) = keeper.before.take() {
+                let error = keeper.hand_over(&path_of(&before), asked_by, Some(why.clone())).await;
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot go back to the program before");
             }
-            (Err(why), None) => tracing::error!("not upgraded: {why}"),
+        } else {
+            tracing::info!(version = env!("CARGO_PKG_VERSION"), "upgraded");
         }
-        if let Some((worker, id)) = left.asked_by {
+        keeper.before = None;
+        if let Some((worker, id)) = asked_by {
             let version = env!("CARGO_PKG_VERSION");
             keeper.answer(worker, id, outcome.map(|()| format!("upgraded: vestibule {version} serves")));
         }
+        Ok(keeper)
+    }
+
+    /// A keeper that holds what was left, with the workers of before.
+    fn inherit(
+        source: Source,
+        options: Options,
+        left: Inheritance,
+        mut descriptors: impl Iterator<Item = OwnedFd>,
+    ) -> Result<Self, ServeError> {
+        // Standard input has done its part.
+        let null = fs::File::open("/dev/null").map_err(ServeError::System)?;
+        rustix::stdio::dup2_stdin(&null).map_err(|error| ServeError::System(error.into()))?;
+        let sockets = Sockets::inherit(left.sockets, &mut descriptors).map_err(ServeError::System)?;
+        let plan = config::check_text(&source, &left.text, inspections())?;
+        let mut keeper = Self::new(source, options, plan, sockets, left.history, left.tickets)?;
+        keeper.generation = left.generation;
+        keeper.refused = left.refused;
+        keeper.crashes = left.crashes;
+        keeper.program = left.program;
+        keeper.next_worker = left.next_worker;
+        for worker in left.workers {
+            keeper.adopt(worker, &mut descriptors).map_err(ServeError::System)?;
+        }
+        keeper.before = if left.way_back { descriptors.next() } else { None };
         Ok(keeper)
     }
 
@@ -274,8 +246,12 @@ impl Keeper {
         Ok(())
     }
 
-    /// Opens what the plan asks for, for a worker that has nothing yet.
-    fn gather(&mut self) -> Result<Provisions, String> {
+    /// Takes note of what is open for the plan in force.
+    fn gather(&mut self) -> Result<(), String> {
+        self.provide().map(drop)
+    }
+
+    fn provide(&mut self) -> Result<Provisions, String> {
         let gathered = Provisions::gather_beside(&self.plan, &mut self.sockets, None, self.user.as_ref());
         let provisions = gathered.map_err(|faults| faults.to_string())?;
         self.certificates = digest(&provisions);
@@ -285,10 +261,49 @@ impl Keeper {
 
     /// Begins a worker of this program beside those there are.
     async fn succeed(&mut self) -> Result<(), String> {
-        let provisions = self.gather()?;
+        let provisions = self.provide()?;
         let plan = self.plan.clone();
         self.start_successor(self.generation, &plan, provisions).await
     }
+}
+
+/// Gives everything back to the program before, as it was left; answers why that cannot be.
+async fn go_back(text: &str, mut descriptors: Vec<OwnedFd>, why: ServeError) -> ServeError {
+    let Ok(mut left) = serde_json::from_str::<Inheritance>(text) else { return why };
+    let Some(before) = descriptors.pop().filter(|_| left.way_back) else { return why };
+    tracing::error!(error = &why as &dyn std::error::Error, "cannot take over; the program before goes on");
+    left.way_back = false;
+    left.returned = Some(why.to_string());
+    match leave_at_stdin(&left, &descriptors).await {
+        Ok(stdin) => ServeError::System(become_program(&path_of(&before), stdin)),
+        Err(error) => ServeError::System(error),
+    }
+}
+
+/// What `inheritance` says and `descriptors`, in a socket that is to be the standard input of a program.
+async fn leave_at_stdin(inheritance: &Inheritance, descriptors: &[OwnedFd]) -> io::Result<OwnedFd> {
+    let (ours, theirs) = Link::pair()?;
+    let text = Zeroizing::new(serde_json::to_string(inheritance)?);
+    let descriptors = borrowed(descriptors);
+    // A few packets, which the socket holds until they are read on the other side of execve.
+    let sent = ours.send(&*text, &descriptors);
+    timeout(TRIAL, sent).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+    Ok(theirs)
+}
+
+/// Lets `program` take over this process; answers why not.
+fn become_program(program: &Path, stdin: OwnedFd) -> io::Error {
+    Command::new(program)
+        .arg0(env::args_os().next().unwrap_or_else(|| "vestibule".into()))
+        .args(own_arguments())
+        .arg("--takeover")
+        .stdin(Stdio::from(stdin))
+        .exec()
+}
+
+/// A program that is open, and may have no other name any more.
+fn path_of(program: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", program.as_raw_fd()).into()
 }
 
 fn leave(worker: &Worker) -> LeftWorker {
