@@ -52,7 +52,7 @@ fn untrusted_way(file: &Path, others: u32, seen: &mut u32) -> Option<String> {
                 return Some(refusal(part, "belongs to", found.uid()));
             }
             let target = fs::read_link(part).ok()?;
-            let mut resolved: PathBuf = part.parent().unwrap_or(Path::new("/")).join(target);
+            let mut resolved: PathBuf = part.parent().unwrap_or(part).join(target);
             resolved.extend(way[position + 1..].last().and_then(|last| last.strip_prefix(part).ok()));
             return untrusted_way(&resolved, others, seen);
         }

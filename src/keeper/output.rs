@@ -67,7 +67,7 @@ fn followed(path: &Path) -> Result<Option<PathBuf>, String> {
         if is_system(&here) {
             return Ok(None);
         }
-        let folder = here.parent().unwrap_or(Path::new("/"));
+        let folder = here.parent().unwrap_or(&here);
         if let Some(why) = untrusted_for_logs(folder) {
             return Err(why);
         }

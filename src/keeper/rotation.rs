@@ -435,7 +435,8 @@ mod tests {
         logged.file = File::open(logged.path("access.log")).unwrap();
         let files = (1..=rotations).rev().map(|number| format!("access.log.{number}")).chain(["access.log".to_owned()]);
         let text: String = files.map(|name| logged.read(&name)).collect();
-        let expected: String = (0..LINES).map(|number| format!("line {number} end\n")).collect();
-        assert!(text == expected, "{} of {} bytes in {rotations} files", text.len(), expected.len());
+        let expected: Vec<_> = (0..LINES).map(|number| format!("line {number} end")).collect();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines == expected, "{} of {LINES} lines in {rotations} files", lines.len());
     }
 }

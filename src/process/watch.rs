@@ -369,8 +369,8 @@ fn concerns(event: &Event, folders: &BTreeSet<PathBuf>, names: &BTreeSet<OsStrin
         EventKind::Access(_) => return false,
         _ => {}
     }
-    let named = |path: &Path| path.file_name().is_some_and(|name| names.contains(name));
-    event.paths.iter().any(|path| folders.contains(path) || named(path))
+    let matters = |path: &Path| path.file_name().is_some_and(|name| names.contains(name));
+    event.paths.iter().any(|path| folders.contains(path) || matters(path))
 }
 
 /// A change is told when nothing has happened for this long: programs write in pieces.
@@ -403,14 +403,18 @@ mod tests {
     impl Watched {
         /// Watches `files` in a folder that `prepare` has filled.
         fn new(prepare: impl FnOnce(&Path), files: &[&str]) -> Self {
-            Self::listening(listen, prepare, files)
+            Self::with(Watcher::new, prepare, files)
         }
 
-        fn listening(listen: Listen, prepare: impl FnOnce(&Path), files: &[&str]) -> Self {
+        fn with(
+            make: impl FnOnce(UnboundedSender<Vec<PathBuf>>) -> Watcher,
+            prepare: impl FnOnce(&Path),
+            files: &[&str],
+        ) -> Self {
             let folder = tempfile::tempdir().unwrap();
             prepare(folder.path());
             let (sender, changes) = unbounded_channel();
-            let mut watched = Self { folder, watcher: Watcher::listening(sender, listen), changes };
+            let mut watched = Self { folder, watcher: make(sender), changes };
             watched.watch(files);
             watched
         }
@@ -461,33 +465,33 @@ mod tests {
 
     #[test]
     fn a_file_that_is_written_in_place_is_told() {
-        let mut watched = Watched::new(two_files, &["a", "b"]);
+        let mut files = Watched::new(two_files, &["a", "b"]);
 
-        watched.write("a", "2");
+        files.write("a", "2");
 
-        assert_eq!(watched.next(), ["a"]);
+        assert_eq!(files.next(), ["a"]);
     }
 
     #[test]
     fn a_file_that_another_is_renamed_over_is_told_each_time() {
-        let mut watched = Watched::new(two_files, &["a", "b"]);
+        let mut files = Watched::new(two_files, &["a", "b"]);
 
         for content in ["2", "3"] {
-            watched.write("a.new", content);
-            watched.rename("a.new", "a");
+            files.write("a.new", content);
+            files.rename("a.new", "a");
 
-            assert_eq!(watched.next(), ["a"], "{content}");
+            assert_eq!(files.next(), ["a"], "{content}");
         }
     }
 
     #[test]
     fn files_that_change_together_are_told_in_one_message() {
-        let mut watched = Watched::new(two_files, &["a", "b"]);
+        let mut files = Watched::new(two_files, &["a", "b"]);
 
-        watched.write("b", "2");
-        watched.write("a", "2");
+        files.write("b", "2");
+        files.write("a", "2");
 
-        assert_eq!(watched.next(), ["a", "b"]);
+        assert_eq!(files.next(), ["a", "b"]);
     }
 
     #[test]
@@ -499,15 +503,15 @@ mod tests {
             fs::write(folder.join("archive/x/cert1.pem"), "1").unwrap();
             symlink("../../archive/x/cert1.pem", folder.join("live/x/cert.pem")).unwrap();
         };
-        let mut watched = Watched::new(prepare, &["live/x/cert.pem"]);
+        let mut files = Watched::new(prepare, &["live/x/cert.pem"]);
 
-        watched.write("archive/x/cert2.pem", "2");
-        fs::remove_file(watched.path("live/x/cert.pem")).unwrap();
-        symlink("../../archive/x/cert2.pem", watched.path("live/x/cert.pem")).unwrap();
-        assert_eq!(watched.next(), ["live/x/cert.pem"]);
+        files.write("archive/x/cert2.pem", "2");
+        fs::remove_file(files.path("live/x/cert.pem")).unwrap();
+        symlink("../../archive/x/cert2.pem", files.path("live/x/cert.pem")).unwrap();
+        assert_eq!(files.next(), ["live/x/cert.pem"]);
 
-        watched.write("archive/x/cert2.pem", "3");
-        assert_eq!(watched.next(), ["live/x/cert.pem"]);
+        files.write("archive/x/cert2.pem", "3");
+        assert_eq!(files.next(), ["live/x/cert.pem"]);
     }
 
     #[test]
@@ -521,13 +525,13 @@ mod tests {
             symlink("..1", folder.join("..data")).unwrap();
             symlink("..data/v.yml", folder.join("v.yml")).unwrap();
         };
-        let mut watched = Watched::new(prepare, &["v.yml"]);
+        let mut files = Watched::new(prepare, &["v.yml"]);
 
         for version in ["..2", "..3"] {
-            symlink(version, watched.path("..tmp")).unwrap();
-            watched.rename("..tmp", "..data");
+            symlink(version, files.path("..tmp")).unwrap();
+            files.rename("..tmp", "..data");
 
-            assert_eq!(watched.next(), ["v.yml"], "{version}");
+            assert_eq!(files.next(), ["v.yml"], "{version}");
         }
     }
 
@@ -539,14 +543,14 @@ mod tests {
                 fs::write(folder.join(name).join("a"), name).unwrap();
             }
         };
-        let mut watched = Watched::new(prepare, &["now/a"]);
+        let mut files = Watched::new(prepare, &["now/a"]);
 
-        watched.rename("now", "before");
-        watched.rename("next", "now");
-        assert_eq!(watched.next(), ["now/a"]);
+        files.rename("now", "before");
+        files.rename("next", "now");
+        assert_eq!(files.next(), ["now/a"]);
 
-        watched.write("now/a", "2");
-        assert_eq!(watched.next(), ["now/a"]);
+        files.write("now/a", "2");
+        assert_eq!(files.next(), ["now/a"]);
     }
 
     #[test]
@@ -557,88 +561,88 @@ mod tests {
             fs::write(folder.join("c/c"), "1").unwrap();
             symlink("a", folder.join("link")).unwrap();
         };
-        let mut watched = Watched::new(prepare, &["link", "c/c", "b"]);
+        let mut files = Watched::new(prepare, &["link", "c/c", "b"]);
 
-        fs::remove_file(watched.path("link")).unwrap();
-        watched.rename("c", "d");
+        fs::remove_file(files.path("link")).unwrap();
+        files.rename("c", "d");
         // Longer than it takes to tell a change.
         thread::park_timeout(2 * QUIET);
-        symlink("a", watched.path("link")).unwrap();
-        watched.rename("d", "c");
+        symlink("a", files.path("link")).unwrap();
+        files.rename("d", "c");
         thread::park_timeout(GAP);
-        watched.write("b", "2");
+        files.write("b", "2");
 
-        assert_eq!(watched.next(), ["b"]);
+        assert_eq!(files.next(), ["b"]);
     }
 
     #[test]
     fn a_file_that_comes_back_as_another_one_is_told_once_and_then() {
-        let mut watched = Watched::new(two_files, &["a", "b"]);
+        let mut files = Watched::new(two_files, &["a", "b"]);
 
-        fs::remove_file(watched.path("a")).unwrap();
+        fs::remove_file(files.path("a")).unwrap();
         thread::park_timeout(2 * QUIET);
-        assert!(watched.is_silent(), "told while it was away");
-        watched.write("a", "2");
+        assert!(files.is_silent(), "told while it was away");
+        files.write("a", "2");
 
-        assert_eq!(watched.next(), ["a"]);
-        watched.write("b", "2");
-        assert_eq!(watched.next(), ["b"]);
+        assert_eq!(files.next(), ["a"]);
+        files.write("b", "2");
+        assert_eq!(files.next(), ["b"]);
     }
 
     #[test]
     fn a_file_that_stays_away_is_told_after_the_gap_and_again_when_it_is_back() {
-        let mut watched = Watched::new(two_files, &["a", "b"]);
+        let mut files = Watched::new(two_files, &["a", "b"]);
 
         let begun = Instant::now();
-        fs::remove_file(watched.path("a")).unwrap();
-        assert_eq!(watched.next(), ["a"]);
+        fs::remove_file(files.path("a")).unwrap();
+        assert_eq!(files.next(), ["a"]);
         assert!(begun.elapsed() >= GAP, "{:?}", begun.elapsed());
 
-        watched.write("a", "2");
-        assert_eq!(watched.next(), ["a"]);
+        files.write("a", "2");
+        assert_eq!(files.next(), ["a"]);
     }
 
     #[test]
     fn a_file_and_its_folder_that_are_yet_to_come_are_told_when_they_do() {
-        let mut watched = Watched::new(two_files, &["c/d/a"]);
+        let mut files = Watched::new(two_files, &["c/d/a"]);
 
-        fs::create_dir_all(watched.path("c/d")).unwrap();
-        watched.write("c/d/a", "1");
+        fs::create_dir_all(files.path("c/d")).unwrap();
+        files.write("c/d/a", "1");
 
-        assert_eq!(watched.next(), ["c/d/a"]);
+        assert_eq!(files.next(), ["c/d/a"]);
     }
 
     #[test]
     fn another_file_of_the_folder_is_nobodys_concern() {
-        let mut watched = Watched::new(two_files, &["a"]);
+        let mut files = Watched::new(two_files, &["a"]);
 
-        watched.write("b", "2");
-        watched.write("new", "1");
-        fs::read(watched.path("a")).unwrap();
+        files.write("b", "2");
+        files.write("new", "1");
+        fs::read(files.path("a")).unwrap();
         thread::park_timeout(2 * QUIET);
-        watched.write("a", "2");
+        files.write("a", "2");
 
-        assert_eq!(watched.next(), ["a"]);
-        assert!(watched.is_silent());
+        assert_eq!(files.next(), ["a"]);
+        assert!(files.is_silent());
     }
 
     #[test]
     fn many_writes_in_a_row_are_few_messages_but_not_none() {
-        let mut watched = Watched::new(two_files, &["a"]);
+        let mut files = Watched::new(two_files, &["a"]);
 
         let begun = Instant::now();
         let mut number = 0;
         while begun.elapsed() < LONGEST + LONGEST / 2 {
             number += 1;
-            watched.write("a", &number.to_string());
+            files.write("a", &number.to_string());
             thread::park_timeout(Duration::from_millis(2));
         }
 
-        assert!(!watched.is_silent(), "{number} writes and nothing was told");
+        assert!(!files.is_silent(), "{number} writes and nothing was told");
         let mut messages = 1;
         // After silence, what is to come has come.
         thread::park_timeout(3 * QUIET);
-        while !watched.is_silent() {
+        while !files.is_silent() {
             messages += 1;
         }
         assert!(messages <= 4, "{messages} messages of {number} writes");
@@ -646,29 +650,29 @@ mod tests {
 
     #[test]
     fn other_files_can_be_watched_in_their_place() {
-        let mut watched = Watched::new(two_files, &["a"]);
+        let mut files = Watched::new(two_files, &["a"]);
 
-        watched.watch(&["b"]);
-        watched.write("a", "2");
+        files.watch(&["b"]);
+        files.write("a", "2");
         thread::park_timeout(2 * QUIET);
-        watched.write("b", "2");
+        files.write("b", "2");
 
-        assert_eq!(watched.next(), ["b"]);
-        assert!(watched.is_silent());
+        assert_eq!(files.next(), ["b"]);
+        assert!(files.is_silent());
     }
 
     #[test]
     fn what_happens_while_the_files_are_read_is_not_lost_and_what_was_read_not_told() {
-        let mut watched = Watched::new(two_files, &["a", "b"]);
+        let mut files = Watched::new(two_files, &["a", "b"]);
 
-        watched.write("a", "2");
-        watched.watcher.look();
+        files.write("a", "2");
+        files.watcher.look();
         // Read here, and then:
-        watched.write("b", "2");
-        watched.watch(&["a", "b"]);
+        files.write("b", "2");
+        files.watch(&["a", "b"]);
 
-        assert_eq!(watched.next(), ["b"]);
-        assert!(watched.is_silent());
+        assert_eq!(files.next(), ["b"]);
+        assert!(files.is_silent());
     }
 
     #[test]
@@ -677,21 +681,21 @@ mod tests {
             let refused = |step: &Step| (step.folder.clone(), notify::Error::new(notify::ErrorKind::MaxFilesWatch));
             (None, way.iter().map(refused).collect())
         };
-        let mut watched = Watched::listening(deaf, two_files, &["a", "b"]);
+        let mut files = Watched::with(|changes| Watcher::listening(changes, deaf), two_files, &["a", "b"]);
 
-        watched.write("b", "2");
+        files.write("b", "2");
 
-        assert_eq!(watched.next(), ["b"]);
+        assert_eq!(files.next(), ["b"]);
     }
 
     #[test]
     fn its_thread_ends_with_it() {
-        let mut watched = Watched::new(two_files, &["a"]);
+        let mut files = Watched::new(two_files, &["a"]);
 
-        drop(watched.watcher);
+        drop(files.watcher);
 
         let end = Instant::now() + Duration::from_secs(10);
-        while watched.changes.try_recv() != Err(TryRecvError::Disconnected) {
+        while files.changes.try_recv() != Err(TryRecvError::Disconnected) {
             assert!(Instant::now() < end, "the thread goes on");
             thread::park_timeout(Duration::from_millis(5));
         }
