@@ -534,6 +534,83 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_is_full_for_a_while_costs_whole_lines_and_the_others_are_written() {
+        const CHILD: &str = "VESTIBULE_TEST_SMALL_DISK";
+        if let Some(disk) = std::env::var_os(CHILD) {
+            return fill(Path::new(&disk));
+        }
+        // A disk of its own, which nobody else sees and which goes with its process.
+        let disk = tempfile::tempdir().unwrap();
+        let script = "mount -t tmpfs -o size=256k tmpfs \"$1\" && exec \"$0\" --exact --nocapture \"$2\"";
+        let name = concat!(
+            "telemetry::access_log::writer::tests::",
+            "a_disk_that_is_full_for_a_while_costs_whole_lines_and_the_others_are_written"
+        );
+        let child = std::process::Command::new("unshare")
+            .args(["--mount", "--map-root-user", "sh", "-c", script])
+            .args([std::env::current_exe().unwrap().as_os_str(), disk.path().as_os_str(), name.as_ref()])
+            .env(CHILD, disk.path())
+            .output();
+        match child {
+            Ok(child) => {
+                let told = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+                let forbidden = told.contains("unshare failed") || told.contains("permission denied");
+                if forbidden && std::env::var_os("CI").is_none() {
+                    eprintln!("skipped: {told}");
+                } else {
+                    assert!(child.status.success() && told.contains("1 passed"), "{told}");
+                }
+            }
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none(), "unshare: {error}");
+                eprintln!("skipped: unshare: {error}");
+            }
+        }
+    }
+
+    /// Logs while `disk` has room, while it has not, and when it has again.
+    fn fill(disk: &Path) {
+        let dropped = Counter::default();
+        let (path, ballast) = (disk.join("access.log"), disk.join("ballast"));
+        let log = AccessLog::start(append(&path), dropped.clone()).unwrap();
+        let (writer, format) = (log.writer(), numbered());
+        let mut logged = 0;
+        let mut log_some = |count| {
+            for _ in 0..count {
+                writer.log(&format, &record("one", logged));
+                logged += 1;
+            }
+            logged
+        };
+
+        log_some(1000);
+        wait(|| fs::read_to_string(&path).unwrap().ends_with("one 999 end\n"));
+        // All but the rest of a page: the last line that fits is cut.
+        let filled = fs::write(&ballast, vec![0; 1 << 20]).unwrap_err();
+        assert_eq!(filled.kind(), io::ErrorKind::StorageFull);
+        log_some(5000);
+        wait(|| dropped.get() > 0 && lock(&log.buffers).iter().all(|buffer| lock(buffer).is_empty()));
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(!text.ends_with('\n'), "no line was cut: this shows less than it should");
+
+        fs::remove_file(&ballast).unwrap();
+        let all = log_some(100);
+        log.shutdown(SOON).unwrap();
+
+        let text = fs::read_to_string(&path).unwrap();
+        let numbers: Vec<u64> = text
+            .lines()
+            .map(|line| {
+                let number = line.strip_prefix("one ").and_then(|line| line.strip_suffix(" end"));
+                number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("not a line: {line}"))
+            })
+            .collect();
+        assert!(numbers.is_sorted_by(|one, next| one < next), "twice, or out of order");
+        assert_eq!(numbers.last(), Some(&(all - 1)), "not written again");
+        assert_eq!(numbers.len() as u64 + dropped.get(), all);
+    }
+
+    #[test]
     fn the_buffer_of_a_writer_that_is_gone_is_given_up_once_written() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let log = AccessLog::start(append(file.path()), Counter::default()).unwrap();
