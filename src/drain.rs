@@ -44,8 +44,8 @@ impl Tasks {
 
 /// The signal to come to an end, in two degrees.
 ///
-/// *Leaving*: nothing new is accepted and no connection is kept for another request, but what has begun goes on to its
-/// own end, be it a websocket of days; another process serves on. *Stopping*: besides, websockets are closed and
+/// *Leaving*: nothing new is accepted, and the next answer on a connection is its last, but what has begun goes on to its
+/// own end, be it a websocket of days; another process serves on. A connection that is idle ends with its own time. *Stopping*: besides, websockets are closed and
 /// there is a deadline.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {

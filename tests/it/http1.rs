@@ -271,6 +271,61 @@ fn an_idle_connection_is_closed_after_keep_alive() {
 }
 
 #[test]
+fn an_idle_connection_outlives_a_retirement_and_its_next_answer_is_its_last() {
+    let backend = Backend::echoing();
+    let gateway = TestGateway::start(&proxying(backend.address, "", ""));
+    let (mut used, mut fresh) = (connect(gateway.address(0)), connect(gateway.address(0)));
+    used.write_all(GET.as_bytes()).unwrap();
+    read_response(&mut used);
+
+    gateway.gateway().retire();
+
+    // Longer than a stop would leave it open.
+    used.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
+    let silence = used.read(&mut [0]).unwrap_err();
+    assert_eq!(silence.kind(), std::io::ErrorKind::WouldBlock);
+    for client in [&mut used, &mut fresh] {
+        client.write_all(GET.as_bytes()).unwrap();
+        let answer = read_response(client);
+        assert_eq!((status(&answer), header(&answer, "Connection").as_deref()), (200, Some("close")), "{answer}");
+        assert_eq!(read_rest(client), b"");
+    }
+    assert!(gateway.stop(Duration::from_secs(1)), "something was left to be cut off");
+}
+
+#[test]
+fn a_connection_that_sends_nothing_keeps_a_retired_gateway_no_longer_than_its_own_time() {
+    let backend = Backend::echoing();
+    let limits = "limits: { keep_alive: 1500ms, head_timeout: 1s }\n";
+    let gateway = TestGateway::start(&(proxying(backend.address, "", "") + limits));
+    let (mut used, mut fresh) = (connect(gateway.address(0)), connect(gateway.address(0)));
+    used.write_all(GET.as_bytes()).unwrap();
+    read_response(&mut used);
+    let began = Instant::now();
+
+    gateway.gateway().retire();
+
+    assert_eq!((read_rest(&mut fresh), read_rest(&mut used)), (Vec::new(), Vec::new()));
+    assert!(began.elapsed() >= Duration::from_millis(1400), "closed after {:?}", began.elapsed());
+}
+
+#[test]
+fn a_stop_closes_an_idle_connection_soon_even_after_a_retirement() {
+    let backend = Backend::echoing();
+    let gateway = TestGateway::start(&proxying(backend.address, "", ""));
+    let mut client = connect(gateway.address(0));
+    client.write_all(GET.as_bytes()).unwrap();
+    read_response(&mut client);
+    gateway.gateway().retire();
+
+    let began = Instant::now();
+    assert!(gateway.stop(Duration::from_secs(8)));
+
+    assert!(began.elapsed() < Duration::from_secs(5), "stopped after {:?}", began.elapsed());
+    assert_eq!(read_rest(&mut client), b"");
+}
+
+#[test]
 fn a_head_beyond_a_limit_is_refused_with_the_status_of_that_limit() {
     let backend = Backend::echoing();
     let limits = "limits: { header_bytes: 8KiB, uri_bytes: 1KiB, header_count: 20 }\n";

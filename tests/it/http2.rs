@@ -226,6 +226,40 @@ fn a_stop_finishes_the_stream_in_flight_and_begins_no_other() {
 }
 
 #[test]
+fn a_retirement_ends_an_idle_connection_at_once_and_one_with_a_stream_after_it() {
+    let (go, gone) = mpsc::channel();
+    let gone = std::sync::Mutex::new(gone);
+    let (arrive, arrivals) = mpsc::channel();
+    let backend = Backend::start(move |mut stream| {
+        if read_request(&mut stream).is_some() {
+            arrive.send(()).unwrap();
+            gone.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwhole").unwrap();
+        }
+    });
+    let (gateway, certificate) = before(&backend, "", "");
+    let address = gateway.address(0);
+
+    block_on(async {
+        let idle = H2::connect(address, "localhost", &certificate).await;
+        let mut busy = H2::connect(address, "localhost", &certificate).await;
+        let request = busy.request("GET", "/").body(Full::default()).unwrap();
+        let response = busy.sender.send_request(request);
+        let retired = async {
+            tokio::task::spawn_blocking(move || arrivals.recv_timeout(PATIENCE)).await.unwrap().unwrap();
+            gateway.gateway().retire();
+            idle.connection.await.unwrap().unwrap();
+            go.send(()).unwrap();
+        };
+
+        let (answer, ()) = tokio::join!(response, retired);
+
+        assert_eq!(clients::whole(answer.unwrap()).await.body(), "whole");
+        busy.connection.await.unwrap().unwrap();
+    });
+}
+
+#[test]
 fn curl_speaks_h2_with_us() {
     let backend = Backend::echoing();
     let (gateway, _) = before(&backend, "", "");

@@ -31,13 +31,13 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
     let wire = Rc::new(RefCell::new(ClientWire::new(io)));
     let mut timer = pin!(sleep(limits.head_timeout));
     let drain = connection.worker.drain.clone();
-    let mut draining = pin!(drain.started());
+    let mut stopping = pin!(drain.stopping());
     // The first head is waited for no longer than any other; between requests `keep_alive` rules.
     let mut idle = limits.head_timeout;
 
     loop {
         let waits = Waits { idle, head: limits.head_timeout };
-        let head = match read_head(&wire, head_limits, waits, timer.as_mut(), draining.as_mut()).await {
+        let head = match read_head(&wire, head_limits, waits, timer.as_mut(), stopping.as_mut()).await {
             Ok(head) => head,
             Err(NoHead::Over) => return,
             Err(NoHead::Refused(error)) => {
@@ -105,7 +105,7 @@ async fn read_head<Io: Downstream>(
     limits: HeadLimits,
     waits: Waits,
     mut timer: Pin<&mut Sleep>,
-    mut draining: Pin<&mut impl Future<Output = ()>>,
+    mut stopping: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<RequestHead, NoHead> {
     let mut armed = Armed::No;
     poll_fn(|cx| {
@@ -135,9 +135,10 @@ async fn read_head<Io: Downstream>(
             if !wire.read.ends_with(b"\r") {
                 wire.read = BytesMut::new();
             }
-            // Who is writing a request just now has not heard that we stop; it is answered, and told.
-            if !matches!(armed, Armed::Leaving) && draining.as_mut().poll(cx).is_ready() {
-                armed = Armed::Leaving;
+            // Who is writing a request just now has not heard that we stop; it is answered, and told. One that we leave
+            // while another process serves on is not closed at all before its time, lest that meet a request on its way.
+            if !matches!(armed, Armed::Stopping) && stopping.as_mut().poll(cx).is_ready() {
+                armed = Armed::Stopping;
                 timer.as_mut().reset(Instant::now() + waits.idle.min(LAST_REQUEST));
             }
         }
@@ -146,7 +147,7 @@ async fn read_head<Io: Downstream>(
                 armed = Armed::Idle;
                 timer.as_mut().reset(Instant::now() + waits.idle);
             }
-            (true, Armed::No | Armed::Idle | Armed::Leaving) => {
+            (true, Armed::No | Armed::Idle | Armed::Stopping) => {
                 armed = Armed::Head;
                 timer.as_mut().reset(Instant::now() + waits.head);
             }
@@ -167,11 +168,11 @@ async fn read_head<Io: Downstream>(
 enum Armed {
     No,
     Idle,
-    Leaving,
+    Stopping,
     Head,
 }
 
-/// How long a connection without a request stays open once a drain has begun.
+/// How long a connection without a request stays open once we stop.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Runs `serve`, unless the client closes its side before the answer is there.
