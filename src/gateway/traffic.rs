@@ -174,6 +174,8 @@ impl Sockets {
     fn switch(&mut self, switch: Switch) {
         let Self { worker, metrics, connections, taken, open } = self;
         worker.log_to(switch.log);
+        // Or a thread without requests would keep the generation before, and all that belongs to it.
+        drop(worker.current());
         let stays = |(id, _): &SocketId| switch.listeners.iter().any(|terms| terms.id == *id);
         open.retain(|id, listener| {
             let stays = stays(id);

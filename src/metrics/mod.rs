@@ -3,13 +3,14 @@
 //! A [`Metrics`] belongs to one gateway; nothing here is process-wide. Whoever counts asks once for the handles of its
 //! route, upstream or listener ([`Metrics::route`] takes a lock) and keeps them: counting is then a relaxed addition.
 //!
-//! Every label comes from the plan or from a fixed list, never from a client. The series of a route or upstream that a
-//! reload took away stay until the process ends.
+//! Every label comes from the plan or from a fixed list, never from a client. The series of a route, upstream or
+//! listener that a reload took away go with the first reload after the last request that counts in them.
 
 mod sharded;
 
 use std::{
-    sync::atomic::AtomicU64,
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -48,6 +49,15 @@ pub struct Metrics {
     last_reload_success: gauge::Gauge,
     /// Requests that were answered before they had a route.
     pub unrouted: RouteMetrics,
+    known: Mutex<Known>,
+}
+
+/// The handles of all series that have names, by their names.
+#[derive(Default)]
+struct Known {
+    routes: HashMap<String, RouteMetrics>,
+    upstreams: HashMap<String, UpstreamMetrics>,
+    listeners: HashMap<String, ListenerMetrics>,
 }
 
 impl Metrics {
@@ -137,6 +147,7 @@ impl Metrics {
             generation,
             last_reload_success,
             unrouted: RouteMetrics::default(),
+            known: Mutex::default(),
         };
         metrics.unrouted = metrics.route(NO_ROUTE);
         metrics
@@ -145,50 +156,100 @@ impl Metrics {
     /// The handles of the route named `route`; [`NO_ROUTE`] for requests that took none.
     #[must_use]
     pub fn route(&self, route: &str) -> RouteMetrics {
-        let label = RouteLabel { route: route.to_owned() };
-        RouteMetrics {
-            requests: CODES.map(|code| self.requests.get_or_create_owned(&RouteCode { route: route.to_owned(), code })),
-            seconds: self.request_seconds.get_or_create_owned(&label),
-            bytes_received: self.bytes_received.get_or_create_owned(&label),
-            bytes_sent: self.bytes_sent.get_or_create_owned(&label),
-        }
+        let new = || {
+            let label = RouteLabel { route: route.to_owned() };
+            let code = |code| RouteCode { route: route.to_owned(), code };
+            RouteMetrics {
+                requests: CODES.map(|class| self.requests.get_or_create_owned(&code(class))),
+                seconds: self.request_seconds.get_or_create_owned(&label),
+                bytes_received: self.bytes_received.get_or_create_owned(&label),
+                bytes_sent: self.bytes_sent.get_or_create_owned(&label),
+            }
+        };
+        self.known().routes.entry(route.to_owned()).or_insert_with(new).clone()
     }
 
     /// The handles of the upstream named `upstream`.
     #[must_use]
     pub fn upstream(&self, upstream: &str) -> UpstreamMetrics {
-        let label = UpstreamLabel { upstream: upstream.to_owned() };
-        UpstreamMetrics {
-            outcomes: Outcome::ALL.map(|outcome| {
-                let label = UpstreamOutcome { upstream: upstream.to_owned(), outcome: outcome.label() };
-                self.upstream_requests.get_or_create_owned(&label)
-            }),
-            in_flight: self.upstream_in_flight.get_or_create_owned(&label),
-            queue_depth: self.upstream_queue_depth.get_or_create_owned(&label),
-            queue_seconds: self.upstream_queue_seconds.get_or_create_owned(&label),
-            refusals: Refusal::ALL.map(|reason| {
-                let label = UpstreamRefusal { upstream: upstream.to_owned(), reason: reason.label() };
-                self.upstream_queue_refused.get_or_create_owned(&label)
-            }),
-        }
+        let new = || {
+            let label = UpstreamLabel { upstream: upstream.to_owned() };
+            UpstreamMetrics {
+                outcomes: Outcome::ALL.map(|outcome| {
+                    let label = UpstreamOutcome { upstream: upstream.to_owned(), outcome: outcome.label() };
+                    self.upstream_requests.get_or_create_owned(&label)
+                }),
+                in_flight: self.upstream_in_flight.get_or_create_owned(&label),
+                queue_depth: self.upstream_queue_depth.get_or_create_owned(&label),
+                queue_seconds: self.upstream_queue_seconds.get_or_create_owned(&label),
+                refusals: Refusal::ALL.map(|reason| {
+                    let label = UpstreamRefusal { upstream: upstream.to_owned(), reason: reason.label() };
+                    self.upstream_queue_refused.get_or_create_owned(&label)
+                }),
+            }
+        };
+        self.known().upstreams.entry(upstream.to_owned()).or_insert_with(new).clone()
     }
 
     /// The handles of the listener bound to `listener`.
     #[must_use]
     pub fn listener(&self, listener: &str) -> ListenerMetrics {
-        let label = ListenerLabel { listener: listener.to_owned() };
-        ListenerMetrics {
-            connections: self.connections.get_or_create_owned(&label),
-            connections_total: self.connections_total.get_or_create_owned(&label),
-            shed: self.connections_shed.get_or_create_owned(&label),
-            accept_errors: self.accept_errors.get_or_create_owned(&label),
-            handshakes: Handshake::ALL
-                .map(|outcome| self.tls_handshakes.get_or_create_owned(&HandshakeLabel { outcome: outcome.label() })),
+        let new = || {
+            let label = ListenerLabel { listener: listener.to_owned() };
+            let handshake = |outcome: Handshake| HandshakeLabel { outcome: outcome.label() };
+            ListenerMetrics {
+                connections: self.connections.get_or_create_owned(&label),
+                connections_total: self.connections_total.get_or_create_owned(&label),
+                shed: self.connections_shed.get_or_create_owned(&label),
+                accept_errors: self.accept_errors.get_or_create_owned(&label),
+                handshakes: Handshake::ALL.map(|outcome| self.tls_handshakes.get_or_create_owned(&handshake(outcome))),
+            }
+        };
+        self.known().listeners.entry(listener.to_owned()).or_insert_with(new).clone()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives up the series that nobody counts in any more.
+    fn prune(&self) {
+        let Known { routes, upstreams, listeners } = &mut *self.known();
+        for (route, _) in routes.extract_if(|_, handles| !handles.in_use()) {
+            for code in CODES {
+                self.requests.remove(&RouteCode { route: route.clone(), code });
+            }
+            let label = RouteLabel { route };
+            self.request_seconds.remove(&label);
+            self.bytes_received.remove(&label);
+            self.bytes_sent.remove(&label);
+        }
+        for (upstream, _) in upstreams.extract_if(|_, handles| !handles.in_use()) {
+            for outcome in Outcome::ALL {
+                let label = UpstreamOutcome { upstream: upstream.clone(), outcome: outcome.label() };
+                self.upstream_requests.remove(&label);
+            }
+            for reason in Refusal::ALL {
+                let label = UpstreamRefusal { upstream: upstream.clone(), reason: reason.label() };
+                self.upstream_queue_refused.remove(&label);
+            }
+            let label = UpstreamLabel { upstream };
+            self.upstream_in_flight.remove(&label);
+            self.upstream_queue_depth.remove(&label);
+            self.upstream_queue_seconds.remove(&label);
+        }
+        for (listener, _) in listeners.extract_if(|_, handles| !handles.in_use()) {
+            let label = ListenerLabel { listener };
+            self.connections.remove(&label);
+            self.connections_total.remove(&label);
+            self.connections_shed.remove(&label);
+            self.accept_errors.remove(&label);
         }
     }
 
-    /// A configuration was put in force.
+    /// A configuration was put in force, and whoever counts for it has its handles.
     pub fn reloaded(&self, generation: u64) {
+        self.prune();
         self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         self.last_reload_success.set(1);
     }
@@ -222,6 +283,10 @@ pub struct RouteMetrics {
 }
 
 impl RouteMetrics {
+    fn in_use(&self) -> bool {
+        self.bytes_sent.handles() > OURS
+    }
+
     /// A request is over. A `status` outside 100 to 599 counts in the nearest class.
     pub fn finished(&self, status: u16, total: Duration, bytes_received: u64, bytes_sent: u64) {
         self.requests[usize::from(status / 100).clamp(1, 5) - 1].inc();
@@ -242,6 +307,11 @@ pub struct UpstreamMetrics {
 }
 
 impl UpstreamMetrics {
+    /// A request inside, or one that waits, keeps one handle and no more.
+    fn in_use(&self) -> bool {
+        [&self.in_flight, &self.queue_depth].into_iter().any(|gauge| gauge.handles() > OURS)
+    }
+
     /// An exchange is over.
     pub fn finished(&self, outcome: Outcome) {
         self.outcomes[outcome as usize].inc();
@@ -264,6 +334,11 @@ pub struct ListenerMetrics {
 }
 
 impl ListenerMetrics {
+    /// An open connection keeps one handle and no more.
+    fn in_use(&self) -> bool {
+        self.connections.handles() > OURS
+    }
+
     /// A connection was accepted; it is open until the guard is dropped.
     #[must_use]
     pub fn accepted(&self) -> Held {
@@ -399,6 +474,9 @@ struct HandshakeLabel {
 /// The route label of requests that took no route: refused before, or for a path nobody serves.
 pub const NO_ROUTE: &str = "none";
 
+/// Clones of a handle that count nothing: of the family, and of those that are known.
+const OURS: usize = 2;
+
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -490,6 +568,38 @@ mod tests {
         ] {
             assert_eq!(samples.get(&format!("vestibule_{series}")), Some(&value), "{series} in {samples:#?}");
         }
+    }
+
+    #[test]
+    fn series_that_nobody_counts_in_go_with_a_reload() {
+        let metrics = Metrics::new(SystemTime::now());
+        metrics.reloaded(1);
+        let before = metrics.encode();
+        for number in 0..100 {
+            let name = number.to_string();
+            metrics.route(&name).finished(200, Duration::ZERO, 0, 0);
+            metrics.upstream(&name).finished(Outcome::Ok);
+            drop(metrics.listener(&name).accepted());
+        }
+        let route = metrics.route("route");
+        let (inside, open) = (metrics.upstream("upstream").in_flight.hold(), metrics.listener("listener").accepted());
+
+        metrics.reloaded(1);
+        let kept = parsed(&metrics.encode());
+        for (series, value) in [
+            (r#"bytes_sent_total{route="route"}"#, 0.0),
+            (r#"upstream_in_flight{upstream="upstream"}"#, 1.0),
+            (r#"connections{listener="listener"}"#, 1.0),
+        ] {
+            assert_eq!(kept.get(&format!("vestibule_{series}")), Some(&value), "{series} in {kept:#?}");
+        }
+
+        drop((route, inside, open));
+        metrics.reloaded(1);
+        // But for the handshakes, which are counted over all listeners.
+        let after: BTreeMap<_, _> =
+            parsed(&metrics.encode()).into_iter().filter(|(series, _)| !series.contains("handshakes")).collect();
+        assert_eq!(after, parsed(&before));
     }
 
     #[test]

@@ -34,6 +34,11 @@ impl Counter {
     pub fn get(&self) -> u64 {
         sum(self.0.iter())
     }
+
+    /// How many clones there are.
+    pub(super) fn handles(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
 }
 
 impl EncodeMetric for Counter {
@@ -75,6 +80,11 @@ impl Gauge {
     pub fn get(&self) -> u64 {
         // One thread may take away what another added, so that a single shard means nothing and may have wrapped.
         u64::try_from(sum(self.0.iter()).cast_signed()).unwrap_or(0)
+    }
+
+    /// How many clones there are, and how many [`Held`].
+    pub(super) fn handles(&self) -> usize {
+        Arc::strong_count(&self.0)
     }
 }
 

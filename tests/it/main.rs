@@ -11,6 +11,7 @@ mod files;
 mod forwarding;
 mod http1;
 mod http2;
+mod memory;
 mod queue;
 mod reload;
 mod routing;
