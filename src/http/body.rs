@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll},
 };
@@ -57,7 +58,13 @@ impl http_body::Body for Body {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Self::File(file) => Pin::new(file).poll_frame(cx),
-            Self::Stream(stream) => stream.as_mut().poll_frame(cx),
+            Self::Stream(stream) => {
+                // A panic ends the body as any error does, so that a part is not taken for the whole.
+                catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_frame(cx))).unwrap_or_else(|_| {
+                    *this = Self::Empty;
+                    Poll::Ready(Some(Err(GatewayError::panicked())))
+                })
+            }
         }
     }
 

@@ -62,6 +62,15 @@ impl GatewayError {
         Self::new(status, Side::Upstream, message.into())
     }
 
+    /// A fault of ours that showed itself in a panic, which has been told where it happened.
+    pub fn panicked() -> Self {
+        Self::gateway(StatusCode::INTERNAL_SERVER_ERROR, "a fault of vestibule's own").source(Panicked)
+    }
+
+    pub fn is_panic(&self) -> bool {
+        self.source.as_ref().is_some_and(|source| source.is::<Panicked>())
+    }
+
     #[must_use]
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
@@ -86,6 +95,10 @@ impl GatewayError {
         self
     }
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("a panic, which the event log tells of")]
+struct Panicked;
 
 impl fmt::Display for GatewayError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

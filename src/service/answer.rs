@@ -37,8 +37,8 @@ impl Answer {
     /// The page for `error`; this is where an error ends, and is told.
     pub(super) fn failed(error: &GatewayError, form: Accept, mut log: LogGuard) -> Self {
         log.refused(error);
-        // A request that was refused for its form may have an end we do not see.
-        if error.side == Side::Downstream && error.status != StatusCode::NOT_FOUND {
+        // A request that was refused for its form may have an end we do not see. What a panic leaves of one, too.
+        if error.side == Side::Downstream && error.status != StatusCode::NOT_FOUND || error.is_panic() {
             log.close();
         }
         let id = log.request_id().to_string();

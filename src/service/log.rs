@@ -208,6 +208,10 @@ fn report(error: &GatewayError, record: &Record) {
             tracing::debug!(error = cause, status, upstream, id = %record.request_id, "not sent");
         }
         Side::Upstream => tracing::warn!(error = cause, status, upstream, id = %record.request_id, "upstream failed"),
+        // The panic hook has told it, and where it happened.
+        Side::Gateway if error.is_panic() => {
+            tracing::debug!(error = cause, status, upstream, id = %record.request_id, "ended by a panic");
+        }
         Side::Gateway => tracing::warn!(error = cause, status, upstream, id = %record.request_id, "request refused"),
         Side::Downstream => tracing::debug!(error = cause, status, id = %record.request_id, "request refused"),
     }
@@ -233,7 +237,12 @@ impl Drop for LogGuard {
         let record = &mut *self.record;
         if !self.done {
             let drain = &self.connection.worker.drain;
-            if drain.is_cutting() {
+            if std::thread::panicking() {
+                if record.status == CLIENT_CLOSED_REQUEST.as_u16() {
+                    record.status = StatusCode::INTERNAL_SERVER_ERROR.as_u16();
+                }
+                record.note = Some(Cow::Borrowed("cut off by a panic, which the event log tells of"));
+            } else if drain.is_cutting() {
                 cut_off(record, drain);
             } else {
                 record.status = CLIENT_CLOSED_REQUEST.as_u16();

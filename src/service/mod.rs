@@ -6,10 +6,13 @@
 mod answer;
 mod context;
 mod log;
+#[cfg(test)]
+mod tests;
 
-use std::{borrow::Cow, rc::Rc, sync::Arc, time::Duration};
+use std::{borrow::Cow, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
+use futures_util::FutureExt;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request, response,
 };
@@ -49,7 +52,11 @@ use crate::{
 pub async fn serve(request: Request<Body>, connection: &Rc<Connection>) -> Answer {
     let (mut head, body) = request.into_parts();
     let mut log = LogGuard::begin(connection, &head);
-    match respond(&mut head, body, connection, &mut log).await {
+    // A panic ends this request and nothing else: what it had in hand, a place and a connection, is dropped with it, and
+    // what it shares with others is whole whenever it is let go of.
+    let responding = AssertUnwindSafe(respond(&mut head, body, connection, &mut log)).catch_unwind();
+    let reached = responding.await.unwrap_or_else(|_| Err(GatewayError::panicked()));
+    match reached {
         Ok(Reached::Response(response)) => Answer::new(response, log),
         Ok(Reached::Tunnel(response, tunnel)) => Answer::switching(response, tunnel, log),
         Err(error) => Answer::failed(&error, answer::form(&head), log),
@@ -165,6 +172,8 @@ async fn respond(
             reply.into_body(delivery, &runtime.spool, &worker.tasks)
         }
     };
+    #[cfg(test)]
+    let body = tests::faulty(path.raw(), body);
     let body =
         if route.plan.compress { compress::apply(&request.headers, &request.method, &mut parts, body) } else { body };
     Ok(Reached::Response(Response::from_parts(parts, body)))

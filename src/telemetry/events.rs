@@ -4,14 +4,17 @@
 //! `VESTIBULE_LOG_FORMAT=json` writes one JSON object a line.
 
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     env,
     io::{self, IsTerminal},
+    panic::{self, PanicHookInfo},
+    thread,
 };
 
-use tracing::{Subscriber, warn};
+use tracing::{Subscriber, error, warn};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
-/// Sends the events of this process to standard error. The binary calls it first.
+/// Sends the events of this process to standard error, panics as well. The binary calls it first.
 ///
 /// A filter that cannot be parsed is told of and `info` is used. Where events are already taken care of, in a test for
 /// one, nothing changes.
@@ -28,6 +31,7 @@ pub fn init() {
         Shape::Json => tracing::subscriber::set_global_default(json(filter, io::stderr)),
     };
     if installed.is_ok() {
+        panic::set_hook(Box::new(tell_panic));
         if let Some(refused) = refused {
             warn!(filter = refused, "VESTIBULE_LOG or RUST_LOG is not a filter; using `info`");
         }
@@ -35,6 +39,18 @@ pub fn init() {
             warn!(format = unknown, "VESTIBULE_LOG_FORMAT is neither `text` nor `json`; using `text`");
         }
     }
+}
+
+/// A panic as an event like any other: one line, at the place where it began.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let location = panic.location().map(tracing::field::display);
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| tracing::field::display(backtrace));
+    // What it says may quote what a client sent.
+    let said = text.unwrap_or("nothing that is text");
+    error!(location, said, thread = thread::current().name(), backtrace, "a panic: a fault of vestibule's own");
 }
 
 /// The filter `wanted` asks for, and `wanted` itself where it is not one.
@@ -143,6 +159,30 @@ mod tests {
         assert_eq!(object["message"], "connection is closed");
         assert_eq!(object["peer"], "a\n\"b\"");
         assert_eq!(object["level"], "DEBUG");
+    }
+
+    #[test]
+    fn a_panic_is_one_event_with_its_place_and_nothing_beside_it() {
+        // The hook is the whole process's: in one of its own.
+        const CHILD: &str = "VESTIBULE_TEST_PANICS";
+        if env::var_os(CHILD).is_some() {
+            init();
+            drop(panic::catch_unwind(|| panic!("two\nlines")));
+            return;
+        }
+        let child = std::process::Command::new(env::current_exe().unwrap())
+            .args(["--exact", "telemetry::events::tests::a_panic_is_one_event_with_its_place_and_nothing_beside_it"])
+            .args(["--nocapture", "--quiet"])
+            .envs([(CHILD, "1"), ("VESTIBULE_LOG_FORMAT", "json"), ("RUST_BACKTRACE", "0")])
+            .output()
+            .unwrap();
+
+        let told = String::from_utf8(child.stderr).unwrap();
+        assert!(child.status.success(), "{told}");
+        let object: serde_json::Value = serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"));
+        assert_eq!(object["level"], "ERROR");
+        assert_eq!(object["said"], "two\nlines");
+        assert!(object["location"].as_str().unwrap().contains("events.rs:"), "{told}");
     }
 
     #[test]

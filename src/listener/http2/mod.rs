@@ -157,7 +157,9 @@ impl http_body::Body for Logged {
 
 impl Drop for Logged {
     fn drop(&mut self) {
-        if self.progress.has_stalled() {
+        if std::thread::panicking() {
+            // What state the body is in, nobody knows; the line is written all the same.
+        } else if self.progress.has_stalled() {
             self.log.cut_by_client(&io::ErrorKind::TimedOut.into());
         } else if self.body.is_end_stream() {
             // hyper does not ask for more than there is.
