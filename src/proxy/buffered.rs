@@ -64,13 +64,14 @@ impl Shared {
 }
 
 async fn fill(mut incoming: Incoming, shared: Rc<RefCell<Shared>>, spool: Arc<Spool>) {
+    let Filling(shared) = &Filling(shared);
     let end = loop {
         match incoming.frame().await {
             None => break Ok(()),
             Some(Err(error)) => break Err(error),
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
-                    store(data, &shared, &spool).await;
+                    store(data, shared, &spool).await;
                 }
             }
         }
@@ -78,6 +79,20 @@ async fn fill(mut incoming: Incoming, shared: Rc<RefCell<Shared>>, spool: Arc<Sp
     let mut shared = shared.borrow_mut();
     shared.end = Some(end);
     shared.wake_reader();
+}
+
+/// Tells whoever reads when a panic ends the one who fills: it would wait for ever.
+struct Filling(Rc<RefCell<Shared>>);
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(mut shared) = self.0.try_borrow_mut()
+        {
+            shared.end = Some(Err(GatewayError::panicked()));
+            shared.wake_reader();
+        }
+    }
 }
 
 /// Keeps `data` where there is room, and waits for room where there is none.
@@ -202,5 +217,37 @@ impl Buffered {
 impl Drop for Buffered {
     fn drop(&mut self) {
         self.drainer.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_of_the_one_who_fills_ends_the_body_with_an_error() {
+        let shared = Rc::new(RefCell::new(Shared::default()));
+        shared.borrow_mut().memory.push(Bytes::from_static(b"part"));
+        let filling = Filling(Rc::clone(&shared));
+
+        let local = LocalSet::new();
+        let read = local.run_until(async {
+            let drainer = Tasks::default().spawn(async move {
+                let _filling = filling;
+                // The reader waits by now.
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                panic!("as it was asked for");
+            });
+            let mut body = Buffered { shared, file: None, left: None, drainer };
+            [body.frame().await.unwrap(), body.frame().await.unwrap()]
+        });
+
+        let [part, end] = tokio::time::timeout(Duration::from_secs(10), read).await.unwrap();
+        assert_eq!(part.unwrap().into_data().unwrap(), "part");
+        assert!(end.unwrap_err().is_panic());
     }
 }

@@ -120,7 +120,7 @@ fn answer(mut stream: TcpStream) {
         request.push(byte[0]);
     }
     let length = if request.starts_with(b"GET / ") { 2 } else { 3 };
-    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\nok").unwrap();
+    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\nok").unwrap();
     // Until we are hung up on.
     while stream.read(&mut byte).is_ok_and(|count| count > 0) {}
 }
