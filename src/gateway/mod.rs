@@ -52,6 +52,7 @@ pub struct Gateway {
     tls: ServerConfigs,
     /// Ends the admin endpoint that is there.
     admin: CancellationToken,
+    admin_task: Option<tokio::task::JoinHandle<()>>,
     observer: Arc<Observer>,
     pub metrics: Arc<Metrics>,
     pub current: Arc<Current>,
@@ -195,6 +196,7 @@ impl Gateway {
             ticketer,
             tls,
             admin: CancellationToken::new(),
+            admin_task: None,
             observer,
             metrics,
             current,
@@ -364,7 +366,7 @@ impl Gateway {
         self.admin.cancel();
         self.admin = CancellationToken::new();
         let (observer, closed, drain) = (Arc::clone(&self.observer), self.admin.clone(), self.drain.clone());
-        self.control.spawn(async move {
+        self.admin_task = Some(self.control.spawn(async move {
             let socket = match tokio::net::UnixListener::from_std(socket) {
                 Ok(socket) => socket,
                 Err(error) => {
@@ -379,7 +381,7 @@ impl Gateway {
                 }
             };
             admin::serve(socket, observer, shutdown).await;
-        });
+        }));
     }
 
     /// Where it listens; port 0 of the plan has become the real one.
@@ -470,6 +472,10 @@ impl Gateway {
         let cut = self.drain.cut();
         if !cut.is_nothing() {
             tracing::warn!("the stop cut off {cut} that took longer than `drain`");
+        }
+        if let Some(admin) = self.admin_task {
+            // What it is answering just now goes out still; it bounds that itself.
+            drop(self.control.block_on(admin));
         }
         self.control.shutdown_timeout(Duration::from_secs(1));
         if let Some(open) = self.log

@@ -11,6 +11,7 @@ mod files;
 mod forwarding;
 mod http1;
 mod http2;
+mod keeper;
 mod memory;
 mod queue;
 mod reload;

@@ -206,7 +206,7 @@ impl Keeper {
         replaced
     }
 
-    /// Begins a worker beside those there are; once it serves, the others leave.
+    /// Begins a worker beside those there are; once it serves, the others are to leave.
     pub(super) async fn start_successor(
         &mut self,
         generation: u64,
@@ -228,15 +228,20 @@ impl Keeper {
             }
             return Err(format!("the new worker does not serve: {why}; its last words are in the log"));
         }
-        let before: Vec<_> =
-            self.workers.iter().filter(|worker| worker.id != successor).map(|worker| worker.id).collect();
-        for id in before {
-            if self.worker(id).is_some_and(|worker| worker.state != State::Leaving) {
-                self.retire(id);
-            }
+        let others = self.workers.iter().filter(|worker| worker.id != successor && worker.state != State::Leaving);
+        self.superseded.extend(others.map(|worker| worker.id));
+        Ok(())
+    }
+
+    /// Has those leave that a successor serves in the place of. Until then both accept connections.
+    ///
+    /// After whoever asked for it has been answered, who may have asked one of them.
+    pub(super) fn retire_superseded(&mut self) {
+        for id in std::mem::take(&mut self.superseded) {
+            self.retire(id);
         }
         self.recall_wanted();
-        Ok(())
+        self.report();
     }
 
     /// Remembers and tells that a configuration was refused.

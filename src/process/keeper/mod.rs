@@ -78,8 +78,9 @@ pub(super) struct Keeper {
     rotate_tickets: Instant,
     log: Option<WatchedLog>,
 
-    /// At most one of them is serving, and at most one starting.
+    /// At most one of them is serving, but for those in `superseded`, and at most one starting.
     workers: Vec<Worker>,
+    superseded: Vec<WorkerId>,
     next_worker: WorkerId,
     crashes: u64,
     /// Workers that have ended unasked in short order.
@@ -183,6 +184,7 @@ impl Keeper {
             rotate_tickets: now + TICKETS,
             log: None,
             workers: Vec::new(),
+            superseded: Vec::new(),
             next_worker: 0,
             crashes: 0,
             quick_crashes: 0,
@@ -208,6 +210,9 @@ impl Keeper {
         self.report();
         self.manager.ready(self.generation);
         loop {
+            if !self.superseded.is_empty() {
+                self.retire_superseded();
+            }
             let event = match self.deferred.pop_front() {
                 Some(event) => event,
                 None => self.next().await,
@@ -533,7 +538,8 @@ impl Keeper {
     }
 
     fn serving_worker(&self) -> Option<&Worker> {
-        self.workers.iter().find(|worker| worker.state == State::Serving)
+        // The youngest, where one is about to be retired.
+        self.workers.iter().rev().find(|worker| worker.state == State::Serving)
     }
 
     fn worker(&self, id: WorkerId) -> Option<&Worker> {

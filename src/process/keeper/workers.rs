@@ -93,11 +93,8 @@ impl fmt::Display for Ending {
         match self {
             Self::Thread => f.write_str("its thread ended"),
             Self::Status(status) => write!(f, "exit status {status}"),
-            Self::Killed(signal) if *signal == Signal::SYS.as_raw() => {
-                f.write_str("ended by SIGSYS: it made a system call that no worker has a use for")
-            }
-            Self::Killed(signal) => match Signal::from_named_raw(*signal) {
-                Some(name) => write!(f, "ended by signal {signal} ({name:?})"),
+            Self::Killed(signal) => match SIGNALS.iter().find(|(known, _)| known.as_raw() == *signal) {
+                Some((_, name)) => write!(f, "ended by {name}"),
                 None => write!(f, "ended by signal {signal}"),
             },
             Self::LetGo => f.write_str("it let go of the link and did not end"),
@@ -307,6 +304,16 @@ const PASSED_ON: &[&str] = &[
     "LC_ALL",
     "LOCALDOMAIN",
     "RES_OPTIONS",
+];
+/// What ends a worker that does not end by itself.
+const SIGNALS: &[(Signal, &str)] = &[
+    (Signal::KILL, "SIGKILL: by hand, or by the system for want of memory"),
+    (Signal::ABORT, "SIGABRT: it could not go on, most often for want of memory"),
+    (Signal::SEGV, "SIGSEGV"),
+    (Signal::BUS, "SIGBUS"),
+    (Signal::ILL, "SIGILL"),
+    (Signal::SYS, "SIGSYS: it made a system call that no worker has a use for"),
+    (Signal::TERM, "SIGTERM"),
 ];
 /// How long a process may take to end once it has closed its link.
 const GRACE: Duration = Duration::from_secs(2);
