@@ -18,7 +18,7 @@ use crate::{
     config::{self, AdminAddress, ConfigError, Outer, Source},
     demo,
     process::{self, Ended, ServeError},
-    telemetry::{access_log, events},
+    telemetry::{access_log, chain, events},
     tls,
 };
 
@@ -281,18 +281,6 @@ fn block_on<F: Future>(work: F) -> io::Result<F::Output> {
 fn wait(text: &str) -> Result<Duration, String> {
     let wait = config::parse_wait(text).filter(|wait| *wait <= admin::LONGEST_WAIT);
     wait.ok_or_else(|| "expected a time such as `10s`, an hour at most".to_owned())
-}
-
-/// The error and what caused it, in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Who reads our output may have gone; that is nobody's fault.

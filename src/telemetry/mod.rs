@@ -5,3 +5,17 @@
 
 pub mod access_log;
 pub mod events;
+
+use std::error::Error;
+
+/// The error and what caused it, in one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

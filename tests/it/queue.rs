@@ -53,6 +53,11 @@ impl Held {
         self.asked.recv_timeout(Duration::from_secs(10)).expect("a request")
     }
 
+    /// The most requests that have been inside at once.
+    pub(crate) fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn answer(&self) {
         self.answer.send(()).unwrap();
     }

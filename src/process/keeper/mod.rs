@@ -17,7 +17,9 @@ mod workers;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    env, io,
+    env,
+    ffi::OsString,
+    io,
     os::fd::OwnedFd,
     path::PathBuf,
     pin::pin,
@@ -61,6 +63,8 @@ pub(super) struct Keeper {
     options: Options,
     /// The program file that an upgrade looks at.
     program: PathBuf,
+    /// What we were begun with.
+    arguments: Vec<OsString>,
     /// The program that was this process before, until we serve.
     before: Option<OwnedFd>,
 
@@ -169,6 +173,7 @@ impl Keeper {
         let now = Instant::now();
         Ok(Self {
             program: env::current_exe().map_err(ServeError::System)?,
+            arguments: upgrade::own_arguments(),
             before: None,
             user: worker_user(&plan, &options)?,
             manager: ServiceManager::new(options.pid_file.clone()).map_err(ServeError::System)?,

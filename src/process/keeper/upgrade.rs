@@ -7,7 +7,9 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs, io,
+    env,
+    ffi::OsString,
+    fs, io,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::process::CommandExt,
@@ -34,6 +36,7 @@ use crate::{
         Provisions,
         sockets::{SocketList, Sockets},
     },
+    telemetry::chain,
     tls::TicketKeys,
 };
 
@@ -51,6 +54,8 @@ struct Inheritance {
     crashes: u64,
     tickets: TicketKeys,
     program: PathBuf,
+    /// What the program before was begun with.
+    arguments: Vec<OsString>,
     sockets: SocketList,
     workers: Vec<LeftWorker>,
     next_worker: WorkerId,
@@ -104,7 +109,7 @@ impl Keeper {
             return Err(cannot(&untrusted));
         }
         let answer = tokio::process::Command::new(program)
-            .args(own_arguments())
+            .args(&self.arguments)
             .arg("--takeover")
             .arg(FORMAT.to_string())
             .stdin(Stdio::null())
@@ -148,6 +153,7 @@ impl Keeper {
                 crashes: self.crashes,
                 tickets: self.tickets.clone(),
                 program: self.program.clone(),
+                arguments: self.arguments.clone(),
                 sockets,
                 workers: self.workers.iter().map(leave).collect(),
                 next_worker: self.next_worker,
@@ -158,7 +164,7 @@ impl Keeper {
             leave_at_stdin(&inheritance, &descriptors).await
         };
         match handed.await {
-            Ok(stdin) => become_program(program, stdin),
+            Ok(stdin) => become_program(program, &self.arguments, stdin),
             Err(error) => error,
         }
     }
@@ -225,6 +231,7 @@ impl Keeper {
         keeper.refused = left.refused;
         keeper.crashes = left.crashes;
         keeper.program = left.program;
+        keeper.arguments = left.arguments;
         keeper.next_worker = left.next_worker;
         for worker in left.workers {
             keeper.adopt(worker, &mut descriptors).map_err(ServeError::System)?;
@@ -273,9 +280,9 @@ async fn go_back(text: &str, mut descriptors: Vec<OwnedFd>, why: ServeError) -> 
     let Some(before) = descriptors.pop().filter(|_| left.way_back) else { return why };
     tracing::error!(error = &why as &dyn std::error::Error, "cannot take over; the program before goes on");
     left.way_back = false;
-    left.returned = Some(why.to_string());
+    left.returned = Some(chain(&why));
     match leave_at_stdin(&left, &descriptors).await {
-        Ok(stdin) => ServeError::System(become_program(&path_of(&before), stdin)),
+        Ok(stdin) => ServeError::System(become_program(&path_of(&before), &left.arguments, stdin)),
         Err(error) => ServeError::System(error),
     }
 }
@@ -292,10 +299,10 @@ async fn leave_at_stdin(inheritance: &Inheritance, descriptors: &[OwnedFd]) -> i
 }
 
 /// Lets `program` take over this process; answers why not.
-fn become_program(program: &Path, stdin: OwnedFd) -> io::Error {
+fn become_program(program: &Path, arguments: &[OsString], stdin: OwnedFd) -> io::Error {
     Command::new(program)
         .arg0(env::args_os().next().unwrap_or_else(|| "vestibule".into()))
-        .args(own_arguments())
+        .args(arguments)
         .arg("--takeover")
         .stdin(Stdio::from(stdin))
         .exec()
@@ -318,7 +325,7 @@ fn leave(worker: &Worker) -> LeftWorker {
 }
 
 /// What we were begun with, but for what an upgrade added.
-fn own_arguments() -> Vec<std::ffi::OsString> {
+pub(super) fn own_arguments() -> Vec<OsString> {
     env::args_os().skip(1).filter(|argument| argument != "--takeover").collect()
 }
 

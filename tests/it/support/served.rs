@@ -109,7 +109,12 @@ impl Served {
 
     /// `vestibule VERB --config FILE …`.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(&self.program);
+        self.run_by(&self.program, arguments)
+    }
+
+    /// The same by another program file.
+    pub(crate) fn run_by(&self, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program);
         command.arg(arguments[0]).arg("--config").arg(self.path("vestibule.yml")).args(&arguments[1..]);
         command.stdin(Stdio::null()).output().unwrap()
     }
@@ -136,7 +141,8 @@ impl Served {
     }
 
     pub(crate) fn connect(&self, socket: &str) -> UnixStream {
-        let stream = UnixStream::connect(self.path(socket)).unwrap();
+        let stream = UnixStream::connect(self.path(socket))
+            .unwrap_or_else(|error| panic!("{socket}: {error}\n{}", self.events()));
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
     }
