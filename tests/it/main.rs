@@ -17,6 +17,7 @@ mod memory;
 mod queue;
 mod reload;
 mod routing;
+mod soak;
 mod support;
 mod tls;
 mod upgrade;

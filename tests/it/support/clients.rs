@@ -66,6 +66,7 @@ pub(crate) async fn tls_connect(
     config: impl Into<Arc<ClientConfig>>,
 ) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
     let stream = tokio::net::TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
     let name = ServerName::try_from(name.to_owned()).unwrap();
     TlsConnector::from(config.into()).connect(name, stream).await
 }

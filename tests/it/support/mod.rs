@@ -295,6 +295,9 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         drop(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status());
         let end = Instant::now() + Duration::from_secs(3);
         while Instant::now() < end {
