@@ -1,5 +1,5 @@
 # `make help` lists what there is. Debian packages are named in tests/packages.sh, in one place.
-.PHONY: help build demo test lint deny bench docassemble clean
+.PHONY: help build demo test lint deny bench soak docassemble clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -7,6 +7,9 @@ SHELL := /bin/bash
 BENCH ?= S1,S2,S9
 PEERS ?= nginx,vestibule
 ROUNDS ?= 2
+# How long `make soak` goes on with each of its peers.
+SOAK_SECONDS ?= 600
+SOAK_PEERS ?= vestibule nginx caddy
 # Runs of `make docassemble`, such as root/uwsgi,tls/http; empty: all twelve.
 ONLY ?=
 
@@ -45,6 +48,11 @@ bench: ## next to nginx on this machine: make bench BENCH=S1,S2,S3,S9 ROUNDS=5 (
 	rm -f target/bench/results/make.jsonl
 	/usr/bin/python3 benches/peers/bench.py run --only $(BENCH) --peer $(PEERS) --rounds $(ROUNDS) --out target/bench/results/make.jsonl
 	/usr/bin/python3 benches/peers/bench.py report --out target/bench/results/make.jsonl
+
+soak: build ## reloads, upgrades, kills and so on under load, next to nginx and Caddy: make soak SOAK_SECONDS=60 (root)
+	tests/packages.sh soak
+	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_PEERS="$(SOAK_PEERS)" VESTIBULE_BINARY="$(CURDIR)/target/release/vestibule" \
+		cargo test --locked --test it soak::soak -- --exact --nocapture
 
 docassemble: build ## the real docassemble behind Vestibule: make docassemble ONLY=root/uwsgi,tls/http (root)
 	python3 tests/docassemble/run.py --only "$(ONLY)"

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages that a purpose needs, where they are missing:
-#   tests/packages.sh test | lint | bench | docassemble
+#   tests/packages.sh test | lint | bench | soak | docassemble
 # This is the one list of them. Exit status: 0 all there, 69 something is missing and cannot be installed here.
 set -euo pipefail
 
@@ -12,6 +12,8 @@ case "${1:-}" in
     # the gateways to compare with, and the load generators
     bench) packages="nginx-light uwsgi-core uwsgi-plugin-python3 wrk nghttp2-client curl openssl
                      iproute2 python3 python3-yaml python3-cryptography" ;;
+    # the front doors to compare with, and the application behind all of them
+    soak) packages="nginx-light caddy gunicorn python3" ;;
     # what docassemble needs, and nginx as the proxy in front of it in the variant `behind`
     docassemble) packages="postgresql redis-server locales curl openssl build-essential pkg-config libpq-dev libldap2-dev
                            libsasl2-dev libmagic1 libzbar0 poppler-utils qpdf nginx-light" ;;

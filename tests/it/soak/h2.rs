@@ -103,10 +103,7 @@ impl Client {
 }
 
 #[allow(clippy::disallowed_methods, reason = "a client's task is none of the gateway's")]
-async fn connect(
-    address: SocketAddr,
-    tls: Arc<ClientConfig>,
-) -> Result<Connection, Box<dyn Error + Send + Sync>> {
+async fn connect(address: SocketAddr, tls: Arc<ClientConfig>) -> Result<Connection, Box<dyn Error + Send + Sync>> {
     let stream = tls_connect(address, "localhost", tls).await?;
     let opened = Instant::now();
     let (sender, connection) =

@@ -270,8 +270,11 @@ fn a_failure_is_excused_only_by_a_kill_that_it_was_inside_of() {
         (failed(1, 29, 30), Blame::Nobody),
         (failed(1, 9, 30), Blame::Nobody),
     ] {
-        let entries =
-            Entries { exchanges: vec![exchange.clone()], events: vec![kill.clone(), reload.clone()], ..Entries::default() };
+        let entries = Entries {
+            exchanges: vec![exchange.clone()],
+            events: vec![kill.clone(), reload.clone()],
+            ..Entries::default()
+        };
 
         let found: Vec<_> = entries.failures().map(|(_, blame)| blame).collect();
 

@@ -1,6 +1,7 @@
 //! Tables of what happened.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     time::{Duration, Instant},
 };
@@ -36,7 +37,12 @@ fn column(run: &Run) -> Vec<(&'static str, String)> {
     let is_small = |exchange: &Exchange| matches!(exchange.kind, Kind::Get | Kind::Slow | Kind::Post);
     let cut = |wanted: Blame| entries.cuts(DRAIN).filter(|(_, blame)| *blame == wanted).count();
     let answered = |kind: Kind| {
-        entries.exchanges.iter().filter(|exchange| exchange.kind == kind && exchange.error.is_none()).count().to_string()
+        entries
+            .exchanges
+            .iter()
+            .filter(|exchange| exchange.kind == kind && exchange.error.is_none())
+            .count()
+            .to_string()
     };
     let all = entries.latencies(|_| true);
     let in_reloads = entries.latencies(|exchange| entries.in_a_reload(exchange));
@@ -120,52 +126,82 @@ pub(super) fn acts(run: &Run) -> String {
     table(&rows)
 }
 
-/// The first failures, cuts and failed acts that nothing excuses; empty where there are none.
+/// The failures, cuts and failed acts that nothing excuses: how often each kind, and the first of them one by one. Empty
+/// where there are none.
 pub(super) fn faults(run: &Run) -> String {
-    let entries = &run.entries;
+    let mut faults = unexcused(run);
+    faults.sort_by_key(|fault| fault.at);
+    if faults.is_empty() {
+        return String::new();
+    }
+    let mut kinds: BTreeMap<[&str; 3], u32> = BTreeMap::new();
+    for fault in &faults {
+        *kinds.entry([&fault.after, &fault.what, &fault.error]).or_default() += 1;
+    }
+    let kinds: Vec<_> = kinds
+        .iter()
+        .map(|([after, what, error], count)| {
+            vec![count.to_string(), format!("after {after}"), (*what).to_owned(), (*error).to_owned()]
+        })
+        .collect();
     let at = |moment: Instant| format!("{:.3}", moment.saturating_duration_since(run.begun).as_secs_f64());
-    let mut rows = Vec::new();
+    let mut first = vec![["at", "begun", "connected", "after", "", ""].map(str::to_owned).to_vec()];
+    first.extend(faults.iter().take(SHOWN).map(|fault| {
+        let connected = fault.connected.map_or_else(|| "never".to_owned(), at);
+        vec![at(fault.at), at(fault.begun), connected, fault.after.clone(), fault.what.clone(), fault.error.clone()]
+    }));
+    format!("{}\n{}", table(&kinds), table(&first))
+}
+
+/// Something that should not have happened.
+struct Fault {
+    at: Instant,
+    begun: Instant,
+    connected: Option<Instant>,
+    /// The act before it.
+    after: String,
+    what: String,
+    error: String,
+}
+
+fn unexcused(run: &Run) -> Vec<Fault> {
+    let entries = &run.entries;
+    let after =
+        |moment| entries.last_before(moment).map_or_else(|| "the start".to_owned(), |event| event.act.to_string());
+    let mut faults = Vec::new();
     for (exchange, _) in entries.failures().filter(|(_, blame)| *blame == Blame::Nobody) {
-        let last = entries.last_before(exchange.ended);
-        rows.push((
-            exchange.ended,
-            vec![
-                at(exchange.ended),
-                format!("{:?} over {:?}", exchange.kind, exchange.protocol),
-                format!("begun {}", at(exchange.begun)),
-                exchange.connected.map_or_else(|| "not connected".to_owned(), |moment| format!("connected {}", at(moment))),
-                last.map_or_else(String::new, |event| format!("{} at {}", event.act, at(event.begun))),
-                exchange.error.as_deref().map_or_else(String::new, first_line),
-            ],
-        ));
+        faults.push(Fault {
+            at: exchange.ended,
+            begun: exchange.begun,
+            connected: exchange.connected,
+            after: after(exchange.ended),
+            what: format!("{:?} over {:?}", exchange.kind, exchange.protocol),
+            error: exchange.error.as_deref().map_or_else(String::new, first_line),
+        });
     }
     for (session, _) in entries.cuts(DRAIN).filter(|(_, blame)| *blame == Blame::Nobody) {
-        let last = entries.last_before(session.ended);
-        rows.push((
-            session.ended,
-            vec![
-                at(session.ended),
-                format!("websocket after {} messages", session.messages),
-                String::new(),
-                format!("connected {}", at(session.opened)),
-                last.map_or_else(String::new, |event| format!("{} at {}", event.act, at(event.begun))),
-                session.end.to_string(),
-            ],
-        ));
+        faults.push(Fault {
+            at: session.ended,
+            begun: session.opened,
+            connected: Some(session.opened),
+            after: after(session.ended),
+            what: "open websocket".to_owned(),
+            error: session.end.to_string(),
+        });
     }
     for event in &entries.events {
         if let Outcome::Failed(error) = &event.outcome {
-            let (begun, what) = (at(event.begun), event.act.to_string());
-            let row = vec![at(event.ended), what, format!("begun {begun}"), String::new(), String::new(), error.clone()];
-            rows.push((event.ended, row));
+            faults.push(Fault {
+                at: event.ended,
+                begun: event.begun,
+                connected: None,
+                after: event.act.to_string(),
+                what: "was not done".to_owned(),
+                error: error.clone(),
+            });
         }
     }
-    rows.sort_by_key(|(moment, _)| *moment);
-    let mut text = table(&rows.iter().take(SHOWN).map(|(_, row)| row.clone()).collect::<Vec<_>>());
-    if rows.len() > SHOWN {
-        writeln!(text, "and {} more", rows.len() - SHOWN).unwrap();
-    }
-    text
+    faults
 }
 
 fn milliseconds(time: Duration) -> String {

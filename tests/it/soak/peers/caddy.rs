@@ -96,17 +96,13 @@ impl Caddy {
 
 fn spawn(program: &Path, folder: &Path) -> Process {
     let mut command = Command::new(program);
-    command
-        .env("HOME", folder)
-        .args(["run", "--adapter", "caddyfile", "--config"])
-        .arg(folder.join("Caddyfile"));
+    command.env("HOME", folder).args(["run", "--adapter", "caddyfile", "--config"]).arg(folder.join("Caddyfile"));
     Process::start(&mut command, folder.join("output"))
 }
 
 fn configure(site: &Site, change: Change) {
     let folder = site.folder();
-    let (plain, tls, application, websockets) =
-        (site.plain.port(), site.tls.port(), site.application, site.websockets);
+    let (plain, tls, application, websockets) = (site.plain.port(), site.tls.port(), site.application, site.websockets);
     let timeout = change.timeout();
     let application = format!(
         "reverse_proxy {application} {{
@@ -127,7 +123,6 @@ fn configure(site: &Site, change: Change) {
             "{{
     admin unix/{folder}/caddy.sock
     auto_https off
-    grace_period 10s
     log {{
         level WARN
     }}

@@ -168,7 +168,11 @@ pub(super) fn free_port() -> SocketAddr {
 }
 
 /// Waits until `condition` holds.
-pub(super) async fn until(what: &str, patience: Duration, mut condition: impl AsyncFnMut() -> bool) -> Result<(), String> {
+pub(super) async fn until(
+    what: &str,
+    patience: Duration,
+    mut condition: impl AsyncFnMut() -> bool,
+) -> Result<(), String> {
     let end = Instant::now() + patience;
     while !condition().await {
         if Instant::now() > end {
