@@ -95,7 +95,8 @@ impl Job {
 
     /// When the block with this number is due.
     pub(super) fn due(&self, begun: Instant, block: u64, blocks: u64) -> tokio::time::Instant {
-        let part = self.pace.as_micros() as u64 * block / blocks.max(1);
+        let pace = u64::try_from(self.pace.as_micros()).expect("a pace is seconds");
+        let part = pace * block / blocks.max(1);
         (begun + Duration::from_micros(part)).into()
     }
 

@@ -104,7 +104,7 @@ fn memory_after_500_reloads_is_as_after_5() {
 /// The least that it has over some hundred requests: what they hold themselves is not what stays.
 async fn settled<P: Peer>(scene: &mut Scene<P>) -> u64 {
     let mut least = u64::MAX;
-    for _ in 0..5 {
+    for _ in 0..15 {
         scene.answers(100).await;
         least = least.min(scene.memory());
     }
