@@ -10,13 +10,13 @@ use std::{
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UnixStream},
     task::JoinSet,
 };
 
 use super::{
     job::Large,
-    peers::{free_port, send_signal, until},
+    peers::{send_signal, until},
 };
 use crate::support::{Peer, program};
 
@@ -24,7 +24,7 @@ use crate::support::{Peer, program};
 pub(super) struct Gunicorn {
     program: PathBuf,
     folder: PathBuf,
-    pub(super) address: SocketAddr,
+    pub(super) socket: PathBuf,
     process: Option<Peer>,
 }
 
@@ -35,7 +35,8 @@ impl Gunicorn {
         fs::write(folder.join("application.py"), include_str!("application.py")).unwrap();
         fs::write(folder.join("block"), large.pattern()).unwrap();
         fs::write(folder.join("blocks"), large.blocks.to_string()).unwrap();
-        let mut gunicorn = Self { program, folder: folder.to_owned(), address: free_port(), process: None };
+        let mut gunicorn =
+            Self { program, folder: folder.to_owned(), socket: folder.join("application.sock"), process: None };
         gunicorn.begin().await.unwrap();
         Some(gunicorn)
     }
@@ -45,14 +46,14 @@ impl Gunicorn {
         command
             .current_dir(&self.folder)
             .arg("--bind")
-            .arg(self.address.to_string())
-            .args(["--worker-class", "gthread", "--threads", "16", "--graceful-timeout", "30"])
+            .arg(format!("unix:{}", self.socket.display()))
+            // gthread, but for its end.
+            .args(["--worker-class", "application.Worker", "--threads", "16", "--graceful-timeout", "30"])
             // When it stops it reads no more from connections that it keeps: what was sent on them is lost, whoever
             // sent it. Without any it loses nothing.
             .args(["--keep-alive", "0", "application:application"]);
         self.process = Some(Peer::start(&mut command, &self.folder.join("gunicorn.log")));
-        let address = self.address;
-        until("gunicorn to listen", PATIENCE, async || TcpStream::connect(address).await.is_ok()).await
+        until("gunicorn to listen", PATIENCE, async || UnixStream::connect(&self.socket).await.is_ok()).await
     }
 
     /// As a service manager does it: TERM, wait for its end, start.

@@ -79,7 +79,7 @@ impl<P: Peer> Scene<P> {
         let large = Large::new(BLOCKS);
         let gunicorn = Gunicorn::start(folder.path(), &large).await?;
         let echo = Echo::start().await;
-        let site = Site::new(folder, gunicorn.address, echo.address);
+        let site = Site::new(folder, gunicorn.socket.clone(), echo.address);
         let peer = P::start(&site).await?;
         let ledger = Arc::new(Ledger::new());
         let load = Load::start(&ledger, &site.target(), mix, &large);

@@ -102,10 +102,11 @@ fn spawn(program: &Path, folder: &Path) -> Process {
 
 fn configure(site: &Site, change: Change) {
     let folder = site.folder();
-    let (plain, tls, application, websockets) = (site.plain.port(), site.tls.port(), site.application, site.websockets);
+    let (plain, tls, application, websockets) =
+        (site.plain.port(), site.tls.port(), site.application(), site.websockets);
     let timeout = change.timeout();
     let application = format!(
-        "reverse_proxy {application} {{
+        "reverse_proxy unix/{application} {{
             lb_try_duration 30s
             lb_try_interval 100ms
             transport http {{

@@ -60,8 +60,8 @@ pub(super) struct Site {
     folder: tempfile::TempDir,
     pub(super) plain: SocketAddr,
     pub(super) tls: SocketAddr,
-    pub(super) application: SocketAddr,
-    pub(super) websockets: SocketAddr,
+    application: PathBuf,
+    websockets: SocketAddr,
     authority: CertifiedIssuer<'static, KeyPair>,
 }
 
@@ -91,7 +91,7 @@ impl Change {
 }
 
 impl Site {
-    pub(super) fn new(folder: tempfile::TempDir, application: SocketAddr, websockets: SocketAddr) -> Self {
+    pub(super) fn new(folder: tempfile::TempDir, application: PathBuf, websockets: SocketAddr) -> Self {
         let mut params = CertificateParams::new([]).unwrap();
         params.distinguished_name.push(DnType::CommonName, "soak");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -99,6 +99,11 @@ impl Site {
         let site = Self { folder, plain: free_port(), tls: free_port(), application, websockets, authority };
         site.renew();
         site
+    }
+
+    /// The unix socket of the application.
+    fn application(&self) -> std::path::Display<'_> {
+        self.application.display()
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

@@ -159,7 +159,7 @@ fn title(process: u32) -> String {
 
 fn configure(site: &Site, change: Change) {
     let folder = site.folder();
-    let (plain, tls, application, websockets) = (site.plain, site.tls, site.application, site.websockets);
+    let (plain, tls, application, websockets) = (site.plain, site.tls, site.application(), site.websockets);
     let user = if rustix::process::geteuid().is_root() { "user www-data;" } else { "" };
     let listener = change.listener.map_or_else(String::new, |address| format!("listen {address};"));
     let timeout = change.timeout();
@@ -191,7 +191,7 @@ http {{
     ssl_certificate_key {folder}/site.key;
     ssl_protocols TLSv1.2 TLSv1.3;
     ssl_session_cache shared:sessions:1m;
-    upstream application {{ server {application}; keepalive 16; }}
+    upstream application {{ server unix:{application}; keepalive 16; }}
     upstream websockets {{ server {websockets}; }}
     server {{
         listen {plain};

@@ -158,7 +158,7 @@ fn last_lines(log: &str) -> String {
 
 fn configure(site: &Site, change: Change) {
     let folder = site.folder();
-    let (plain, tls, application, websockets) = (site.plain, site.tls, site.application, site.websockets);
+    let (plain, tls, application, websockets) = (site.plain, site.tls, site.application(), site.websockets);
     let (timeout, connections) = (change.timeout(), 10_000 + change.number);
     let listener = change.listener.map_or_else(String::new, |address| format!("  - {{ address: '{address}' }}\n"));
     let route = change.route().map_or_else(String::new, |prefix| {
@@ -175,7 +175,7 @@ fn configure(site: &Site, change: Change) {
   storage: {folder}/storage
   certificates: [{{ files: {{ certificate: {folder}/site.crt, key: {folder}/site.key }} }}]
 upstreams:
-  application: {{ endpoints: ['{application}'], hold: 30s }}
+  application: {{ endpoints: ['unix:{application}'], hold: 30s }}
   websockets: {{ endpoints: ['{websockets}'] }}
 routes:
   - {{ prefix: /, upstream: application, timeout: {timeout}s, body_limit: 200MiB }}
