@@ -175,6 +175,11 @@ impl Entries {
         if self.kills().any(|kill| inside(&kill)) { Blame::Kill } else { Blame::Nobody }
     }
 
+    /// Whether `exchange` may have met with a connection that a kill had closed: clients ask again within a moment.
+    pub(super) fn is_after_a_kill(&self, exchange: &Exchange) -> bool {
+        self.kills().any(|kill| exchange.begun <= kill.ended + NOTICED && exchange.ended >= kill.begun)
+    }
+
     pub(super) fn kills(&self) -> impl Iterator<Item = &Event> {
         self.events.iter().filter(|event| event.act == Act::Kill)
     }

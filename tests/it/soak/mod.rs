@@ -168,8 +168,8 @@ fn assert_nothing_dropped(run: &Run, story: &str) {
         let answered = entries.exchanges.iter().any(|exchange| exchange.kind == kind && exchange.error.is_none());
         assert!(answered, "no {kind:?} at all\n{story}");
     }
-    let unexplained = |moment: Instant| entries.last_before(moment).is_none_or(|event| event.act != Act::Kill);
-    let retried = entries.exchanges.iter().filter(|exchange| exchange.retried > 0 && unexplained(exchange.ended));
+    let retried =
+        entries.exchanges.iter().filter(|exchange| exchange.retried > 0 && !entries.is_after_a_kill(exchange));
     assert_eq!(retried.count(), 0, "kept connections that were closed under a request, not by a kill\n{story}");
     for session in entries.goodbyes() {
         assert!(matches!(session.end, End::Closed(Some(1001), _)), "at the stop: {}\n{story}", session.end);

@@ -196,8 +196,12 @@ pub(super) fn send_signal(process: u32, signal: Signal) {
 
 /// Whether all that the process had has been given back.
 pub(super) fn is_gone(process: u32) -> bool {
-    let state = stat(process).map(|(state, _)| state);
-    matches!(state, None | Some('Z' | 'X'))
+    match stat(process).map(|(state, _)| state) {
+        None => true,
+        // The first thread may be gone while others still are in the middle of something.
+        Some('Z' | 'X') => fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count) <= 1,
+        Some(_) => false,
+    }
 }
 
 /// State and parent.
