@@ -148,7 +148,7 @@ impl Gateway {
             Spool::new(provisions.spool.try_clone()?, plan.spool.limit, plan.spool.memory, metrics.spool_bytes.clone());
         let (workers, admin_plan) = (plan.workers.get(), plan.admin.clone());
         // Nobody sees it before the first plan is put in force below; routes that go nowhere yet.
-        let empty = Plan { listeners: Vec::new(), upstreams: Default::default(), routes: Vec::new(), ..plan.clone() };
+        let empty = Plan { listeners: Vec::new(), upstreams: BTreeMap::new(), routes: Vec::new(), ..plan.clone() };
         let empty = Runtime::build(empty, Vec::new(), Arc::clone(&spool), 0, None, &metrics);
         let current = Arc::new(Current::new(empty));
 
@@ -293,7 +293,7 @@ impl Gateway {
             }
             NextLog::Other(open) => std::mem::replace(&mut self.log, open),
         };
-        self.switch(terms, self.log.as_ref().map(|open| &open.log), format.as_ref());
+        self.switch(&terms, self.log.as_ref().map(|open| &open.log), format.as_ref());
         if let Some(old) = old {
             finish(old);
         }
@@ -341,11 +341,11 @@ impl Gateway {
         Ok(())
     }
 
-    fn switch(&self, terms: Vec<Terms>, log: Option<&AccessLog>, format: Option<&Arc<Format>>) {
+    fn switch(&self, terms: &[Terms], log: Option<&AccessLog>, format: Option<&Arc<Format>>) {
         let (done, switched) = mpsc::channel();
         for thread in &self.threads {
             let log = log.map(AccessLog::writer).zip(format.cloned());
-            let switch = Switch { listeners: terms.clone(), log };
+            let switch = Switch { listeners: terms.to_vec(), log };
             drop(thread.commands.send(Command::Switch(switch, done.clone())));
         }
         drop(done);

@@ -129,7 +129,7 @@ impl Share {
                     alive.send(()).ok();
                 }
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             ended = tasks.finished(&drain) => ended,

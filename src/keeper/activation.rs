@@ -1,4 +1,4 @@
-//! Sockets that a service manager has opened for us: `LISTEN_FDS` and its kin (sd_listen_fds(3)).
+//! Sockets that a service manager has opened for us: `LISTEN_FDS` and its kin (`sd_listen_fds(3)`).
 
 use std::{
     env,
@@ -35,9 +35,10 @@ impl Inherited {
                 .flatten()
                 .map(OwnedFd::from)
                 .or_else(|| passed.take_unix_listener(position).ok().flatten().map(OwnedFd::from));
-            match socket {
-                Some(socket) => sockets.push((name, socket)),
-                None => tracing::warn!(name, "what was passed on is not a listening stream socket: left alone"),
+            if let Some(socket) = socket {
+                sockets.push((name, socket));
+            } else {
+                tracing::warn!(name, "what was passed on is not a listening stream socket: left alone");
             }
         }
         Self(sockets)
@@ -53,7 +54,7 @@ impl Inherited {
     }
 
     /// Those that `used` does not name.
-    pub fn unused<'a>(&'a self, used: impl Fn(&str) -> bool) -> Vec<&'a str> {
+    pub fn unused(&self, used: impl Fn(&str) -> bool) -> Vec<&str> {
         self.0.iter().map(|(name, _)| name.as_str()).filter(|name| !used(name)).collect()
     }
 

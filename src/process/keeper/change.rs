@@ -145,9 +145,10 @@ impl Keeper {
         let takes = config::takes(&self.plan, plan, single);
         let Takes::Effect = takes else { return takes };
         let Some(worker) = self.serving_worker() else {
-            return match single {
-                true => Takes::Restart(vec!["there is no worker".to_owned()]),
-                false => Takes::NewWorker(vec!["there is none at present".to_owned()]),
+            return if single {
+                Takes::Restart(vec!["there is no worker".to_owned()])
+            } else {
+                Takes::NewWorker(vec!["there is none at present".to_owned()])
             };
         };
         let lacks = match &worker.begun_with {

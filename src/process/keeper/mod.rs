@@ -169,7 +169,7 @@ impl Keeper {
     ) -> Result<Self, ServeError> {
         let signals = Signals::catch().map_err(ServeError::System)?;
         let (deeds_sender, deeds) = channel(DEEDS);
-        let (changed, changes) = unbounded_channel();
+        let (changes_sender, changes) = unbounded_channel();
         let now = Instant::now();
         Ok(Self {
             program: env::current_exe().map_err(ServeError::System)?,
@@ -198,7 +198,7 @@ impl Keeper {
             next_beat: now,
             wants: VecDeque::new(),
             refused_words: 0,
-            watcher: Watcher::new(changed),
+            watcher: Watcher::new(changes_sender),
             changes,
             signals,
             deeds,
@@ -489,7 +489,7 @@ impl Keeper {
         match self.log.as_mut().map(WatchedLog::reopen) {
             Some(Ok(file)) => self.log_to(&file.into()),
             Some(Err(error)) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the access log stays as it is")
+                tracing::error!(error = &error as &dyn std::error::Error, "the access log stays as it is");
             }
             None => tracing::info!("there is no log file to reopen"),
         }

@@ -1,7 +1,7 @@
 //! Another program in our place: same pid, same sockets with what waits in them, same workers.
 //!
 //! The keeper writes down what it holds, puts that and every descriptor into a socket, and lets the program file that
-//! is on the disk now take over its process (execve(2)) with that socket as standard input. Workers notice nothing:
+//! is on the disk now take over its process (`execve(2)`) with that socket as standard input. Workers notice nothing:
 //! their links are among the descriptors. The new program begins a worker of its own, and the others leave once it
 //! serves. If it does not, the new program hands everything back to the old one, whose file it was given open.
 

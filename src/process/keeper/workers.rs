@@ -190,7 +190,7 @@ impl Worker {
 
     /// The keeper's end of the link, for a successor.
     pub(super) fn link(&self) -> io::Result<OwnedFd> {
-        Ok(self.link.socket().try_clone_to_owned()?)
+        self.link.socket().try_clone_to_owned()
     }
 
     /// Ends its process where it stands; a thread cannot be ended so.
