@@ -1,8 +1,9 @@
 //! Vestibule: the front door for self-hosted Python web applications.
 //!
-//! One process stands between the internet and a WSGI application: it ends TLS, reads each request by one strict rule,
-//! waits with it for a place in the application, hands it over whole, and sends the answer, or the file the application
-//! names, at the client's own speed. This page is the map; each module says what it is for and what it leaves to others.
+//! It stands between the internet and a WSGI application: it ends TLS, reads each request by one strict rule, waits with
+//! it for a place in the application, hands it over whole, and sends the answer, or the file the application names, at the
+//! client's own speed. Nothing that is done to it on purpose drops a request. This page is the map; each module says what
+//! it is for and what it leaves to others.
 //!
 //! # The house
 //!
@@ -23,10 +24,10 @@
 //! | [`proxy`] | one exchange with an endpoint, over HTTP or uwsgi, and the tunnel of a websocket |
 //! | [`service`] | **the path of a request**: `serve`, every step in order |
 //! | [`listener`] | bound sockets, handshakes, the connection before and between requests |
-//! | [`admin`] | live, ready, status and metrics on a socket of its own |
-//! | [`keeper`] | the privileged side: binds, reads keys, opens logs and folders, and hands all of it over |
-//! | [`gateway`] | the process as a table of contents: what is started in which order, and how it ends |
-//! | [`process`] | the keeper and its worker: reload, crash, upgrade; or both in one process |
+//! | [`admin`] | live, ready, status, metrics and orders on a socket of its own |
+//! | [`keeper`] | what is privileged: binds, reads keys, opens logs and folders, and hands all of it over |
+//! | [`gateway`] | the traffic as a table of contents: what is started in which order, another plan, the end |
+//! | [`process`] | **the processes**: the keeper's loop and its workers; reload, crash, drain, upgrade |
 //! | [`demo`], [`cli`] | a front door to look at; the command line |
 //!
 //! # The path of a request
@@ -48,12 +49,35 @@
 //! connections of its own: nothing on the path of a request crosses threads. What is shared is shared on purpose: the
 //! queue and the counts of an [`upstream::Upstream`], the spool's space, the limit on connections, metrics. A
 //! configuration is read through one pointer ([`runtime::Current`]), once a request. One more runtime does what is not
-//! traffic (admin, signals), one more thread writes the access log.
+//! traffic (admin, places given on), one more thread writes the access log.
 //!
 //! # Processes
 //!
-//! The core is given sockets, secrets and open files and fetches none of them ([`keeper::Provisions`]); today the keeper
-//! runs in the same process before the traffic threads start.
+//! The *keeper* is the process that a service manager knows: it holds the listening sockets, reads the configuration, keys
+//! and logs' folders, and reads nothing from the network. A *worker* carries the traffic. The core is given sockets,
+//! secrets and open files and fetches none of them ([`keeper::Provisions`]); to the keeper a worker says words of sixteen
+//! bytes, in which it can name no path and no command. Before its first thread it shuts itself in (`process::sandbox`): an
+//! ordinary user without capabilities, whose memory nobody else reads; of the disk the spool, `files`, the time zone and,
+//! where an endpoint is a name, what resolving takes; of the system calls those of traffic. A call of an intruder ends it.
+//!
+//! # The path of a reload
+//!
+//! A change of a file ([`process`] watches folders), SIGHUP or `POST /reload` → the text, read once → [`config::Plan`], or
+//! every fault, which stays in `/status` until it is mended → everything opened beside what runs
+//! ([`keeper::Provisions::gather_beside`]) → [`gateway::Gateway::apply`] in the worker: threads take new sockets, certificates
+//! and [`runtime::Runtime`] are swapped, listeners change their terms → what is gone is retired. An upstream keeps the
+//! endpoints, idle connections and queue that are the same ([`upstream::Upstream::succeeding`]); what has begun keeps the
+//! generation it began with, to its last byte. What is in the way of that (the number of threads, the user, a folder that
+//! the sandbox has no door to) takes a new worker, while the one before ends what it began. It all happened, or nothing did.
+//!
+//! # Nothing is lost
+//!
+//! - A socket is made once. A worker that is killed loses what was inside it; what waits in the sockets is the next one's.
+//! - An upgrade is `execve` of the keeper with every descriptor handed on: same pid, same sockets, same workers. A program
+//!   that does not serve hands everything back to the one before.
+//! - A worker that leaves answers each connection's next request with `Connection: close`, h2 with GOAWAY, and keeps its
+//!   websockets to their end. The bound of an upstream stays one bound: places are passed on as they become free.
+//! - A stop closes the door, ends websockets with 1001 and requests by `drain`; the exit status says whether anything was cut.
 //!
 //! # Bounds
 //!
@@ -69,6 +93,8 @@
 //! | a read of a long body, either side | 128 KiB | fixed |
 //! | a compressor | 2 MiB | fixed |
 //! | an idle tunnel | none beyond its sockets | |
+//! | what workers have said and the keeper has not heard | 64 words, and what a socket holds | fixed |
+//! | configurations that are remembered | 20 of 1 MiB at most | fixed |
 //! | of an h2 connection: streams, each with bodies as above | 100 | `limits.streams` |
 //! | of an h2 connection: what is received ahead, what is held ready to send | 1 MiB, 64 KiB a stream | fixed |
 //!
@@ -83,6 +109,14 @@
 //!   queue, and gives it back with its 101.
 //! - The JSON schema is made from the declarations the configuration is read by ([`config::schema`]), not from a twin of
 //!   every type.
+//! - A start without root has a keeper and a worker, too: without a privilege to separate there is still a crash to survive
+//!   and an upgrade to make. `--single` is one process, and says what that costs.
+//! - More threads (`workers`) do not get more sockets before the next start: a socket that is bound takes its share of the
+//!   connections at once, and would lose it if the change were refused. Threads share sockets instead.
+//! - `vestibule reload --dry-run` compares the file that is named with what is in force, from the outside: the file that is
+//!   watched would be in force before anybody could ask.
+//! - What sandbox a worker needs is compared by folder: one of `files` that was not there at its start stays closed until
+//!   there is a new worker.
 //! - An application that names a file on a route without `files` gets 404 sent for it, and an event that names the key: its
 //!   own answer has the length of the file and no body.
 

@@ -89,7 +89,7 @@ pub struct TlsPlan {
     pub tls12: bool,
     pub tls13: bool,
     pub certificates: Vec<CertificatePlan>,
-    /// Where self-signed certificates are kept (0700).
+    /// Where self-signed certificates and the history are kept (0700).
     pub storage: PathBuf,
 }
 

@@ -81,7 +81,7 @@ keys! {
         protocols: Vec<TlsVersion> = "[TLSv1.2, TLSv1.3]",
         /// Certificates of your own. Where there is none, a self-signed one is made.
         certificates: Vec<Certificate> = "[]",
-        /// The folder where self-signed certificates are kept.
+        /// The folder where self-signed certificates and the configurations that were applied are kept.
         storage: FilePath = "/var/lib/vestibule",
     }
 }

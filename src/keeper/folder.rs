@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::config::untrusted;
+
 /// Makes the folder `path` with `mode` unless it is there. Only the last part is made: a whole missing tree is more
 /// often a misspelt path than a wish. Answers whether it was made.
 pub(super) fn make(path: &Path, mode: u32) -> io::Result<bool> {
@@ -26,9 +28,16 @@ pub(super) fn make_for(file: &Path) -> io::Result<()> {
 }
 
 /// The folder `name` of the storage, for nobody's eyes but ours (0700); both are made where they are missing.
+///
+/// Root writes in no storage that others could lead elsewhere.
 pub(crate) fn private(storage: &Path, name: &str) -> io::Result<PathBuf> {
     let folder = storage.join(name);
     make(storage, 0o700)?;
+    if rustix::process::geteuid().is_root()
+        && let Some(why) = untrusted(storage)
+    {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
     make(&folder, 0o700)?;
     // It may have been there with another mode.
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;

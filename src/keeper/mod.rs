@@ -1,7 +1,7 @@
-//! The privileged side: binds, reads keys, opens logs, and hands all of it over.
+//! What is privileged: binds, reads keys, opens logs, and hands all of it over.
 //!
-//! The core is given sockets, secrets and open files and never fetches them, so that this can become a process of its
-//! own that runs as root. Nothing here reads from the network.
+//! The core is given sockets, secrets and open files and never fetches them, so that whoever does can be another process
+//! that runs as root: [`crate::process`] has its loop. Nothing here reads from the network.
 
 pub mod activation;
 pub(crate) mod folder;

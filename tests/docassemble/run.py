@@ -238,7 +238,7 @@ def run(name, wire, env, python, hold):
     private = Path(tempfile.mkdtemp(prefix='vestibule-'))
     servers = []
     try:
-        (private / 'spool').mkdir()
+        private.chmod(0o755)   # the workers are www-data
         make_certificate(private)
         (output / 'vestibule.yml').write_text(configuration(name, variant, wire, env, output, private))
         port = HTTPS_PORT if name == 'tls' else HTTP_PORT
