@@ -17,7 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{io::Errno, net::SocketFlags};
@@ -46,8 +46,8 @@ pub struct Listener {
     metrics: ListenerMetrics,
     /// Connections of all listeners and threads.
     connections: Arc<Connections>,
-    /// The system refuses to accept, and that has been told.
-    refused: Cell<bool>,
+    /// When the system last refused to accept.
+    refused: Cell<Option<Instant>>,
 }
 
 /// What a reload may change of a listener, for connections that are accepted from then on.
@@ -102,7 +102,7 @@ impl Listener {
         drain: &Drain,
     ) -> Self {
         let terms = Terms { plan: Rc::new(plan), tls, leaving: drain.part() };
-        let (terms, refused) = (RefCell::new(terms), Cell::new(false));
+        let (terms, refused) = (RefCell::new(terms), Cell::new(None));
         Self { socket, terms, closing: drain.part(), metrics, connections, refused }
     }
 
@@ -141,9 +141,8 @@ impl Listener {
 
     async fn accept_all(&self, worker: &Rc<Worker>) {
         loop {
-            match self.accept_one(worker).await {
-                Ok(()) => self.refused.set(false),
-                Err(error) => self.accept_failed(&error).await,
+            if let Err(error) = self.accept_one(worker).await {
+                self.accept_failed(&error).await;
             }
         }
     }
@@ -275,8 +274,9 @@ impl Listener {
             return;
         }
         self.metrics.accept_error();
-        // Once an episode: it comes again at every attempt.
-        if !self.refused.replace(true) {
+        // Once an episode: it comes again at every attempt, with one that succeeds now and then.
+        let last = self.refused.replace(Some(Instant::now()));
+        if last.is_none_or(|last| last.elapsed() > EPISODE) {
             tracing::error!(
             listener = %self.terms.borrow().plan.address,
             error = error as &dyn std::error::Error,
@@ -327,6 +327,8 @@ enum OpenError {
     ProxyProtocol(#[from] proxy_protocol::ProxyProtocolError),
 }
 
+/// A refusal this long after the last one is news again.
+const EPISODE: Duration = Duration::from_secs(10);
 /// How long a listener that is to be closed accepts still.
 const LET_GO: Duration = Duration::from_millis(500);
 /// How long a listener rests when the system refuses to accept.

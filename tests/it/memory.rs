@@ -117,8 +117,9 @@ fn plan(folder: &tempfile::TempDir, backend: &Backend, number: u64) -> Plan {
 
 fn reload_and_measure(count: usize) {
     let mut reloaded = Reloaded::start();
-    // The allocator and the threads have what they will go on with after more than five.
-    (0..50).for_each(|_| reloaded.reload());
+    // As fast as this, dozens of listeners that were removed still accept for their last moment: it takes a while until
+    // the allocator and the threads have what they go on with.
+    (0..200).for_each(|_| reloaded.reload());
     let (left, memory) = (reloaded.left(), Reloaded::memory());
 
     (0..count).for_each(|_| reloaded.reload());
