@@ -129,8 +129,9 @@ fn reload_and_measure(count: usize) {
     assert_eq!(more.0, left.0, "lines of metrics");
     assert!(more.1 <= left.1, "{} descriptors, and {} before", more.1, left.1);
     assert!(more.2 <= left.2, "{} threads, and {} before", more.2, left.2);
-    // A page for each reload would be two megabytes.
-    assert!(more_memory < memory + 256, "{more_memory} pages, and {memory} before");
+    // A generation that stays is larger than this for each; what the allocator of a test makes of so many short lives at
+    // once is less. What the program's own makes of reloads one after the other is measured with the soak.
+    assert!(more_memory < memory + 4 * count, "{more_memory} pages, and {memory} before");
     assert_eq!(reloaded.gateway.current.living().len(), 1);
     reloaded.gateway.stop(PATIENCE);
 }
