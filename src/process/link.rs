@@ -1,10 +1,11 @@
 //! The socket between keeper and worker.
 //!
-//! To the worker go messages of any size: the text in memory that nobody can change any more (a sealed `memfd`), handed
-//! over as a descriptor like the sockets and files that go with it. To the keeper come words of a fixed size and
-//! nothing else: no descriptor of the worker's is ever taken in.
+//! To the worker go messages of any size. A short one is a packet; the text of a long one is in memory that nobody can
+//! change any more (a sealed `memfd`), handed over as a descriptor like the sockets and files that go with it. To the
+//! keeper come words of a fixed size and nothing else: no descriptor of the worker's is ever taken in.
 
 use std::{
+    cell::RefCell,
     fs::File,
     io::{self, IoSlice, IoSliceMut, Write},
     mem::MaybeUninit,
@@ -29,7 +30,12 @@ use super::message::{NoWord, WORD, Word};
 
 /// One end of the link.
 #[derive(Debug)]
-pub(super) struct Link(UnixDatagram);
+pub(super) struct Link {
+    socket: UnixDatagram,
+    /// Given up for the moment in which descriptors come, so that there is room for them though connections have taken
+    /// all there may be.
+    reserve: RefCell<Vec<OwnedFd>>,
+}
 
 /// Why a message did not come.
 #[derive(Debug, thiserror::Error)]
@@ -60,34 +66,52 @@ impl Link {
         let socket = std::os::unix::net::UnixDatagram::from(socket);
         socket.set_nonblocking(true)?;
         // Packets, as those of datagrams, but in a connection whose end is seen; tokio looks at readiness only.
-        Ok(Self(UnixDatagram::from_std(socket)?))
+        Ok(Self { socket: UnixDatagram::from_std(socket)?, reserve: RefCell::default() })
     }
 
     /// The socket, to be handed on.
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
+    }
+
+    /// Keeps room for the descriptors of one packet from now on.
+    pub(super) fn keep_room(&self) {
+        let mut reserve = self.reserve.borrow_mut();
+        while reserve.len() < BATCH
+            && let Ok(spare) = self.socket().try_clone_to_owned()
+        {
+            reserve.push(spare);
+        }
     }
 
     /// Sends `message` with `descriptors`; waits while the other side is behind.
     ///
     /// Not to be cancelled and tried again: part of a message may have gone.
     pub(super) async fn send(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
-        let content = sealed(&Zeroizing::new(postcard::to_stdvec(message)?))?;
+        let content = Zeroizing::new(postcard::to_stdvec(message)?);
+        if descriptors.is_empty() && content.len() <= SHORT {
+            let packet = Zeroizing::new([&[WHOLE][..], &content].concat());
+            return Ok(self.socket.async_io(Interest::WRITABLE, || send(self.socket(), &packet, &[])).await?);
+        }
+        let content = sealed(&content)?;
         let all: Vec<BorrowedFd<'_>> = [content.as_fd()].into_iter().chain(descriptors.iter().copied()).collect();
         let head = Head { descriptors: u32::try_from(descriptors.len()).map_err(|_| LinkError::Form)? };
         for (number, batch) in all.chunks(BATCH).enumerate() {
             let packet = if number == 0 { head.encode() } else { MORE };
-            self.0.async_io(Interest::WRITABLE, || send(self.socket(), &packet, batch)).await?;
+            self.socket.async_io(Interest::WRITABLE, || send(self.socket(), &packet, batch)).await?;
         }
         Ok(())
     }
 
     /// The next message and what came with it; `None` when the other side has gone.
     pub(super) async fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, LinkError> {
-        let mut packet = [0; PACKET];
+        let mut packet = Zeroizing::new(vec![0; SHORT + 1]);
         let (length, mut descriptors) = self.packet(&mut packet).await?;
         if length == 0 {
             return Ok(None);
+        }
+        if packet[0] == WHOLE {
+            return Ok(Some((postcard::from_bytes(&packet[1..length])?, descriptors)));
         }
         let head = Head::decode(&packet[..length]).ok_or(LinkError::Form)?;
         let expected = head.descriptors as usize + 1;
@@ -115,13 +139,23 @@ impl Link {
     }
 
     async fn packet(&self, packet: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-        self.0.async_io(Interest::READABLE, || receive(self.socket(), packet)).await
+        let receive = || {
+            let kept = std::mem::take(&mut *self.reserve.borrow_mut());
+            let keeps = !kept.is_empty();
+            drop(kept);
+            let received = receive(self.socket(), packet);
+            if keeps {
+                self.keep_room();
+            }
+            received
+        };
+        self.socket.async_io(Interest::READABLE, receive).await
     }
 
     /// Says `word`; waits while the keeper is behind.
     pub(super) async fn say(&self, word: Word) -> io::Result<()> {
         let bytes = word.encode();
-        self.0.async_io(Interest::WRITABLE, || send(self.socket(), &bytes, &[])).await
+        self.socket.async_io(Interest::WRITABLE, || send(self.socket(), &bytes, &[])).await
     }
 
     /// The next word of the worker; `Ok(None)` when it has gone.
@@ -130,7 +164,7 @@ impl Link {
     ///
     /// What it said is no word. The next one may be. Cancel-safe.
     pub(super) async fn hear(&self) -> io::Result<Option<Result<Word, NoWord>>> {
-        self.0.async_io(Interest::READABLE, || hear(self.socket())).await
+        self.socket.async_io(Interest::READABLE, || hear(self.socket())).await
     }
 }
 
@@ -210,6 +244,11 @@ pub(super) fn receive(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(
 /// What a packet says that only brings more descriptors.
 pub(super) const MORE: [u8; PACKET] = *b"VESTMORE\0";
 const PACKET: usize = 9;
+
+/// The first byte of a packet that is a message by itself.
+const WHOLE: u8 = 0;
+/// Bytes of the longest of these. What goes into the socket's buffer at once.
+const SHORT: usize = 32 << 10;
 
 /// Descriptors of one packet; the kernel takes 253.
 pub(super) const BATCH: usize = 64;

@@ -61,6 +61,7 @@ pub(super) fn run(link: OwnedFd, place: Place) -> Result<(), WorkerError> {
         let _entered = runtime.enter();
         Rc::new(Link::over(link)?)
     };
+    link.keep_room();
     let _caught = match place {
         Place::Process => Some(runtime.block_on(async { Signals::catch() })?),
         Place::Thread => None,

@@ -16,15 +16,15 @@ fn without_descriptors_a_listener_says_so_once_pauses_and_goes_on() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let configuration = format!(
         "listeners: [{{ address: '{free}' }}]\nupstreams: {{ app: {{ endpoints: ['{}'] }} }}\n\
-         routes: [{{ prefix: /, upstream: app }}]\naccess_log: null\nspool: {{ path: spool }}\nworkers: 1\n\
+         routes: [{{ prefix: /, upstream: app }}]\naccess_log: {{ path: access.log }}\nspool: {{ path: spool }}\nworkers: 1\n\
          limits: {{ head_timeout: 60s }}\n",
         backend.address
     );
     fs::write(folder.path().join("vestibule.yml"), configuration).unwrap();
     let events = folder.path().join("events");
-    let _served = Peer::start(
+    let served = Peer::start(
         Command::new("bash")
-            .args(["-c", "ulimit -n 48; exec \"$0\" serve --config \"$1\"", env!("CARGO_BIN_EXE_vestibule")])
+            .args(["-c", "ulimit -n 160; exec \"$0\" serve --config \"$1\"", env!("CARGO_BIN_EXE_vestibule")])
             .arg(folder.path().join("vestibule.yml"))
             .stdin(Stdio::null()),
         &events,
@@ -32,9 +32,14 @@ fn without_descriptors_a_listener_says_so_once_pauses_and_goes_on() {
     let told = || fs::read_to_string(&events).unwrap();
     wait_for("the gateway to listen", || told().contains("listening"));
 
+    let worker = || crate::support::served::children(served.id());
+    let before = worker();
     // More than there are descriptors for: the rest wait in the kernel.
-    let held: Vec<TcpStream> = (0..60).map(|_| connect(free)).collect();
+    let held: Vec<TcpStream> = (0..200).map(|_| connect(free)).collect();
     wait_for("the refusal to be told", || told().contains("cannot accept connections"));
+    // The keeper has a word for it all the same: what it hands over has room kept for it.
+    crate::support::served::signal("USR1", served.id());
+    wait_for("the log to be reopened", || told().contains("access log reopened"));
     drop(held);
     let mut client = connect(free);
     client.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -43,5 +48,6 @@ fn without_descriptors_a_listener_says_so_once_pauses_and_goes_on() {
     client.read_to_string(&mut answer).unwrap();
 
     assert!(answer.ends_with("ok"), "{answer}");
+    assert_eq!(worker(), before, "the worker is the one it was: {}", told());
     assert_eq!(told().matches("cannot accept connections").count(), 1, "{}", told());
 }

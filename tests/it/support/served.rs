@@ -196,6 +196,12 @@ pub(crate) fn signal(name: &str, pid: u32) {
     assert!(sent.success(), "{name} to {pid}");
 }
 
+/// The processes that `parent` has begun.
+pub(crate) fn children(parent: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
 fn write(folder: &Path, configuration: &str) {
     write_to(&folder.join("vestibule.yml.new"), configuration);
     fs::rename(folder.join("vestibule.yml.new"), folder.join("vestibule.yml")).unwrap();
