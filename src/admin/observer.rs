@@ -83,10 +83,12 @@ impl AdminState for Observer {
             not_after: certificate.not_after().to_string(),
             days_left: certificate.days_left(now),
         });
+        let processes = Report::clone(&self.report.load());
+        let started = processes.since.unwrap_or(self.started);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            started: timestamp(self.started),
-            uptime_seconds: self.started.elapsed().unwrap_or(Duration::ZERO).as_secs(),
+            started: timestamp(started),
+            uptime_seconds: started.elapsed().unwrap_or(Duration::ZERO).as_secs(),
             generation: runtime.generation,
             listeners: self.listeners.load().iter().map(listener).collect(),
             upstreams: upstreams.collect(),
@@ -94,7 +96,7 @@ impl AdminState for Observer {
             connections: self.connections.count() as u64,
             tunnels: self.metrics.tunnels.get(),
             generations: self.current.living().iter().map(|living| generation(living)).collect(),
-            processes: Report::clone(&self.report.load()),
+            processes,
         }
     }
 

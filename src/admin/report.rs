@@ -1,5 +1,7 @@
 //! What the keeper tells about itself, for `/status`: the core knows nothing of it otherwise.
 
+use std::time::SystemTime;
+
 use serde::{Deserialize, Serialize};
 
 /// The processes and the configurations, at one moment.
@@ -7,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub struct Report {
     /// The pid that a service manager sees.
     pub pid: u32,
+    /// When that process began; an upgrade is no beginning.
+    pub since: Option<SystemTime>,
     /// Whether the traffic is in a process of its own; `false` with `--single`.
     pub keeper: bool,
     /// Workers that are alive, the one that accepts connections first.

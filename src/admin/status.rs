@@ -14,7 +14,7 @@ use super::Report;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
-    /// When the process started; see [`timestamp`].
+    /// When it was started, whatever has been upgraded since; see [`timestamp`].
     pub started: String,
     pub uptime_seconds: u64,
     /// Number of the configuration in force.
@@ -288,6 +288,7 @@ mod tests {
             ],
             processes: Report {
                 pid: 10,
+                since: None,
                 keeper: true,
                 workers: vec![
                     WorkerReport { pid: 12, started: "2026-11-22T21:30:00Z".to_owned(), accepts: true },

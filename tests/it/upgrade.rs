@@ -77,6 +77,7 @@ fn the_program_on_the_disk_takes_over_with_the_same_pid_and_sockets() {
     let backend = ok();
     let served = installed(&to(backend.address, ""));
     let (address, keeper, before) = (served.address(0), served.child.id(), served.worker());
+    let started = served.status()["started"].clone();
     let mut kept = connect(address);
     assert_eq!(status(&again(&mut kept)), 200);
     install(&served.path("vestibule"));
@@ -87,6 +88,7 @@ fn the_program_on_the_disk_takes_over_with_the_same_pid_and_sockets() {
     assert_eq!(said, format!("upgraded: vestibule {} serves\n", env!("CARGO_PKG_VERSION")));
     let worker = served.worker();
     assert_ne!(worker, before);
+    wait_for("its beginning to be told", || served.status()["started"] == started);
     for pid in [keeper, worker] {
         assert_eq!(program_of(pid), served.path("vestibule").display().to_string());
     }

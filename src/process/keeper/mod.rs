@@ -63,6 +63,7 @@ pub(super) struct Keeper {
     options: Options,
     /// The program file that an upgrade looks at.
     program: PathBuf,
+    started: SystemTime,
     /// What we were begun with.
     arguments: Vec<OsString>,
     /// The program that was this process before, until we serve.
@@ -173,6 +174,7 @@ impl Keeper {
         let now = Instant::now();
         Ok(Self {
             program: env::current_exe().map_err(ServeError::System)?,
+            started: SystemTime::now(),
             arguments: upgrade::own_arguments(),
             before: None,
             user: worker_user(&plan, &options)?,
@@ -515,6 +517,7 @@ impl Keeper {
         workers.sort_by_key(|worker| !worker.accepts);
         let report = Report {
             pid: std::process::id(),
+            since: Some(self.started),
             keeper: !self.options.single,
             workers,
             crashes: self.crashes,

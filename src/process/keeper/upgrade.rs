@@ -54,6 +54,7 @@ struct Inheritance {
     crashes: u64,
     tickets: TicketKeys,
     program: PathBuf,
+    started: SystemTime,
     /// What the program before was begun with.
     arguments: Vec<OsString>,
     sockets: SocketList,
@@ -153,6 +154,7 @@ impl Keeper {
                 crashes: self.crashes,
                 tickets: self.tickets.clone(),
                 program: self.program.clone(),
+                started: self.started,
                 arguments: self.arguments.clone(),
                 sockets,
                 workers: self.workers.iter().map(leave).collect(),
@@ -231,6 +233,7 @@ impl Keeper {
         keeper.refused = left.refused;
         keeper.crashes = left.crashes;
         keeper.program = left.program;
+        keeper.started = left.started;
         keeper.arguments = left.arguments;
         keeper.next_worker = left.next_worker;
         for worker in left.workers {
