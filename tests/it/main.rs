@@ -13,6 +13,7 @@ mod forwarding;
 mod http1;
 mod http2;
 mod keeper;
+mod logs;
 mod memory;
 mod queue;
 mod reload;

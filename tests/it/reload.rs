@@ -351,6 +351,28 @@ fn a_change_that_takes_another_worker_cuts_nothing() {
 }
 
 #[test]
+fn a_folder_that_the_worker_has_no_door_to_takes_another_worker() {
+    let place = crate::support::served::folder();
+    let files = place.path().join("files");
+    fs::create_dir(&files).unwrap();
+    fs::write(files.join("page.txt"), "page").unwrap();
+    let backend = Backend::replying(format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Sendfile: {}/page.txt\r\n\r\n",
+        files.display()
+    ));
+    let served = Served::start_in(place, &to(backend.address, ""), |_| {});
+    let before = served.worker();
+    let with_files = to(backend.address, "").replace("upstream: app }", "upstream: app, files: ['{dir}/files'] }");
+
+    let told = served.rehearse(&with_files);
+    assert!(told.contains("a new worker would take over") && told.contains("files"), "{told}");
+    served.apply(&with_files);
+
+    assert_ne!(served.worker(), before);
+    assert_eq!(body(&get(served.address(0), "/")), "page");
+}
+
+#[test]
 fn with_one_process_a_change_of_its_threads_is_refused_by_its_key() {
     let backend = saying("ok");
     let served = Served::start_with(&to(backend.address, "workers: 1"), |command| {
