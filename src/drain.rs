@@ -45,8 +45,8 @@ impl Tasks {
 /// The signal to come to an end, in two degrees.
 ///
 /// *Leaving*: nothing new is accepted, and the next answer on a connection is its last, but what has begun goes on to its
-/// own end, be it a websocket of days; another process serves on. A connection that is idle ends with its own time. *Stopping*: besides, websockets are closed and
-/// there is a deadline.
+/// own end, be it a websocket of days; another process serves on. A connection that is idle ends with its own time.
+/// *Stopping*: besides, websockets are closed and there is a deadline.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
     leaving: CancellationToken,
@@ -144,7 +144,7 @@ impl Drain {
         Leaving(self.leaving.child_token())
     }
 
-    /// Says to whoever asks whether requests should be sent here that they should not: a stop is to follow.
+    /// Answers "not ready" from now on to whoever asks (`/ready`), and changes nothing else: a stop is to follow.
     pub fn unready(&self) {
         self.shared.unready.store(true, Ordering::Relaxed);
     }
@@ -152,9 +152,7 @@ impl Drain {
     pub fn is_unready(&self) -> bool {
         self.shared.unready.load(Ordering::Relaxed) || self.is_on()
     }
-}
 
-impl Drain {
     /// Whatever is dropped from now on has been cut off.
     pub fn cut_off(&self) {
         self.shared.cutting.store(true, Ordering::Relaxed);
@@ -170,6 +168,7 @@ impl Drain {
         count.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// What has been cut off so far.
     pub fn cut(&self) -> Cut {
         Cut {
             requests: self.shared.cut_requests.load(Ordering::Relaxed),

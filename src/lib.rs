@@ -25,9 +25,9 @@
 //! | [`service`] | **the path of a request**: `serve`, every step in order |
 //! | [`listener`] | bound sockets, handshakes, the connection before and between requests |
 //! | [`admin`] | live, ready, status, metrics and orders on a socket of its own |
-//! | [`keeper`] | what is privileged: binds, reads keys, opens logs and folders, and hands all of it over |
+//! | [`keeper`] | what is privileged, step by step: binds, reads keys, opens logs and folders, hands all of it over |
 //! | [`gateway`] | the traffic as a table of contents: what is started in which order, another plan, the end |
-//! | [`process`] | **the processes**: the keeper's loop and its workers; reload, crash, drain, upgrade |
+//! | [`process`] | **the processes**: the one that is the keeper, its loop, its workers; reload, crash, drain, upgrade |
 //! | [`demo`], [`cli`] | a front door to look at; the command line |
 //!
 //! # The path of a request
@@ -37,28 +37,31 @@
 //! through [`service::serve`], which is the law and reads from top to bottom: the log record, the listener's redirect,
 //! one reading of host, path and client, the host rule, the route, the body's announced length, the headers made true,
 //! the body collected, a place waited for, the exchange, and the answer with its `Location`, its file and its
-//! compression. A websocket's handshake takes that path as any request and leaves it with its 101, as a tunnel. Whatever happens, one line is
-//! logged, when the last byte has gone or the client has.
+//! compression. A websocket's handshake takes that path as any request and leaves it with its 101, as a tunnel. Whatever
+//! happens, one line is logged, when the last byte has gone or the client has.
 //!
 //! An error is one type, [`http::GatewayError`]: its status, whose doing it is and whether the request may be sent again.
 //! It becomes a page, and an event if an operator can act on it, in one place.
 //!
 //! # Threads
 //!
-//! Traffic runs on one thread a core, each with a runtime, a `SO_REUSEPORT` socket of every listener and a pool of
-//! connections of its own: nothing on the path of a request crosses threads. What is shared is shared on purpose: the
-//! queue and the counts of an [`upstream::Upstream`], the spool's space, the limit on connections, metrics. A
-//! configuration is read through one pointer ([`runtime::Current`]), once a request. One more runtime does what is not
-//! traffic (admin, places given on), one more thread writes the access log.
+//! Traffic runs on one thread a core (`workers` in the configuration, [`service::Worker`] in the code; all of them are in
+//! one process), each with a runtime, a `SO_REUSEPORT` socket of every listener and a pool of connections of its own:
+//! nothing on the path of a request crosses threads. What is shared is shared on purpose: the queue and the counts of an
+//! [`upstream::Upstream`], the spool's space, the limit on connections, metrics. A configuration is read through one
+//! pointer ([`runtime::Current`]), once a request. One more runtime does what is not traffic (admin, places given on), one
+//! more thread writes the access log, and the first one listens to the keeper.
 //!
 //! # Processes
 //!
 //! The *keeper* is the process that a service manager knows: it holds the listening sockets, reads the configuration, keys
-//! and logs' folders, and reads nothing from the network. A *worker* carries the traffic. The core is given sockets,
-//! secrets and open files and fetches none of them ([`keeper::Provisions`]); to the keeper a worker says words of sixteen
-//! bytes, in which it can name no path and no command. Before its first thread it shuts itself in (`process::sandbox`): an
-//! ordinary user without capabilities, whose memory nobody else reads; of the disk the spool, `files`, the time zone and,
-//! where an endpoint is a name, what resolving takes; of the system calls those of traffic. A call of an intruder ends it.
+//! and logs' folders, and reads nothing from the network. A *worker* is the process that carries the traffic, on all its
+//! threads; there is one, and beside it those before it that still end what they began. The gateway in it is given
+//! sockets, secrets and open files and fetches none of them ([`keeper::Provisions`]); to the keeper a worker says words of
+//! sixteen bytes, in which it can name no path and no command. Before its first thread it shuts itself in
+//! (`process::sandbox`): an ordinary user without capabilities, whose memory nobody else reads; of the disk the spool,
+//! `files`, the time zone and, where an endpoint is a name, what resolving takes; of the system calls those of traffic. A
+//! call of an intruder ends it.
 //!
 //! # The path of a reload
 //!
@@ -67,8 +70,9 @@
 //! ([`keeper::Provisions::gather_beside`]) → [`gateway::Gateway::apply`] in the worker: threads take new sockets, certificates
 //! and [`runtime::Runtime`] are swapped, listeners change their terms → what is gone is retired. An upstream keeps the
 //! endpoints, idle connections and queue that are the same ([`upstream::Upstream::succeeding`]); what has begun keeps the
-//! generation it began with, to its last byte. What is in the way of that (the number of threads, the user, a folder that
-//! the sandbox has no door to) takes a new worker, while the one before ends what it began. It all happened, or nothing did.
+//! generation it began with, to its last byte. What is in the way of that (the number of threads, the user, a folder or a
+//! name that the sandbox has no door to) takes a new worker, while the one before ends what it began. It all happened, or
+//! nothing did.
 //!
 //! # Nothing is lost
 //!

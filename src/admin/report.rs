@@ -1,4 +1,4 @@
-//! What the keeper tells about itself, for `/status`: the core knows nothing of it otherwise.
+//! What the keeper tells about itself, for `/status`: the gateway knows nothing of it otherwise.
 
 use std::time::SystemTime;
 

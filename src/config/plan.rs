@@ -2,7 +2,7 @@
 //!
 //! Everything here is plain data, compared with `==`; what changes by itself (health, requests in
 //! flight, certificates) lives elsewhere. No string in a [`Plan`] is looked up at request time
-//! and no path in it is opened by the core: see [`crate::keeper`].
+//! and no path in it is opened by the gateway: see [`crate::keeper`].
 
 use std::{
     collections::BTreeMap,

@@ -93,7 +93,7 @@ struct Thread {
     commands: UnboundedSender<Command>,
 }
 
-/// Why a plan was not put in force.
+/// Why a plan was not put in force, the first one or a later one.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("{at}: this certificate cannot be used")]
@@ -389,7 +389,7 @@ impl Gateway {
         self.listeners.iter().map(|open| open.address.clone()).collect()
     }
 
-    /// Runs `task` beside the traffic, on the runtime for everything that is not.
+    /// The runtime for everything that is not traffic.
     pub fn control(&self) -> &tokio::runtime::Runtime {
         &self.control
     }

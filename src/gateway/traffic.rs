@@ -1,4 +1,4 @@
-//! One core's traffic.
+//! The traffic of one thread.
 
 use std::{
     collections::HashMap,
@@ -84,7 +84,7 @@ pub(super) enum Bound {
 }
 
 impl Share {
-    /// One core's traffic, from its runtime's start to the end of its last connection or of the stop's deadline.
+    /// The traffic of this thread, from its runtime's start to the end of its last connection or of the stop's deadline.
     ///
     /// `_alive` is dropped at the end.
     pub(super) fn run(self, ready: &mpsc::Sender<io::Result<()>>, _alive: UnboundedSender<()>) {

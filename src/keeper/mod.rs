@@ -1,7 +1,8 @@
 //! What is privileged: binds, reads keys, opens logs, and hands all of it over.
 //!
-//! The core is given sockets, secrets and open files and never fetches them, so that whoever does can be another process
-//! that runs as root: [`crate::process`] has its loop. Nothing here reads from the network.
+//! The gateway is given sockets, secrets and open files and never fetches them, so that whoever does can be another
+//! process that runs as root. Here is what that process does with the system; when it does it is the business of its
+//! loop, `process::keeper`. Nothing here reads from the network.
 
 pub mod activation;
 pub(crate) mod folder;

@@ -1,4 +1,4 @@
-//! Where log lines go, opened for the core that writes them.
+//! Where log lines go, opened for the gateway that writes them.
 
 use std::{
     fs::{self, File, OpenOptions},

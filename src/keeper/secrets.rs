@@ -1,4 +1,4 @@
-//! Certificates and keys, read for the core.
+//! Certificates and keys, read for the gateway.
 
 use std::{io, path::PathBuf};
 

@@ -21,7 +21,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{activation::Inherited, folder, user::User};
 use crate::config::{AdminAddress, ListenAddress, ListenerPlan, Plan};
 
-/// The sockets of one listener, one for each traffic thread that there was to be when they were made: not blocking, closed on exec.
+/// The sockets of one listener: not blocking, closed on exec.
 #[derive(Debug)]
 pub struct BoundListener {
     /// As the plan has it.
@@ -31,12 +31,13 @@ pub struct BoundListener {
     pub sockets: BoundSockets,
 }
 
-/// At least as many descriptors as there are threads.
+/// As [`Sockets`] holds them, those that were made; as they are handed over, at least a descriptor for each thread.
 #[derive(Debug)]
 pub enum BoundSockets {
-    /// Each with a queue of its own; the kernel spreads connections over them (`SO_REUSEPORT`).
+    /// One for each traffic thread that there was to be when they were made, each with a queue of its own; the kernel
+    /// spreads connections over them (`SO_REUSEPORT`).
     Tcp(Vec<TcpListener>),
-    /// Descriptors of one socket with one queue.
+    /// One socket with one queue, however many descriptors of it.
     Unix(Vec<UnixListener>),
     /// Whoever they are for has them already.
     Kept,

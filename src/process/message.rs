@@ -137,7 +137,7 @@ impl Handover {
         )
     }
 
-    /// What was handed over, as the core takes it; opens the folders of `files` as the user that we are.
+    /// What was handed over, as the gateway takes it; opens the folders of `files` as the user that we are.
     pub(super) fn provisions(&mut self, descriptors: Vec<OwnedFd>) -> Result<Provisions, String> {
         let mut descriptors = descriptors.into_iter();
         let missing = || "fewer descriptors came than were announced".to_owned();

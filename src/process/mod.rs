@@ -9,6 +9,17 @@
 //! | `signals` | what the system tells the keeper |
 //!
 //! With `--single` the worker is a thread of the keeper: the same two sides and the same link, and nothing between them.
+//!
+//! Words that mean one thing here and may mean another elsewhere:
+//!
+//! - *keeper*: the process, `keeper::Keeper`; [`crate::keeper`] is what it does with the system.
+//! - *worker*: the process that carries the traffic: `worker` is what it does, `keeper::workers` what the keeper knows of
+//!   it. It has as many traffic threads as `workers` in the configuration says, each with a [`crate::service::Worker`].
+//! - *place*: the right to be inside an application ([`crate::upstream::Place`]); workers pass places on to each other.
+//! - *to leave*: to accept no more and to end what was begun (`Retire`, `State::Leaving`); what a program leaves to the
+//!   next one at an upgrade is its *inheritance*.
+//! - *to stop*: the end of all workers, with a deadline (`drain` in the configuration). `vestibule drain` stops after a
+//!   while in which `/ready` says that it will.
 
 mod history;
 mod keeper;

@@ -13,7 +13,8 @@ use crate::{
     upstream::Pool,
 };
 
-/// What the requests of one traffic thread share.
+/// What the requests of one traffic thread share. There are as many as `workers` in the configuration says; the process
+/// that is called a worker ([`crate::process`]) has all of them.
 pub struct Worker {
     current: Arc<Current>,
     /// The generation last seen; counted without atomics, as every request takes it.

@@ -28,7 +28,7 @@ pub struct CertificateMaterial {
 impl CertificateMaterial {
     /// Reads the files of `plan`, each at most 1 MiB.
     ///
-    /// For the privileged side and for `vestibule check`: the core never opens a key.
+    /// For the privileged side and for `vestibule check`: the gateway never opens a key.
     ///
     /// # Errors
     ///

@@ -38,8 +38,7 @@ pub(super) enum SandboxError {
 /// Gives up all that carrying traffic does not need, for this thread and those it begins.
 ///
 /// To be called before there is another thread. `user` is whom to become; `None` where we are not root and stay who we
-/// are. Answers what could not be given up, a sentence each for the operator. The signal at the death of the parent
-/// (`PR_SET_PDEATHSIG`), if one was set, is gone afterwards: the kernel forgets it when the user changes.
+/// are. Answers what could not be given up, a sentence each for the operator.
 ///
 /// # Errors
 ///
