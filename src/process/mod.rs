@@ -39,7 +39,7 @@ use std::{
 use tokio::task::LocalSet;
 
 pub(crate) use self::{keeper::Ended, signals::Signals};
-use self::{keeper::Keeper, worker::Place};
+use self::{keeper::Keeper, worker::RunsAs};
 use crate::{
     config::{self, ConfigError, Inspection, Plan, Source, Takes},
     keeper::{ProvisionFaults, user::UnknownUser},
@@ -125,7 +125,7 @@ pub(crate) fn work() -> Result<(), Box<dyn std::error::Error>> {
     let link = io::stdin().as_fd().try_clone_to_owned()?;
     // A name of its own in lists of processes, where the program is called after the link it was begun by.
     rustix::thread::set_name(c"vestibule").ok();
-    Ok(worker::run(link, Place::Process)?)
+    Ok(worker::run(link, RunsAs::Process)?)
 }
 
 fn run(keeper: impl Future<Output = Result<Ended, ServeError>>) -> Result<Ended, ServeError> {

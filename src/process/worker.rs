@@ -25,9 +25,9 @@ use crate::{
     gateway::{Gateway, News, StartError},
 };
 
-/// Where a worker is.
+/// What a worker runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum RunsAs {
     /// In a process of its own, in a sandbox.
     Process,
     /// In a thread of the keeper.
@@ -54,7 +54,7 @@ pub(super) enum WorkerError {
 /// # Errors
 ///
 /// It could not begin; the keeper sees the end of the link.
-pub(super) fn run(link: OwnedFd, place: Place) -> Result<(), WorkerError> {
+pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
     let link = {
@@ -62,9 +62,10 @@ pub(super) fn run(link: OwnedFd, place: Place) -> Result<(), WorkerError> {
         Rc::new(Link::over(link)?)
     };
     link.keep_room();
-    let _caught = match place {
-        Place::Process => Some(runtime.block_on(async { Signals::catch() })?),
-        Place::Thread => None,
+    // Caught and never asked for: what a signal means is the keeper's to say.
+    let _caught = match runs_as {
+        RunsAs::Process => Some(runtime.block_on(async { Signals::catch() })?),
+        RunsAs::Thread => None,
     };
     let (sender, mut messages) = unbounded_channel();
     local.spawn_local(receive(Rc::clone(&link), sender));
@@ -72,27 +73,26 @@ pub(super) fn run(link: OwnedFd, place: Place) -> Result<(), WorkerError> {
     let first = local.block_on(&runtime, messages.recv());
     let (mut handover, descriptors) = match first {
         Some((ToWorker::Start(handover), descriptors)) => (handover, descriptors),
-        Some(_) => return Err(WorkerError::Handover("the first message is not that".to_owned())),
+        Some(_) => return Err(WorkerError::Handover("it was not told first to start".to_owned())),
         // The keeper has gone before it had anything for us.
         None => return Ok(()),
     };
-    let weaknesses = match place {
-        Place::Process => sandbox::enter(handover.user.as_ref(), &handover.plan)?,
-        Place::Thread => Vec::new(),
+    let weaknesses = match runs_as {
+        RunsAs::Process => sandbox::enter(handover.user.as_ref(), &handover.plan)?,
+        RunsAs::Thread => Vec::new(),
     };
     let provisions = handover.provisions(descriptors).map_err(WorkerError::Handover)?;
     let Handover { generation, plan, held, tickets, .. } = *handover;
     let drain = plan.drain;
-    let (orders, ordered) = unbounded_channel();
+    let (orders, mut ordered) = unbounded_channel();
     let gateway = Gateway::start_beside(plan, provisions, generation, &tickets, Some(orders), &held)?;
 
-    let (news, told) = unbounded_channel();
+    let (news, mut told) = unbounded_channel();
     let mut worker =
         Worker { gateway, news, weaknesses, waiting: HashMap::new(), next_order: 0, drain, orphaned: false };
     let say = |word| local.block_on(&runtime, link.say(word));
     // Nobody hears it where the keeper has gone; that comes to be known by the next message.
     drop(say(Word::Ready));
-    let (mut ordered, mut told) = (ordered, told);
     loop {
         let step = local.block_on(&runtime, worker.next(&mut messages, &mut ordered, &mut told));
         let word = match step {
@@ -142,6 +142,7 @@ async fn receive(link: Rc<Link>, messages: UnboundedSender<Message>) {
     }
 }
 
+/// A gateway, and who is to hear what of it.
 struct Worker {
     gateway: Gateway,
     news: UnboundedSender<News>,

@@ -46,7 +46,7 @@ use super::{
     message::{Handover, ToWorker, Word},
     signals::{Signal, Signals},
     watch::Watcher,
-    worker::Place,
+    worker::RunsAs,
 };
 use crate::{
     admin::{Order, Outcome, Refusal, Report},
@@ -416,8 +416,8 @@ impl Keeper {
         let id = self.next_worker;
         let (handover, descriptors) =
             Handover::new(generation, plan, provisions, self.user.clone(), held, self.tickets.clone());
-        let place = if self.options.single { Place::Thread } else { Place::Process };
-        let worker = Worker::begin(id, place, handover, descriptors, &self.deeds_sender)?;
+        let runs_as = if self.options.single { RunsAs::Thread } else { RunsAs::Process };
+        let worker = Worker::begin(id, runs_as, handover, descriptors, &self.deeds_sender)?;
         tracing::debug!(pid = worker.pid().as_raw_pid(), "a worker is begun");
         self.workers.push(worker);
         Ok(id)

@@ -29,7 +29,7 @@ use tokio::{
 use super::super::{
     link::Link,
     message::{Handover, NoWord, ToWorker, Word, borrowed},
-    worker::{self, Place},
+    worker::{self, RunsAs},
 };
 use crate::{
     admin::{WorkerReport, timestamp},
@@ -106,17 +106,17 @@ impl Worker {
     /// Begins one; it is told `handover` first and says [`Word::Ready`] when it accepts connections.
     pub(super) fn begin(
         id: WorkerId,
-        place: Place,
+        runs_as: RunsAs,
         handover: Handover,
         descriptors: Vec<OwnedFd>,
         deeds: &Sender<(WorkerId, Deed)>,
     ) -> io::Result<Self> {
         let (link, theirs) = Link::pair()?;
-        let process = match place {
-            Place::Process => Some(spawn(theirs)?),
-            Place::Thread => {
+        let process = match runs_as {
+            RunsAs::Process => Some(spawn(theirs)?),
+            RunsAs::Thread => {
                 let run = move || {
-                    if let Err(error) = worker::run(theirs, Place::Thread) {
+                    if let Err(error) = worker::run(theirs, RunsAs::Thread) {
                         tracing::error!(error = &error as &dyn std::error::Error, "the traffic cannot begin");
                     }
                 };
