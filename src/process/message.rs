@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    admin::{Outcome, Report},
+    admin::{LONGEST_WAIT, Outcome, Report},
     config::{ListenAddress, ListenerPlan, LogSink, Plan},
     files::{Denied, Roots},
     keeper::{
@@ -276,8 +276,10 @@ impl Word {
             3 => Self::Failed,
             4 => Self::Reload { id, dry_run: argument == 1 },
             5 => Self::Rollback { id, steps: small()? },
-            6 if argument <= LONGEST_WAIT_MS => Self::Drain { id, wait: Duration::from_millis(argument) },
-            6 => return Err(NoWord::Argument),
+            6 => match Duration::from_millis(argument) {
+                wait if wait <= LONGEST_WAIT => Self::Drain { id, wait },
+                _ => return Err(NoWord::Argument),
+            },
             7 => Self::Upgrade { id },
             8 => Self::Place { upstream: id, count: small()? },
             9 => Self::Want { upstream: id },
@@ -289,9 +291,6 @@ impl Word {
         if word.encode() == *bytes { Ok(word) } else { Err(NoWord::Argument) }
     }
 }
-
-/// The longest wait of a drain, in milliseconds.
-const LONGEST_WAIT_MS: u64 = 3_600_000;
 
 /// The descriptors of `owned`, to be sent.
 pub(super) fn borrowed(owned: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
