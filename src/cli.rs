@@ -29,8 +29,8 @@ pub fn main() -> ExitCode {
     // clap ends a bad command line with its own message and 2.
     match Command::parse().verb {
         Verb::Serve { options, serve: how } => with_source(&options, |source| serve(source, how)),
-        Verb::Worker => started(process::work()),
-        Verb::Demo => started(demo::run()),
+        Verb::Worker => exit_code(process::work()),
+        Verb::Demo => exit_code(demo::run()),
         Verb::Status(options) => with_source(&options, status),
         Verb::Reload { options, dry_run: true } => with_source(&options, rehearse),
         Verb::Reload { options, dry_run: false } => {
@@ -119,7 +119,8 @@ struct ServeOptions {
     /// Write the process id here; it never changes, whatever is reloaded or upgraded.
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
-    /// For an upgrade: with a number, say whether this program reads what is left in that form.
+    /// For an upgrade: with a number, say whether this program reads what is left in that form; without one (0, which is
+    /// no form), take over what is left at standard input.
     #[arg(long, value_name = "FORM", hide = true, num_args = 0..=1, default_missing_value = "0")]
     takeover: Option<u32>,
 }
@@ -164,8 +165,8 @@ fn serve(source: &Source, how: ServeOptions) -> ExitCode {
     let ended = match how.takeover {
         None => process::serve(source, options),
         Some(0) => process::take_over(source, options),
-        Some(format) => {
-            return match process::would_take_over(&source, format) {
+        Some(form) => {
+            return match process::would_take_over(&source, form) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => failed(&error),
             };
@@ -203,7 +204,8 @@ fn explain(source: &Source, outer: Option<Outer>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn started(ended: Result<(), Box<dyn Error>>) -> ExitCode {
+/// The exit code of what has come to its end, or could not begin.
+fn exit_code(ended: Result<(), Box<dyn Error>>) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

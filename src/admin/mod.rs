@@ -31,7 +31,7 @@ use tokio::{
 use tracing::debug;
 
 pub use observer::Observer;
-pub use order::{LONGEST_WAIT, Order, Orders, Outcome, WAIT};
+pub use order::{LONGEST_WAIT, Order, Orders, Outcome};
 pub use report::{Applied, Refusal, Report, WorkerReport};
 pub use status::{
     CertificateStatus, EndpointStatus, GenerationStatus, ListenerStatus, Status, UpstreamStatus, render_status,

@@ -67,7 +67,7 @@ impl Order {
 }
 
 /// How long a drain says "not ready" before it stops, unless it is told: three probes of most load balancers.
-pub const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(10);
 /// The longest wait of a drain.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
 

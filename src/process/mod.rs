@@ -92,10 +92,10 @@ pub(crate) fn take_over(source: Source, options: Options) -> Result<Ended, Serve
     run(async { Ok(Keeper::take_over(source, options).await?.run().await) })
 }
 
-/// Says whether this program could take over from one that leaves things in `format`.
-pub(crate) fn would_take_over(source: &Source, format: u32) -> Result<(), ServeError> {
-    if format != keeper::FORMAT {
-        let said = format!("they are of form {format}, and this program reads form {}", keeper::FORMAT);
+/// Says whether this program could take over from one that leaves things in this `form`.
+pub(crate) fn would_take_over(source: &Source, form: u32) -> Result<(), ServeError> {
+    if form != keeper::FORM {
+        let said = format!("it is of form {form}, and this program reads form {}; restart instead", keeper::FORM);
         return Err(ServeError::Inheritance(said));
     }
     // As it is on the disk: the next reload is to succeed, too.

@@ -34,7 +34,7 @@ use tokio::{
 pub(crate) use self::stop::Ended;
 pub(super) use self::{
     change::rehearsal,
-    upgrade::{FORMAT, TAKES_OVER},
+    upgrade::{FORM, TAKES_OVER},
 };
 use self::{
     service_manager::ServiceManager,

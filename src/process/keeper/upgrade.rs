@@ -40,8 +40,8 @@ use crate::{
     tls::TicketKeys,
 };
 
-/// The form of [`Inheritance`]: a program says before it takes over which ones it reads.
-pub(in super::super) const FORMAT: u32 = 1;
+/// The form of [`Inheritance`]: a program says before it takes over whether it reads it.
+pub(in super::super) const FORM: u32 = 1;
 
 /// What one program leaves to the next; descriptors come in the order of the fields.
 #[derive(Serialize, Deserialize)]
@@ -101,7 +101,7 @@ impl Keeper {
         Err(format!("cannot hand over to {}: {error}", program.display()))
     }
 
-    /// Asks `program` whether it could take over: whether it runs, reads the configuration, and knows [`FORMAT`].
+    /// Asks `program` whether it could take over: whether it runs, reads the configuration, and knows [`FORM`].
     async fn try_out(&mut self, program: &Path) -> Result<(), String> {
         let cannot = |why: &str| format!("{} cannot take over: {why}", program.display());
         if rustix::process::geteuid().is_root()
@@ -112,7 +112,7 @@ impl Keeper {
         let answer = tokio::process::Command::new(program)
             .args(&self.arguments)
             .arg("--takeover")
-            .arg(FORMAT.to_string())
+            .arg(FORM.to_string())
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
@@ -196,7 +196,7 @@ impl Keeper {
         };
         let outcome = match returned {
             // The other program's doing; the workers of this one serve still.
-            Some(why) => keeper.gather().and(Err(why)),
+            Some(why) => keeper.provide().and(Err(why)),
             None => keeper.succeed().await,
         };
         if let Err(why) = &outcome {
@@ -243,6 +243,7 @@ impl Keeper {
         Ok(keeper)
     }
 
+    /// Goes on with a worker of before, whose link is the next of `descriptors`.
     fn adopt(&mut self, left: LeftWorker, descriptors: &mut impl Iterator<Item = OwnedFd>) -> io::Result<()> {
         let missing = || io::Error::other("fewer descriptors were left than workers");
         let process = Pid::from_raw(left.pid).ok_or_else(missing)?;
@@ -256,11 +257,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Takes note of what is open for the plan in force.
-    fn gather(&mut self) -> Result<(), String> {
-        self.provide().map(drop)
-    }
-
+    /// Opens what the plan in force asks for, and takes note of it.
     fn provide(&mut self) -> Result<Provisions, String> {
         let gathered = Provisions::gather_beside(&self.plan, &mut self.sockets, None, self.user.as_ref());
         let provisions = gathered.map_err(|faults| faults.to_string())?;
