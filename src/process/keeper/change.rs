@@ -1,6 +1,6 @@
 //! Another configuration: read, refused or put in force, remembered, gone back to.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, time::SystemTime};
 
 use tokio::time::Instant;
 
@@ -10,13 +10,13 @@ use super::{
         message::{Handover, ToWorker, Word},
         sandbox,
     },
-    Deed, Keeper, Missed, START, State, WorkerId, digest, now,
+    Deed, Keeper, Missed, START, STOPPING, State, WorkerId, digest,
     places::places,
     watched, worker_user,
     workers::sink,
 };
 use crate::{
-    admin::{Outcome, Refusal},
+    admin::{Outcome, Refusal, timestamp},
     config::{self, ConfigError, Plan, Takes},
     keeper::{Provisions, user::User},
 };
@@ -97,6 +97,7 @@ impl Keeper {
         let user = candidate.user.clone();
         let applied = match candidate.takes.clone() {
             Takes::Effect => self.apply(generation, candidate).await,
+            // What takes a restart was no candidate.
             Takes::NewWorker(why) | Takes::Restart(why) => {
                 tracing::info!("a new worker takes over: {}", why.join("; "));
                 self.replace_worker(generation, candidate).await
@@ -140,6 +141,7 @@ impl Keeper {
         Ok(Candidate { plan, user, provisions, takes })
     }
 
+    /// What it takes to serve `plan`: of the plan in force, and of the worker that there is.
     fn takes(&self, plan: &Plan) -> Takes {
         let single = self.options.single;
         let takes = config::takes(&self.plan, plan, single);
@@ -179,7 +181,7 @@ impl Keeper {
         };
         let applied = match self.until(Instant::now() + START, answered).await {
             Ok(applied) => applied,
-            Err(Missed::Stopping) => Err("told to stop".to_owned()),
+            Err(Missed::Stopping) => Err(STOPPING.to_owned()),
             Err(Missed::Late) => {
                 // It may yet put it in force; nobody would know which one it serves.
                 if let Some(worker) = self.worker(serving) {
@@ -252,7 +254,7 @@ impl Keeper {
             tracing::error!("{fault}");
         }
         let said = faults.join("\n");
-        self.refused = Some(Refusal { at: now(), cause: cause.to_owned(), faults });
+        self.refused = Some(Refusal { at: timestamp(SystemTime::now()), cause: cause.to_owned(), faults });
         self.report();
         Err(said)
     }

@@ -23,7 +23,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     pin::pin,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::{
@@ -116,6 +116,7 @@ enum Event {
     Signal(Signal),
     /// Files of the configuration are not what they were.
     Changed(Vec<PathBuf>),
+    /// The worker that it came by and the number that its outcome is to go to there.
     Order(WorkerId, u32, Order),
     Deed(WorkerId, Deed),
     /// Something is due.
@@ -252,7 +253,7 @@ impl Keeper {
         tokio::select! {
             biased;
             signal = self.signals.next() => Event::Signal(signal),
-            Some((worker, deed)) = self.deeds.recv() => order(worker, deed),
+            Some((worker, deed)) = self.deeds.recv() => event(worker, deed),
             Some(files) = self.changes.recv() => Event::Changed(files),
             () = sleep_until(due.unwrap_or(self.next_look)) => Event::Time,
         }
@@ -433,7 +434,7 @@ impl Keeper {
         match self.until(Instant::now() + START, ready).await {
             Ok(ready) => ready,
             Err(Missed::Late) => Err(format!("it did not accept connections within {START:?}")),
-            Err(Missed::Stopping) => Err("told to stop".to_owned()),
+            Err(Missed::Stopping) => Err(STOPPING.to_owned()),
         }
     }
 
@@ -560,7 +561,7 @@ impl Keeper {
 }
 
 /// An order is told apart from what else a worker says.
-fn order(worker: WorkerId, deed: Deed) -> Event {
+fn event(worker: WorkerId, deed: Deed) -> Event {
     let (id, order) = match deed {
         Deed::Said(Word::Reload { id, dry_run }) => (id, Order::Reload { dry_run }),
         Deed::Said(Word::Rollback { id, steps }) => (id, Order::Rollback { steps }),
@@ -611,11 +612,8 @@ fn digest(provisions: &Provisions) -> Digest {
     digest
 }
 
-/// When `time` was, by the clock on the wall.
-fn now() -> String {
-    crate::admin::timestamp(SystemTime::now())
-}
-
+/// To whoever asked for something that a stop came before.
+const STOPPING: &str = "vestibule was told to stop before it was done";
 /// What workers have done and we have not looked at; beyond it they wait.
 const DEEDS: usize = 64;
 /// Refused messages that are told one by one.

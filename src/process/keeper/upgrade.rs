@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::{
     super::{Options, ServeError, history::History, inspections, link::Link, message::borrowed},
-    Keeper, Missed, State, WorkerId, digest, watched,
+    Keeper, Missed, STOPPING, State, WorkerId, digest, watched,
     workers::{OURSELVES, Worker, sink},
 };
 use crate::{
@@ -120,7 +120,7 @@ impl Keeper {
         let answer = match answer {
             Ok(answer) => answer.map_err(|error| cannot(&error.to_string()))?,
             Err(Missed::Late) => return Err(cannot(&format!("it says nothing within {TRIAL:?}"))),
-            Err(Missed::Stopping) => return Err("told to stop".to_owned()),
+            Err(Missed::Stopping) => return Err(STOPPING.to_owned()),
         };
         let said = String::from_utf8_lossy(&answer.stderr);
         match answer.status.code() {
