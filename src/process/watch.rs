@@ -64,7 +64,7 @@ impl Watcher {
     }
 
     /// Watches exactly `files` from now on. What they are now is what later is compared with, but for files that were
-    /// watched before: what has happened to them since the last [`Self::look`] is not lost.
+    /// watched before: what has happened to them since the last [`Self::take_for_known`] is not lost.
     pub(super) fn watch(&mut self, files: Vec<PathBuf>) {
         self.files = files;
         self.tell(Message::Watch(self.seen()));
@@ -72,7 +72,7 @@ impl Watcher {
 
     /// Takes what the files are now for known: to be called before they are read for another reason than a change that
     /// was told.
-    pub(super) fn look(&mut self) {
+    pub(super) fn take_for_known(&mut self) {
         self.tell(Message::Known(self.seen()));
     }
 
@@ -189,7 +189,7 @@ fn add_way(file: &Path, way: &mut BTreeSet<Step>) {
     }
 }
 
-/// The thread's side.
+/// The thread of a [`Watcher`].
 struct Watch {
     changes: UnboundedSender<Vec<PathBuf>>,
     listen: Listen,
@@ -666,7 +666,7 @@ mod tests {
         let mut files = Watched::new(two_files, &["a", "b"]);
 
         files.write("a", "2");
-        files.watcher.look();
+        files.watcher.take_for_known();
         // Read here, and then:
         files.write("b", "2");
         files.watch(&["a", "b"]);

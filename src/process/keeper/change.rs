@@ -33,7 +33,7 @@ impl Keeper {
     /// Reads the configuration anew and puts it in force, unless it is as it was; answers in words what came of it.
     pub(super) async fn reload(&mut self, cause: &str) -> Outcome {
         // What is read now is no change that is still to come.
-        self.watcher.look();
+        self.watcher.take_for_known();
         let text = match config::text(&self.source) {
             Ok(text) => text,
             Err(error) => return self.refuse(cause, faults(&error)),
