@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::support::{
-    Backend, PATIENCE, Peer, body, read_request,
+    Backend, PATIENCE, Peer, body, ok, read_request,
     served::{self, Served},
     status, wait_for,
 };
@@ -23,10 +23,6 @@ fn start(backend: SocketAddr, more: &str) -> Served {
          upstreams: {{ app: {{ endpoints: ['{backend}'] }} }}\n\
          routes: [{{ prefix: /, upstream: app }}]\n{more}"
     ))
-}
-
-fn ok() -> Backend {
-    Backend::replying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 }
 
 #[test]

@@ -1,32 +1,21 @@
 //! How it ends: for load balancers, requests, streams and websockets.
 
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     time::{Duration, Instant},
 };
 
-use tokio_tungstenite::tungstenite::{self, Message, WebSocket, protocol::frame::coding::CloseCode};
+use tokio_tungstenite::tungstenite::{Message, WebSocket, protocol::frame::coding::CloseCode};
 
 use crate::{
     queue::Held,
     support::{
-        Backend, clients, connect,
+        clients, connect, ok,
         served::{Served, folder, signal},
-        status, wait_for,
+        status, to, wait_for,
     },
-    websockets::Echo,
+    websockets::{Echo, websocket},
 };
-
-fn to(backend: SocketAddr, keys: &str) -> String {
-    format!(
-        "listeners: [{{ address: '127.0.0.1:0' }}]\nupstreams: {{ app: {{ endpoints: ['{backend}'] }} }}\n\
-         routes: [{{ prefix: /, upstream: app }}]\n{keys}\n"
-    )
-}
-
-fn websocket(address: SocketAddr) -> WebSocket<TcpStream> {
-    tungstenite::client(format!("ws://localhost:{}/ws", address.port()), connect(address)).unwrap().0
-}
 
 /// The code of the Close frame that comes next.
 fn close_code(socket: &mut WebSocket<TcpStream>) -> Option<CloseCode> {
@@ -38,7 +27,7 @@ fn close_code(socket: &mut WebSocket<TcpStream>) -> Option<CloseCode> {
 
 #[test]
 fn a_drain_says_not_ready_serves_on_and_stops_when_the_load_balancer_has_looked() {
-    let backend = Backend::replying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let backend = ok();
     let mut served = Served::start(&to(backend.address, ""));
     let address = served.address(0);
     assert_eq!(status(&served.get("admin.sock", "/ready")), 200);

@@ -25,22 +25,11 @@ use rustix::{
 use crate::{
     queue::Held,
     support::{
-        Backend, clients, connect, header, read_response,
+        Backend, clients, connect, header, ok, read_response,
         served::{Served, folder, signal},
-        status, wait_for,
+        status, to, wait_for,
     },
 };
-
-fn ok() -> Backend {
-    Backend::replying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-}
-
-fn to(backend: SocketAddr, keys: &str) -> String {
-    format!(
-        "listeners: [{{ address: '127.0.0.1:0' }}]\nupstreams: {{ app: {{ endpoints: ['{backend}'] }} }}\n\
-         routes: [{{ prefix: /, upstream: app }}]\n{keys}\n"
-    )
-}
 
 /// Tests of what root gives up need root, as CI has.
 fn is_root() -> bool {

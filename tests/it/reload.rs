@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
+use tokio_tungstenite::tungstenite::{Message, WebSocket};
 
 use crate::{
     queue::Held,
@@ -16,21 +16,13 @@ use crate::{
         clients::{self, block_on},
         connect, read_head, read_response,
         served::Served,
-        status, wait_for,
+        status, to, wait_for,
     },
-    websockets::Echo,
+    websockets::{Echo, websocket},
 };
 
 fn saying(what: &str) -> Backend {
     Backend::replying(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{what}", what.len()))
-}
-
-/// One listener and a route to `backend`, with `keys` at the top level.
-fn to(backend: SocketAddr, keys: &str) -> String {
-    format!(
-        "listeners: [{{ address: '127.0.0.1:0' }}]\nupstreams: {{ app: {{ endpoints: ['{backend}'] }} }}\n\
-         routes: [{{ prefix: /, upstream: app }}]\n{keys}\n"
-    )
 }
 
 fn free_port() -> SocketAddr {
@@ -274,10 +266,6 @@ fn an_upstream_that_has_not_changed_keeps_its_connections_and_whoever_waits_for_
         assert_eq!(status(&asked.join().unwrap()), 200);
     }
     assert_eq!(held.backend.connections(), 1, "one connection served both generations");
-}
-
-fn websocket(address: SocketAddr) -> WebSocket<TcpStream> {
-    tungstenite::client(format!("ws://localhost:{}/ws", address.port()), connect(address)).unwrap().0
 }
 
 fn echoes(socket: &mut WebSocket<TcpStream>, text: &str) {

@@ -13,12 +13,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::support::{
     Backend, TestGateway,
     clients::{self, block_on, certificate, client, run, tls, tls_connect},
-    connect, header, program, proxying, raw, status, wait_for,
+    connect, header, ok, program, proxying, raw, status, wait_for,
 };
-
-fn ok() -> Backend {
-    Backend::replying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-}
 
 /// A TLS listener before `backend`, with what else the configuration says.
 fn start(folder: tempfile::TempDir, backend: &Backend, more: &str) -> TestGateway {

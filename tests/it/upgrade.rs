@@ -3,35 +3,24 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
     thread,
 };
 
-use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
     queue::Held,
     support::{
-        Backend, clients, connect, read_response,
+        clients, connect, ok, read_response,
         served::{Served, folder, signal},
-        status, wait_for,
+        status, to, wait_for,
     },
-    websockets::Echo,
+    websockets::{Echo, websocket},
 };
-
-fn to(backend: SocketAddr, keys: &str) -> String {
-    format!(
-        "listeners: [{{ address: '127.0.0.1:0' }}]\nupstreams: {{ app: {{ endpoints: ['{backend}'] }} }}\n\
-         routes: [{{ prefix: /, upstream: app }}]\n{keys}\n"
-    )
-}
-
-fn ok() -> Backend {
-    Backend::replying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-}
 
 /// Serves `configuration` from a program file of its own, which can be exchanged.
 fn installed(configuration: &str) -> Served {
@@ -138,8 +127,7 @@ fn requests_and_websockets_that_have_begun_come_to_their_end_in_the_worker_of_be
         held.backend.address, echo.backend.address
     ));
     let address = served.address(0);
-    let mut socket: WebSocket<TcpStream> =
-        tungstenite::client(format!("ws://localhost:{}/ws", address.port()), connect(address)).unwrap().0;
+    let mut socket = websocket(address);
     let asked = thread::spawn(move || again(&mut connect(address)));
     held.next();
 

@@ -25,6 +25,11 @@ use crate::support::{
     connect, header, proxying, read_head, read_request, status, wait_for,
 };
 
+/// An open websocket through the gateway at `address`.
+pub(crate) fn websocket(address: SocketAddr) -> tungstenite::WebSocket<TcpStream> {
+    tungstenite::client(format!("ws://localhost:{}/ws", address.port()), connect(address)).unwrap().0
+}
+
 /// A tungstenite server that sends every message back, and keeps the heads of its handshakes.
 pub(crate) struct Echo {
     pub(crate) backend: Backend,

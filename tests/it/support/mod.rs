@@ -118,6 +118,14 @@ pub(crate) fn proxying(backend: SocketAddr, upstream: &str, route: &str) -> Stri
     )
 }
 
+/// One listener and a route to `backend`, with `keys` at the top level.
+pub(crate) fn to(backend: SocketAddr, keys: &str) -> String {
+    format!(
+        "listeners: [{{ address: '127.0.0.1:0' }}]\nupstreams: {{ app: {{ endpoints: ['{backend}'] }} }}\n\
+         routes: [{{ prefix: /, upstream: app }}]\n{keys}\n"
+    )
+}
+
 /// A server that gives each connection to a function of the test's, in a thread of its own.
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
@@ -180,6 +188,11 @@ impl Drop for Backend {
         self.stopped.store(true, Ordering::Relaxed);
         drop(TcpStream::connect(self.address));
     }
+}
+
+/// A backend that has nothing more to say.
+pub(crate) fn ok() -> Backend {
+    Backend::replying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 }
 
 /// Reads one request: its head, and as much body as its `Content-Length` or its chunks say. `None` at the end.
