@@ -10,19 +10,19 @@ use super::{error::Problem, plan::Plan};
 
 /// Files of a configuration that root must not obey; none where we are not root.
 pub fn untrusted_sources(plan: &Plan) -> Vec<Problem> {
-    if !rustix::process::geteuid().is_root() {
-        return Vec::new();
-    }
     let problem = |problem| Problem { at: String::new(), problem };
     plan.sources.iter().filter_map(|file| untrusted(file)).map(problem).collect()
 }
 
-/// Why root must not obey `file`: somebody else could change it, or what leads to it.
+/// Why root must not obey `file`: somebody else could change it, or what leads to it. `None` where we are not root.
 ///
 /// Looks at the file, every folder above it, and the same for whatever a symbolic link on the way names. A sticky folder
 /// such as `/tmp` is no fault where what is taken from it belongs to root. A file that is not there is for others to
 /// report.
 pub fn untrusted(file: &Path) -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
     let mut seen = 0;
     let absolute = std::path::absolute(file).ok()?;
     untrusted_way(&absolute, 0o022, &mut seen)

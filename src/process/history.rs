@@ -160,7 +160,7 @@ impl History {
     }
 
     fn write(&self) -> io::Result<()> {
-        if let Some(why) = objection(&self.file()) {
+        if let Some(why) = untrusted(&self.file()) {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
         let folder = folder::private(&self.storage, FOLDER)?;
@@ -205,7 +205,7 @@ enum Unusable {
 }
 
 fn read(file: &Path) -> Result<Vec<Entry>, Unusable> {
-    if let Some(why) = objection(file) {
+    if let Some(why) = untrusted(file) {
         return Err(Unusable::Untrusted(why));
     }
     let mut bytes = Vec::new();
@@ -218,11 +218,6 @@ fn read(file: &Path) -> Result<Vec<Entry>, Unusable> {
     entries.truncate(MOST);
     let descending = entries.is_sorted_by(|younger, older| younger.number > older.number);
     if descending && entries.iter().all(|entry| entry.number < u64::MAX) { Ok(entries) } else { Err(Unusable::Order) }
-}
-
-/// Why root must neither obey nor write `file`.
-fn objection(file: &Path) -> Option<String> {
-    rustix::process::geteuid().is_root().then(|| untrusted(file)).flatten()
 }
 
 /// Configurations that are kept; the text of each is bounded where it is read.
