@@ -17,6 +17,7 @@ use crate::{
     admin::{self, Order},
     config::{self, AdminAddress, ConfigError, Outer, Source},
     demo,
+    keeper::user,
     process::{self, Ended, ServeError},
     telemetry::{access_log, chain, events},
     tls,
@@ -147,7 +148,7 @@ Environment:
 
 /// What `check` holds a configuration against beyond its own text.
 const INSPECTIONS: &[config::Inspection] =
-    &[config::untrusted_sources, access_log::faults, config::unusable_folders, tls::check];
+    &[config::untrusted_sources, user::unusable, access_log::faults, config::unusable_folders, tls::check];
 
 /// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
 const REFUSED: u8 = 78;

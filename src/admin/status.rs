@@ -178,6 +178,14 @@ fn render_processes(status: &Status, text: &mut String) -> fmt::Result {
             writeln!(text, "  weaker than it could be: {weakness}")?;
         }
     }
+    if !processes.history.is_empty() {
+        writeln!(text, "\nconfigurations, for `vestibule rollback`")?;
+        let rows = processes.history.iter().zip(0..).map(|(applied, steps): (_, u32)| {
+            let steps = if steps == 0 { "in force".to_owned() } else { steps.to_string() };
+            [steps, applied.at.clone(), applied.cause.clone()]
+        });
+        table(rows.collect(), text)?;
+    }
     if let [before @ .., _] = &status.generations[..]
         && !before.is_empty()
     {
@@ -228,7 +236,7 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::{
-        super::{Refusal, WorkerReport},
+        super::{Applied, Refusal, WorkerReport},
         *,
     };
 
@@ -295,7 +303,14 @@ mod tests {
                     WorkerReport { pid: 11, started: "2026-11-22T21:29:31Z".to_owned(), accepts: false },
                 ],
                 crashes: 1,
-                history: Vec::new(),
+                history: vec![
+                    Applied {
+                        generation: 4,
+                        at: "2026-11-23T09:00:00Z".to_owned(),
+                        cause: "`vestibule reload`".to_owned(),
+                    },
+                    Applied { generation: 3, at: "2026-11-22T21:29:31Z".to_owned(), cause: "start".to_owned() },
+                ],
                 refused: Some(Refusal {
                     at: "2026-11-23T10:00:00Z".to_owned(),
                     cause: "SIGHUP".to_owned(),
@@ -317,6 +332,10 @@ processes
   12  worker                      since 2026-11-22T21:30:00Z
   11  worker, ends what it began  since 2026-11-22T21:29:31Z
   weaker than it could be: the kernel has no landlock
+
+configurations, for `vestibule rollback`
+  in force  2026-11-23T09:00:00Z  `vestibule reload`
+  1         2026-11-22T21:29:31Z  start
 
 configurations before this one, for what began under them
   3  1h 6m old  1 request or websocket

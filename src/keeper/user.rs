@@ -3,6 +3,8 @@
 use rustix::fs::{Gid, Mode, RawMode, Uid};
 use serde::{Deserialize, Serialize};
 
+use crate::config::{Plan, Problem};
+
 /// A user of this machine, with its groups.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
@@ -21,6 +23,30 @@ pub struct User {
 )]
 pub struct UnknownUser {
     pub name: String,
+}
+
+/// What of `plan` its `user` cannot be or do, where we are root and that user is to carry the traffic.
+pub fn unusable(plan: &Plan) -> Vec<Problem> {
+    if !rustix::process::geteuid().is_root() {
+        return Vec::new();
+    }
+    let user = match User::find(&plan.user) {
+        Ok(user) => user,
+        Err(unknown) => {
+            let problem = unknown.to_string().trim_start_matches("user: ").to_owned();
+            return vec![Problem { at: "user".to_owned(), problem }];
+        }
+    };
+    let mut problems = Vec::new();
+    if let Ok(found) = rustix::fs::stat(&plan.spool.path)
+        && !user.may_write(found.st_uid, found.st_gid, found.st_mode)
+    {
+        let folder = plan.spool.path.display();
+        let problem =
+            format!("the user {} (`user`) cannot write in {folder}; `chown {} {folder}`", user.name, user.name);
+        problems.push(Problem { at: "spool.path".to_owned(), problem });
+    }
+    problems
 }
 
 impl User {

@@ -32,13 +32,13 @@ fn without_descriptors_a_listener_says_so_once_pauses_and_goes_on() {
     let told = || fs::read_to_string(&events).unwrap();
     wait_for("the gateway to listen", || told().contains("listening"));
 
-    let worker = || crate::support::served::children(served.id());
+    let worker = || served::children(served.id());
     let before = worker();
     // More than there are descriptors for: the rest wait in the kernel.
     let held: Vec<TcpStream> = (0..200).map(|_| connect(free)).collect();
     wait_for("the refusal to be told", || told().contains("cannot accept connections"));
     // The keeper has a word for it all the same: what it hands over has room kept for it.
-    crate::support::served::signal("USR1", served.id());
+    served::signal("USR1", served.id());
     wait_for("the log to be reopened", || told().contains("access log reopened"));
     drop(held);
     let mut client = connect(free);

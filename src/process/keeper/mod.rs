@@ -23,7 +23,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     pin::pin,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
