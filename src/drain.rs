@@ -149,6 +149,11 @@ impl Drain {
         self.shared.unready.store(true, Ordering::Relaxed);
     }
 
+    /// Whether a load balancer should look elsewhere; not where another process serves on in our place.
+    pub fn is_closing(&self) -> bool {
+        self.shared.unready.load(Ordering::Relaxed) || self.stopping.is_cancelled()
+    }
+
     pub fn is_unready(&self) -> bool {
         self.shared.unready.load(Ordering::Relaxed) || self.is_on()
     }

@@ -142,7 +142,8 @@ keys! {
     /// The health page of an upstream.
     struct Health {
         /// The path as the browser sees it, prefix included; answered for every host, never redirected to `host`.
-        /// A listener with `redirect: https` redirects it like everything else. `null`: none.
+        /// A listener with `redirect: https` redirects it like everything else. During a drain it is answered 503, so that a
+        /// load balancer looks elsewhere. `null`: none.
         path: Option<PagePath> = "null",
     }
     not_yet ["interval"]

@@ -112,6 +112,10 @@ async fn respond(
     if let Some(host) = redirected_host(&runtime, connection, &origin, &path, upgrade) {
         return Ok(Reached::Response(answer::redirect_to_host(host, origin.port, target)));
     }
+    // Before the application is asked, which is well: a load balancer that looks here is to look elsewhere.
+    if worker.drain.is_closing() && runtime.is_health_path(path.raw()) {
+        return Err(GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, "draining: about to stop"));
+    }
     let Some(found) = runtime.routes.find(origin.host.host(), &path) else {
         return Err(GatewayError::downstream(StatusCode::NOT_FOUND, "no route for this path"));
     };

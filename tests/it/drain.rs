@@ -28,9 +28,14 @@ fn close_code(socket: &mut WebSocket<TcpStream>) -> Option<CloseCode> {
 #[test]
 fn a_drain_says_not_ready_serves_on_and_stops_when_the_load_balancer_has_looked() {
     let backend = ok();
-    let mut served = Served::start(&to(backend.address, ""));
+    let health = to(backend.address, "").replace("] }", "], health: { path: /health } }");
+    let mut served = Served::start(&health);
     let address = served.address(0);
-    assert_eq!(status(&served.get("admin.sock", "/ready")), 200);
+    let get = |path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        status(&crate::support::raw(address, request))
+    };
+    assert_eq!((status(&served.get("admin.sock", "/ready")), get("/health")), (200, 200));
     let begun = Instant::now();
 
     let said = served.order(&["drain", "--wait", "2s"]);
@@ -39,7 +44,8 @@ fn a_drain_says_not_ready_serves_on_and_stops_when_the_load_balancer_has_looked(
     let ready = served.get("admin.sock", "/ready");
     assert_eq!(status(&ready), 503);
     assert!(ready.contains("draining"), "{ready}");
-    assert_eq!(status(&crate::support::raw(address, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), 200);
+    // Where a load balancer looks that comes by the front door; users are served on.
+    assert_eq!((get("/health"), get("/")), (503, 200));
     assert_eq!(served.child.try_wait().unwrap(), None);
     assert_eq!(served.ended().code(), Some(0), "{}", served.events());
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
