@@ -29,16 +29,17 @@ impl Inherited {
         let mut sockets = Vec::new();
         for position in 0..passed.len() {
             let name = names.next().filter(|name| !name.is_empty()).unwrap_or("unknown").to_owned();
-            let socket = passed
-                .take_tcp_listener(position)
-                .ok()
-                .flatten()
-                .map(OwnedFd::from)
-                .or_else(|| passed.take_unix_listener(position).ok().flatten().map(OwnedFd::from));
-            if let Some(socket) = socket {
+            // What is of no use is taken, too, so that it is closed and nobody that we begin has it.
+            let socket = None
+                .or_else(|| passed.take_tcp_listener(position).ok().flatten().map(OwnedFd::from))
+                .or_else(|| passed.take_unix_listener(position).ok().flatten().map(OwnedFd::from))
+                .or_else(|| passed.take_udp_socket(position).ok().flatten().map(OwnedFd::from))
+                .or_else(|| passed.take_unix_datagram(position).ok().flatten().map(OwnedFd::from));
+            if let Some(socket) = socket.filter(|socket| sockopt::socket_acceptconn(socket).unwrap_or(false)) {
                 sockets.push((name, socket));
             } else {
-                tracing::warn!(name, "what was passed on is not a listening stream socket: left alone");
+                // A connection, for one: a `.socket` unit with `Accept=yes` passes these on.
+                tracing::warn!(name, "what was passed on is not a listening stream socket: it is not used");
             }
         }
         Self(sockets)
