@@ -59,9 +59,9 @@ impl Sockets {
         Self { inherited, ..Self::default() }
     }
 
-    /// Binds what `plan` asks for and is not held yet; unix sockets are made `owner`'s.
+    /// Binds what `plan` asks for and is not held yet.
     ///
-    /// `[::]` takes IPv4 as well. A unix socket is made with mode 0660: its group may connect; one that is there already
+    /// `[::]` takes IPv4 as well. A unix socket is made with mode 0660 and the group of `owner`, which may connect; one that is there already
     /// is replaced if nobody answers on it. It stays when we end, for the next start to replace.
     ///
     /// Answers every fault with the number of its listener, or `None` for the admin socket.
@@ -250,8 +250,10 @@ fn bind(
         ListenAddress::Unix(path) => {
             let listener = bind_unix(path, 0o660)?;
             if let Some(owner) = owner {
-                // Its group may connect: a proxy on the same machine is most often of the same group.
-                rustix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
+                // Its group may connect: a proxy on the same machine is most often of the same group. It stays ours, so
+                // that our next start may connect as well, to see whether anybody is there: root may not without the
+                // capability to write everywhere.
+                rustix::fs::chown(path, None, Some(owner.gid()))
                     .map_err(|error| BindError::Unix { path: path.clone(), source: error.into() })?;
             }
             (plan.address.clone(), BoundSockets::Unix(vec![listener]))
@@ -322,6 +324,9 @@ fn make_room(path: &Path) -> Result<(), BindError> {
     }
     match answers(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(fault),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(BindError::Closed { path: path.to_owned() })
+        }
         // Anything but a refusal may be a listener that is busy or not ours to disturb.
         _ => Err(BindError::Occupied { path: path.to_owned() }),
     }
@@ -344,6 +349,12 @@ pub enum BindError {
     Unix { path: PathBuf, source: io::Error },
     #[error("cannot listen on unix:{}: another process answers on it; stop that one or choose another path", path.display())]
     Occupied { path: PathBuf },
+    #[error(
+        "cannot listen on unix:{}: there is a socket that we may not connect to, so that another process may be on it; \
+         remove it if there is none",
+        path.display()
+    )]
+    Closed { path: PathBuf },
     #[error("cannot listen on unix:{}: there is something that is not a socket; remove it or choose another path", path.display())]
     NotASocket { path: PathBuf },
     #[error("no socket named `{name}` was passed on; {}", inherited_remedy(names))]
