@@ -32,6 +32,13 @@ struct Candidate {
 impl Keeper {
     /// Reads the configuration anew and puts it in force, unless it is as it was; answers in words what came of it.
     pub(super) async fn reload(&mut self, cause: &str) -> Outcome {
+        self.manager.reloading();
+        let outcome = self.read_anew(cause).await;
+        self.manager.ready(self.generation, self.refused.as_ref());
+        outcome
+    }
+
+    async fn read_anew(&mut self, cause: &str) -> Outcome {
         // What is read now is no change that is still to come.
         self.watcher.take_for_known();
         let text = match config::text(&self.source) {
@@ -51,6 +58,13 @@ impl Keeper {
 
     /// Goes back to the configuration that was in force `steps` before the present one.
     pub(super) async fn roll_back(&mut self, steps: u32) -> Outcome {
+        self.manager.reloading();
+        let outcome = self.go_back(steps).await;
+        self.manager.ready(self.generation, self.refused.as_ref());
+        outcome
+    }
+
+    async fn go_back(&mut self, steps: u32) -> Outcome {
         let entry = self.history.before(steps).map_err(|error| error.to_string())?.clone();
         let cause = format!("rollback to the configuration of {}", entry.at);
         let file = self.source.file.display().to_string();
@@ -91,7 +105,6 @@ impl Keeper {
             }
             return Ok(None);
         }
-        self.manager.reloading();
         let generation = self.generation + 1;
         let (plan, log) = (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions));
         let user = candidate.user.clone();
@@ -105,7 +118,6 @@ impl Keeper {
         };
         if let Err(why) = applied {
             self.sockets.keep(&self.plan);
-            self.manager.ready(self.generation);
             return Err(why);
         }
         let words = config::difference(&self.plan, &plan);
@@ -116,7 +128,7 @@ impl Keeper {
         self.refused = None;
         self.restart = None;
         self.quick_crashes = 0;
-        self.manager.ready(generation);
+        self.warn_of_unused();
         let changed = if words.is_empty() { "the content of certificates".to_owned() } else { words.join("; ") };
         tracing::info!(generation, cause, %changed, "configuration in force");
         Ok(Some(generation))

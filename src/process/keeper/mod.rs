@@ -151,9 +151,7 @@ impl Keeper {
         for weakness in keeper.weaknesses() {
             tracing::warn!("{weakness}");
         }
-        for name in keeper.sockets.unused(&keeper.plan) {
-            tracing::warn!(name, "a socket that was passed on is not listened on: no listener is `fd:{name}`");
-        }
+        keeper.warn_of_unused();
         for address in keeper.sockets.addresses() {
             tracing::info!(%address, "listening");
         }
@@ -216,7 +214,7 @@ impl Keeper {
     pub(super) async fn run(mut self) -> Ended {
         self.watcher.watch(config::dependencies(&self.plan));
         self.report();
-        self.manager.ready(self.generation);
+        self.manager.ready(self.generation, self.refused.as_ref());
         loop {
             if !self.superseded.is_empty() {
                 self.retire_superseded();
@@ -328,9 +326,11 @@ impl Keeper {
     fn note(&mut self, id: WorkerId, deed: Deed) {
         match deed {
             Deed::Said(Word::Ready) => self.serving(id),
-            Deed::Said(Word::Alive { beat }) if beat == self.beat => {
-                if let Some(worker) = self.worker_mut(id) {
-                    worker.alive = Instant::now();
+            Deed::Said(Word::Alive { beat }) => {
+                let turns = |worker: &mut Worker| worker.has_answered(beat) && worker.state == State::Serving;
+                if self.worker_mut(id).is_some_and(turns) {
+                    // Ours alone would say nothing of the traffic.
+                    self.manager.alive();
                 }
             }
             Deed::Said(Word::Place { upstream, count }) => self.place_given(id, upstream, count),
@@ -447,24 +447,33 @@ impl Keeper {
         if now < self.next_look {
             return;
         }
-        self.next_look = now + self.manager.interval().map_or(LOOK, |interval| interval.min(LOOK));
+        let beat = self.manager.interval().map_or(BEAT, |interval| interval.min(BEAT));
+        self.next_look = now + beat.min(LOOK);
         self.look_at_log();
         if now >= self.rotate_tickets {
             self.rotate_tickets(now);
         }
         if now >= self.next_beat {
             self.beat += 1;
-            self.next_beat = now + BEAT;
-            self.serving_worker().into_iter().for_each(|worker| worker.tell(ToWorker::Beat(self.beat)));
-        }
-        match self.serving_worker() {
-            Some(worker) if worker.alive.elapsed() > SILENCE => {
-                let pid = worker.pid().as_raw_pid();
-                tracing::error!(pid, silence = ?SILENCE, "a worker does not turn any more; it is ended");
-                worker.kill();
+            self.next_beat = now + beat;
+            let number = self.beat;
+            if let Some(worker) = self.workers.iter_mut().find(|worker| worker.state == State::Serving) {
+                worker.ask(number);
             }
-            Some(worker) if worker.alive.elapsed() < 3 * BEAT => self.manager.alive(),
-            _ => {}
+        }
+        if let Some(worker) = self.serving_worker()
+            && worker.alive.elapsed() > SILENCE
+        {
+            let pid = worker.pid().as_raw_pid();
+            tracing::error!(pid, silence = ?SILENCE, "a worker does not turn any more; it is ended");
+            worker.kill();
+        }
+    }
+
+    /// Connections to these wait for nobody.
+    fn warn_of_unused(&self) {
+        for name in self.sockets.unused(&self.plan) {
+            tracing::warn!(name, "a socket that was passed on is not listened on: no listener is `fd:{name}`");
         }
     }
 
@@ -622,7 +631,7 @@ const TOLD: u64 = 10;
 const START: Duration = Duration::from_secs(30);
 /// How often we look at the log file and the clock.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often a worker is asked whether it turns.
+/// How often a worker is asked whether it turns; more often where the service manager is to hear of it more often.
 const BEAT: Duration = Duration::from_secs(5);
 /// A worker that has not turned for this long never will.
 const SILENCE: Duration = Duration::from_secs(60);

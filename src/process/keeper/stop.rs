@@ -38,6 +38,8 @@ impl Keeper {
         // Ours first: what came to wait in a socket after its worker has looked for the last time would be lost with it.
         self.sockets.close();
         self.stop_workers(patience);
+        // Nothing of that is due any more.
+        (self.drained, self.restart) = (None, None);
         let mut ended = Ended { cut: Cut::default(), disorderly: 0 };
         let mut deadline = Instant::now() + patience + GRACE;
         let mut is_forced = false;
@@ -63,6 +65,11 @@ impl Keeper {
                     }
                     _ => {}
                 },
+                Ok(Event::Time) => {
+                    // The deadline is what watches over the workers now.
+                    self.manager.alive();
+                    self.next_look = Instant::now() + self.manager.interval().unwrap_or(GRACE);
+                }
                 Ok(_) => {}
                 Err(_) => {
                     tracing::error!("a worker does not end; it is killed");

@@ -97,7 +97,7 @@ impl Keeper {
         tracing::info!(program = %program.display(), "upgrade: the program on the disk takes over");
         self.manager.reloading();
         let error = self.hand_over(&program, asked_by, None).await;
-        self.manager.ready(self.generation);
+        self.manager.ready(self.generation, self.refused.as_ref());
         Err(format!("cannot hand over to {}: {error}", program.display()))
     }
 

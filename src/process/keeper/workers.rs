@@ -51,6 +51,8 @@ pub(super) struct Worker {
     pub(super) log: Option<LogSink>,
     /// When it last showed that it turns.
     pub(super) alive: Instant,
+    /// The beat that it has not answered.
+    asked: Option<u64>,
     link: Rc<Link>,
     messages: UnboundedSender<(ToWorker, Vec<OwnedFd>)>,
 }
@@ -168,6 +170,7 @@ impl Worker {
             held: BTreeMap::new(),
             log,
             alive: Instant::now(),
+            asked: None,
             link,
             messages,
         })
@@ -181,6 +184,23 @@ impl Worker {
     pub(super) fn tell_with(&self, message: ToWorker, descriptors: Vec<OwnedFd>) {
         // It may be ending; that comes to be known by itself.
         self.messages.send((message, descriptors)).ok();
+    }
+
+    /// Asks whether it turns, unless it owes an answer still.
+    pub(super) fn ask(&mut self, beat: u64) {
+        if self.asked.is_none() {
+            self.asked = Some(beat);
+            self.tell(ToWorker::Beat(beat));
+        }
+    }
+
+    /// Takes an answer; says whether it is one to what was asked.
+    pub(super) fn has_answered(&mut self, beat: u64) -> bool {
+        let turns = self.asked.take_if(|asked| *asked == beat).is_some();
+        if turns {
+            self.alive = Instant::now();
+        }
+        turns
     }
 
     /// Its process, or ours.
