@@ -1,7 +1,7 @@
 //! Sockets that a service manager has opened for us: `LISTEN_FDS` and its kin (`sd_listen_fds(3)`).
 
 use std::{
-    env,
+    env, io,
     net::TcpListener,
     os::{
         fd::{AsFd, OwnedFd},
@@ -59,7 +59,7 @@ impl Inherited {
         self.0.iter().map(|(name, _)| name.as_str()).filter(|name| !used(name)).collect()
     }
 
-    /// Duplicates of the sockets named `name`: where the first is bound, and all of its kind.
+    /// Duplicates of the sockets named `name`, and where the first is bound.
     pub(super) fn take(&self, name: &str) -> Result<(ListenAddress, BoundSockets), BindError> {
         let found: Vec<_> = self.0.iter().filter(|(known, _)| known == name).map(|(_, socket)| socket).collect();
         let absent = || {
@@ -67,8 +67,16 @@ impl Inherited {
             BindError::NotInherited { name: name.to_owned(), names }
         };
         let first = found.first().ok_or_else(absent)?;
-        let is_unix = sockopt::socket_domain(first).is_ok_and(|domain| domain == AddressFamily::UNIX);
+        let of_unix =
+            |socket: &OwnedFd| sockopt::socket_domain(socket).is_ok_and(|domain| domain == AddressFamily::UNIX);
+        let is_unix = of_unix(first);
         let failed = |error| BindError::Inherited { name: name.to_owned(), source: error };
+        if found.iter().any(|socket| of_unix(socket) != is_unix) {
+            // A `.socket` unit gives all its sockets one name unless told otherwise, and knows no other name within it.
+            let mixed =
+                "some of that name are unix sockets and some are not; give each kind a `.socket` unit of its own";
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, mixed)));
+        }
         let duplicates = || found.iter().map(|socket| socket.as_fd().try_clone_to_owned());
         let sockets = if is_unix {
             let sockets = duplicates().map(|socket| {
