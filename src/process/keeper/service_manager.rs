@@ -1,4 +1,4 @@
-//! What a service manager wants to hear: sd_notify(3), where `NOTIFY_SOCKET` says so, and a pid file, where asked for.
+//! What a service manager wants to hear: `sd_notify(3)`, where `NOTIFY_SOCKET` says so, and a pid file, where asked for.
 
 use std::{
     env,
@@ -57,15 +57,15 @@ impl ServiceManager {
 
     /// We serve; `systemctl status` shows which configuration, and whether another one was refused since.
     pub(super) fn ready(&self, generation: u64, refused: Option<&Refusal>) {
-        let mut status = format!("serving configuration {generation}");
-        if let Some(Refusal { at, faults, .. }) = refused {
+        let refused = refused.map_or_else(String::new, |Refusal { at, faults, .. }| {
             let first = faults.first().map_or("", String::as_str);
             let more = match faults.len() {
                 0 | 1 => String::new(),
                 faults => format!(" (and {} more)", faults - 1),
             };
-            status.push_str(&format!("; the one of {at} was refused: {first}{more}"));
-        }
+            format!("; the one of {at} was refused: {first}{more}")
+        });
+        let status = format!("serving configuration {generation}{refused}");
         self.tell(&[NotifyState::Ready, NotifyState::Status(&status)]);
     }
 
@@ -99,7 +99,7 @@ impl ServiceManager {
 
     fn tell(&self, states: &[NotifyState<'_>]) {
         let Some(ear) = &self.ear else { return };
-        let lines: String = states.iter().map(|state| format!("{state}\n")).collect();
+        let lines = states.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         if let Err(error) = ear.socket.send_to_addr(lines.as_bytes(), &ear.address) {
             tracing::warn!(error = &error as &dyn std::error::Error, "the service manager was not told");
         }
