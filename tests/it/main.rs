@@ -18,6 +18,7 @@ mod memory;
 mod queue;
 mod reload;
 mod routing;
+mod service_managers;
 mod soak;
 mod support;
 mod tls;

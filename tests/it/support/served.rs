@@ -202,7 +202,8 @@ pub(crate) fn children(parent: u32) -> Vec<u32> {
     text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
-fn write(folder: &Path, configuration: &str) {
+/// Puts `configuration` into the file in `folder`: see [`Served::start`].
+pub(crate) fn write(folder: &Path, configuration: &str) {
     write_to(&folder.join("vestibule.yml.new"), configuration);
     fs::rename(folder.join("vestibule.yml.new"), folder.join("vestibule.yml")).unwrap();
 }
