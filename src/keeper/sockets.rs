@@ -49,7 +49,8 @@ pub enum BoundSockets {
 #[derive(Debug, Default)]
 pub struct Sockets {
     listeners: Vec<BoundListener>,
-    admin: Option<(PathBuf, UnixListener)>,
+    /// One, or two while it is not decided whether it moves.
+    admin: Vec<(PathBuf, UnixListener)>,
     inherited: Inherited,
 }
 
@@ -84,9 +85,9 @@ impl Sockets {
         }
         self.listeners.extend(new);
         match &plan.admin {
-            Some(AdminAddress::Unix(path)) if self.admin.as_ref().is_none_or(|(held, _)| held != path) => {
+            Some(AdminAddress::Unix(path)) if self.admin.iter().all(|(held, _)| held != path) => {
                 match bind_admin(path) {
-                    Ok(socket) => self.admin = Some((path.clone(), socket)),
+                    Ok(socket) => self.admin.push((path.clone(), socket)),
                     Err(fault) => faults.push((None, fault)),
                 }
             }
@@ -115,10 +116,8 @@ impl Sockets {
             listeners.push(BoundListener { plan: listener.clone(), address: bound.address.clone(), sockets });
         }
         let has_admin = held.is_some_and(|held| held.admin == plan.admin);
-        let admin = match (&plan.admin, &self.admin) {
-            (Some(_), Some((_, socket))) if !has_admin => Some(socket.try_clone()?),
-            _ => None,
-        };
+        let admin = self.admin.iter().find(|(held, _)| is_admin(plan, held)).filter(|_| !has_admin);
+        let admin = admin.map(|(_, socket)| socket.try_clone()).transpose()?;
         Ok((listeners, admin))
     }
 
@@ -132,13 +131,13 @@ impl Sockets {
             held.plan = wanted.remove(found).clone();
             true
         });
-        self.admin.take_if(|(held, _)| !matches!(&plan.admin, Some(AdminAddress::Unix(path)) if path == held));
+        self.admin.retain(|(held, _)| is_admin(plan, held));
     }
 
     /// Closes everything.
     pub fn close(&mut self) {
         self.listeners.clear();
-        self.admin = None;
+        self.admin.clear();
     }
 
     /// Names of sockets that were passed on and that `plan` does not listen on.
@@ -171,7 +170,7 @@ impl Sockets {
             listeners.push((plan.clone(), address.clone(), kind));
         }
         let admin =
-            self.admin.as_ref().map(|(path, socket)| take(socket.as_fd()).map(|()| path.clone())).transpose()?;
+            self.admin.first().map(|(path, socket)| take(socket.as_fd()).map(|()| path.clone())).transpose()?;
         for (_, socket) in self.inherited.sockets() {
             take(socket.as_fd())?;
         }
@@ -197,7 +196,7 @@ impl Sockets {
         }
         let admin = list.admin.map(|path| Ok::<_, io::Error>((path, next()?.into()))).transpose()?;
         let inherited = list.inherited.into_iter().map(|name| Ok((name, next()?))).collect::<io::Result<_>>()?;
-        Ok(Self { listeners, admin, inherited: Inherited::of(inherited) })
+        Ok(Self { listeners, admin: admin.into_iter().collect(), inherited: Inherited::of(inherited) })
     }
 
     /// Where each listener is bound, in no order of interest.
@@ -233,6 +232,10 @@ impl BoundSockets {
             Self::Kept => Self::Kept,
         })
     }
+}
+
+fn is_admin(plan: &Plan, path: &Path) -> bool {
+    matches!(&plan.admin, Some(AdminAddress::Unix(wanted)) if wanted == path)
 }
 
 fn bind(

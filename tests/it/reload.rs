@@ -432,3 +432,19 @@ fn without_a_readable_configuration_the_running_one_is_still_reached() {
 
     assert!(served.order(&["status"]).contains("vestibule"));
 }
+
+#[test]
+fn a_refused_move_of_the_admin_socket_leaves_the_one_of_before_for_all_that_comes_after() {
+    let backend = saying("ok");
+    let served = Served::start(&to(backend.address, ""));
+    // Of no interface of this machine: the second listener cannot be bound, when the admin socket is already.
+    let moved = to(backend.address, "admin: unix:{dir}/moved.sock")
+        .replace("'127.0.0.1:0' }", "'127.0.0.1:0' }, { address: '192.0.2.1:81' }");
+    served.rewrite(&moved);
+    wait_for("the refusal", || served.status()["processes"]["refused"] != serde_json::Value::Null);
+
+    served.apply(&to(backend.address, "drain: 3s"));
+    served.apply(&to(backend.address, "workers: 1"));
+
+    assert_eq!(served.generation(), 3);
+}
