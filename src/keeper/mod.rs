@@ -205,6 +205,16 @@ fn denied(plan: &Plan) -> Result<Arc<Denied>, ProvisionFault> {
 
 /// Opens the spool, made with mode 0700 if only its last part is missing: bodies are nobody else's to read.
 fn spool(path: &Path, owner: Option<&User>) -> io::Result<OwnedFd> {
+    if owner.is_some()
+        && !path.exists()
+        && let Some(why) = path.parent().and_then(config::untrusted)
+    {
+        // Whoever could exchange it for another one, just when it was made, would be given that one.
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("root makes none where it would lie: {why}"),
+        ));
+    }
     let new = folder::make(path, 0o700)?;
     let folder = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     match owner {
@@ -257,6 +267,23 @@ mod tests {
         assert_eq!(mode(&plan.spool.path), 0o700);
         rustix::fs::openat(&provisions.spool, "probe", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
         assert!(plan.spool.path.join("probe").exists());
+    }
+
+    #[test]
+    fn root_makes_and_gives_away_no_spool_where_others_could_exchange_it() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(folder.path(), Some(12345), None).unwrap();
+        let owner = User::find("root").unwrap();
+        let path = folder.path().join("spool");
+
+        let refused = spool(&path, Some(&owner)).unwrap_err().to_string();
+
+        assert!(refused.contains("12345") && !path.exists(), "{refused}");
+        fs::create_dir(&path).unwrap();
+        spool(&path, Some(&owner)).unwrap();
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     num::NonZeroUsize,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{
             fs::{FileTypeExt, PermissionsExt},
             net::{UnixListener, UnixStream},
@@ -14,7 +14,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::io::Errno;
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags},
+    io::Errno,
+    process::geteuid,
+};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -169,8 +173,7 @@ impl Sockets {
             };
             listeners.push((plan.clone(), address.clone(), kind));
         }
-        let admin =
-            self.admin.first().map(|(path, socket)| take(socket.as_fd()).map(|()| path.clone())).transpose()?;
+        let admin = self.admin.first().map(|(path, socket)| take(socket.as_fd()).map(|()| path.clone())).transpose()?;
         for (_, socket) in self.inherited.sockets() {
             take(socket.as_fd())?;
         }
@@ -251,14 +254,8 @@ fn bind(
             (ListenAddress::Tcp(address), BoundSockets::Tcp(sockets))
         }
         ListenAddress::Unix(path) => {
-            let listener = bind_unix(path, 0o660)?;
-            if let Some(owner) = owner {
-                // Its group may connect: a proxy on the same machine is most often of the same group. It stays ours, so
-                // that our next start may connect as well, to see whether anybody is there: root may not without the
-                // capability to write everywhere.
-                rustix::fs::chown(path, None, Some(owner.gid()))
-                    .map_err(|error| BindError::Unix { path: path.clone(), source: error.into() })?;
-            }
+            // Its group may connect: a proxy on the same machine is most often of the same group.
+            let listener = bind_unix(path, 0o660, owner)?;
             (plan.address.clone(), BoundSockets::Unix(vec![listener]))
         }
         ListenAddress::Inherited(name) => inherited.take(name)?,
@@ -269,7 +266,7 @@ fn bind(
 /// Binds the admin socket: mode 0600, in a folder made with mode 0755 if only that is missing.
 fn bind_admin(path: &Path) -> Result<UnixListener, BindError> {
     folder::make_for(path).map_err(|source| BindError::Folder { path: path.to_owned(), source })?;
-    bind_unix(path, 0o600)
+    bind_unix(path, 0o600, None)
 }
 
 fn bind_tcp(address: SocketAddr, workers: NonZeroUsize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
@@ -304,16 +301,36 @@ fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn bind_unix(path: &Path, mode: u32) -> Result<UnixListener, BindError> {
+fn bind_unix(path: &Path, mode: u32, owner: Option<&User>) -> Result<UnixListener, BindError> {
     let fault = |source| BindError::Unix { path: path.to_owned(), source };
     make_room(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(fault)?;
     socket.set_nonblocking(true).map_err(fault)?;
     socket.bind(&SockAddr::unix(path).map_err(fault)?).map_err(fault)?;
     // Before `listen`: until then nobody gets in, whatever the umask has made of the mode.
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(fault)?;
+    give(path, mode, owner).map_err(fault)?;
     socket.listen(BACKLOG).map_err(fault)?;
     Ok(socket.into())
+}
+
+/// Gives the socket at `path`, which we have just made, its mode and group.
+///
+/// Others may be able to write in its folder, most often the application, which is of the same user: what they put in its
+/// place, such as a link to a file of root's, is not given to anybody.
+fn give(path: &Path, mode: u32, owner: Option<&User>) -> io::Result<()> {
+    let socket = rustix::fs::open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let found = rustix::fs::fstat(&socket)?;
+    if !FileType::from_raw_mode(found.st_mode).is_socket() || found.st_uid != geteuid().as_raw() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "somebody has put something else in its place"));
+    }
+    // The inode, whatever its name is by now.
+    fs::set_permissions(format!("/proc/self/fd/{}", socket.as_raw_fd()), fs::Permissions::from_mode(mode))?;
+    if let Some(owner) = owner {
+        // The group alone. It stays ours, so that our next start may connect as well, to see whether anybody is there: root
+        // may not without the capability to write everywhere.
+        rustix::fs::chownat(&socket, "", None, Some(owner.gid()), AtFlags::EMPTY_PATH)?;
+    }
+    Ok(())
 }
 
 /// Removes a socket that nobody answers on.
@@ -578,6 +595,21 @@ mod tests {
 
         assert!(matches!(refused, BindError::NotASocket { .. }), "{refused}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    }
+
+    #[test]
+    fn what_others_put_in_the_place_of_a_socket_is_given_to_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let (secret, path) = (folder.path().join("secret"), folder.path().join("front.sock"));
+        fs::write(&secret, "").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o400)).unwrap();
+        std::os::unix::fs::symlink(&secret, &path).unwrap();
+
+        give(&path, 0o660, None).unwrap_err();
+        fs::rename(&secret, &path).unwrap();
+        give(&path, 0o660, None).unwrap_err();
+
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o400);
     }
 
     #[test]
