@@ -125,8 +125,9 @@ impl Sockets {
         Ok((listeners, admin))
     }
 
-    /// Closes what `plan` does not ask for.
-    pub fn keep(&mut self, plan: &Plan) {
+    /// Closes what `plan` does not ask for; answers whether there was any.
+    pub fn keep(&mut self, plan: &Plan) -> bool {
+        let before = self.listeners.len() + self.admin.len();
         let mut wanted: Vec<_> = plan.listeners.iter().collect();
         self.listeners.retain_mut(|held| {
             let Some(found) = wanted.iter().position(|listener| listener.address == held.plan.address) else {
@@ -136,6 +137,7 @@ impl Sockets {
             true
         });
         self.admin.retain(|(held, _)| is_admin(plan, held));
+        self.listeners.len() + self.admin.len() < before
     }
 
     /// Closes everything.

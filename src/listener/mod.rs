@@ -330,6 +330,6 @@ enum OpenError {
 /// A refusal this long after the last one is news again.
 const EPISODE: Duration = Duration::from_secs(10);
 /// How long a listener that is to be closed accepts still.
-const LET_GO: Duration = Duration::from_millis(500);
+pub(crate) const LET_GO: Duration = Duration::from_millis(500);
 /// How long a listener rests when the system refuses to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, time::SystemTime};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     super::{
@@ -19,6 +19,7 @@ use crate::{
     admin::{Outcome, Refusal, timestamp},
     config::{self, ConfigError, Plan, Takes},
     keeper::{Provisions, user::User},
+    listener::LET_GO,
 };
 
 /// A configuration that could be put in force.
@@ -95,7 +96,15 @@ impl Keeper {
     ///
     /// Why not, a line for each fault; nothing has changed then.
     async fn put_in_force(&mut self, text: &str, cause: &str) -> Result<Option<u64>, String> {
-        let candidate = self.candidate(text)?;
+        let mut candidate = self.candidate(text);
+        // Where it was told to close, a worker accepts for a moment still.
+        if candidate.is_err()
+            && let Some(let_go) = self.let_go.take().filter(|let_go| *let_go > Instant::now())
+        {
+            self.meanwhile(let_go + START, sleep_until(let_go)).await.map_err(|_| "told to stop".to_owned())?;
+            candidate = self.candidate(text);
+        }
+        let candidate = candidate?;
         let certificates = digest(&candidate.provisions);
         if candidate.plan == self.plan && certificates == self.certificates {
             // Files may have been exchanged for others with the same content, which are watched from now on.
@@ -121,7 +130,9 @@ impl Keeper {
             return Err(why);
         }
         let words = config::difference(&self.plan, &plan);
-        self.sockets.keep(&plan);
+        if self.sockets.keep(&plan) {
+            self.let_go = Some(Instant::now() + 2 * LET_GO);
+        }
         self.watcher.watch(config::dependencies(&plan));
         (self.generation, self.plan, self.certificates, self.log, self.user) =
             (generation, plan, certificates, log, user);

@@ -108,6 +108,8 @@ pub(super) struct Keeper {
     next_look: Instant,
     /// When a drain becomes a stop.
     drained: Option<Instant>,
+    /// Until when a worker may accept at an address that was given up.
+    let_go: Option<Instant>,
 }
 
 /// What happens to the keeper.
@@ -207,6 +209,7 @@ impl Keeper {
             deferred: VecDeque::new(),
             next_look: now,
             drained: None,
+            let_go: None,
         })
     }
 
