@@ -35,10 +35,17 @@ impl Gateway {
         let runtime = self.current.load();
         let found = runtime.upstreams.get(upstream).filter(|upstream| upstream.plan.concurrency.is_some());
         let Some(upstream) = found.map(Arc::clone) else { return };
+        let drain = self.drain.clone();
         self.control.spawn(async move {
-            upstream.queue.give_up().await;
-            // Nobody hears it when we stop.
-            news.send(News::Given { upstream: Arc::clone(&upstream.name), count: 1 }).ok();
+            tokio::select! {
+                biased;
+                // It is asked of our successor, and what we are lent from then on is for requests of ours.
+                () = drain.started() => {}
+                () = upstream.queue.give_up() => {
+                    // Nobody hears it when we stop.
+                    news.send(News::Given { upstream: Arc::clone(&upstream.name), count: 1 }).ok();
+                }
+            }
         });
     }
 
