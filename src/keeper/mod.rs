@@ -77,19 +77,49 @@ impl Provisions {
         held: Option<&Plan>,
         owner: Option<&User>,
     ) -> Result<Self, ProvisionFaults> {
+        let access_log = plan.access_log.as_ref().map(|log| LogOutput::open(&log.sink));
+        Self::open(plan, secrets::read(plan), access_log, sockets, held, owner)
+    }
+
+    /// Opens everything for another process that is to serve `plan`, which is in force.
+    ///
+    /// With `certificates`, as they were when it was put in force: what has become of their files since then is the
+    /// matter of the next reload. Where the log cannot be opened, lines go on to `log`, which is open still.
+    pub fn gather_again(
+        plan: &Plan,
+        certificates: Vec<CertificateMaterial>,
+        log: Option<LogOutput>,
+        sockets: &mut Sockets,
+        owner: Option<&User>,
+    ) -> Result<Self, ProvisionFaults> {
+        let access_log = plan.access_log.as_ref().map(|plan| match (LogOutput::open(&plan.sink), log) {
+            (Err(fault), Some(log)) => {
+                tracing::error!("access_log.path: {fault}; lines go on to the file there was");
+                Ok(log)
+            }
+            (opened, _) => opened,
+        });
+        Self::open(plan, Ok(certificates), access_log, sockets, None, owner)
+    }
+
+    fn open(
+        plan: &Plan,
+        certificates: Result<Vec<CertificateMaterial>, Vec<SecretFault>>,
+        access_log: Option<Result<LogOutput, OutputError>>,
+        sockets: &mut Sockets,
+        held: Option<&Plan>,
+        owner: Option<&User>,
+    ) -> Result<Self, ProvisionFaults> {
         let mut faults = Vec::new();
 
         // Before the sockets: the fewer connections wait in them, the fewer are lost if there is a fault.
-        let certificates = secrets::read(plan).unwrap_or_else(|found| {
+        let certificates = certificates.unwrap_or_else(|found| {
             faults.extend(found.into_iter().map(ProvisionFault::Secret));
             Vec::new()
         });
-        let access_log = plan.access_log.as_ref().and_then(|log| match LogOutput::open(&log.sink) {
-            Ok(output) => Some(output),
-            Err(fault) => {
-                faults.push(ProvisionFault::AccessLog { fault });
-                None
-            }
+        let access_log = access_log.transpose().unwrap_or_else(|fault| {
+            faults.push(ProvisionFault::AccessLog { fault });
+            None
         });
         let spool = spool(&plan.spool.path, owner)
             .map_err(|source| faults.push(ProvisionFault::Spool { path: plan.spool.path.clone(), source }));

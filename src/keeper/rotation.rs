@@ -15,7 +15,7 @@ use std::{
 use rustix::fs::{CWD, Gid, Mode, RenameFlags, Uid, fchmod, fchown, renameat_with};
 use tracing::{error, info};
 
-use super::output::{self, OutputError};
+use super::output::{self, LogOutput, OutputError};
 use crate::config::RotatePlan;
 
 /// The file of a log, looked after.
@@ -38,6 +38,11 @@ impl WatchedLog {
     pub fn new(path: PathBuf, file: File, rotate: Option<RotatePlan>) -> Self {
         let device = output::is_device(&path) || !file.metadata().is_ok_and(|found| found.is_file());
         Self { path, file, rotate, device, next_attempt: None }
+    }
+
+    /// The file that is written to, for another one who is to write.
+    pub fn output(&self) -> io::Result<LogOutput> {
+        Ok(LogOutput::File { path: self.path.clone(), file: self.file.try_clone()? })
     }
 
     /// Answers the file to go on with where there is another one at the path, or none, or where the file has grown beyond

@@ -13,7 +13,7 @@ use zeroize::Zeroize;
 use crate::config::CertificatePlan;
 
 /// The PEM of one certificate, its key and its chain, with the names of the files for messages.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CertificateMaterial {
     /// The key path of the entry in the configuration that named the files.
     pub at: String,
@@ -62,7 +62,7 @@ impl CertificateMaterial {
 /// Bytes that are wiped when they are dropped and never printed.
 ///
 /// Serialized as they are: only ever into memory that one process of ours hands to another.
-#[derive(Deserialize, Serialize)]
+#[derive(Clone, Deserialize, Serialize)]
 pub struct SecretBytes(Vec<u8>);
 
 impl SecretBytes {

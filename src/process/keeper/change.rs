@@ -116,6 +116,7 @@ impl Keeper {
         }
         let generation = self.generation + 1;
         let (plan, log) = (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions));
+        let materials = candidate.provisions.certificates.clone();
         let user = candidate.user.clone();
         let applied = match candidate.takes.clone() {
             Takes::Effect => self.apply(generation, candidate).await,
@@ -136,6 +137,7 @@ impl Keeper {
         self.watcher.watch(config::dependencies(&plan));
         (self.generation, self.plan, self.certificates, self.log, self.user) =
             (generation, plan, certificates, log, user);
+        self.materials = materials;
         self.refused = None;
         self.restart = None;
         self.quick_crashes = 0;

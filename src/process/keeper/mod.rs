@@ -52,9 +52,10 @@ use crate::{
     admin::{Order, Outcome, Refusal, Report},
     config::{self, Plan, Source},
     keeper::{
-        Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets, user::User,
+        ProvisionFaults, Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets,
+        user::User,
     },
-    tls::{LIFETIME_SECONDS, TicketKeys},
+    tls::{CertificateMaterial, LIFETIME_SECONDS, TicketKeys},
 };
 
 /// All that the keeper holds.
@@ -73,6 +74,8 @@ pub(super) struct Keeper {
     generation: u64,
     /// Tells certificates of one reading from those of another.
     certificates: Digest,
+    /// As they are in force, whatever becomes of their files.
+    materials: Vec<CertificateMaterial>,
     history: History,
     refused: Option<Refusal>,
 
@@ -146,6 +149,7 @@ impl Keeper {
         history.push(1, "start", &text);
         let mut keeper = Self::new(source, options, plan, sockets, history, tickets)?;
         keeper.certificates = digest(&provisions);
+        keeper.materials.clone_from(&provisions.certificates);
         keeper.log = watched(&keeper.plan, &provisions);
         let plan = keeper.plan.clone();
         let started = keeper.begin_worker(1, &plan, provisions, BTreeMap::new()).map_err(ServeError::System)?;
@@ -185,6 +189,7 @@ impl Keeper {
             plan,
             generation: 1,
             certificates: Digest::default(),
+            materials: Vec::new(),
             history,
             refused: None,
             sockets,
@@ -400,13 +405,21 @@ impl Keeper {
     fn restart_worker(&mut self) {
         self.restart = None;
         let plan = self.plan.clone();
-        let begun = Provisions::gather_beside(&plan, &mut self.sockets, None, self.user.as_ref())
+        let begun = self
+            .gather_again()
             .map_err(io::Error::other)
             .and_then(|provisions| self.begin_worker(self.generation, &plan, provisions, self.held_by_leaving()));
         if let Err(error) = begun {
             tracing::error!(error = &error as &dyn std::error::Error, again_in = ?LONGEST_PAUSE, "no worker can be begun");
             self.restart = Some(Instant::now() + LONGEST_PAUSE);
         }
+    }
+
+    /// What another worker for the configuration in force is to be handed.
+    fn gather_again(&mut self) -> Result<Provisions, ProvisionFaults> {
+        let log = self.log.as_ref().and_then(|log| log.output().ok());
+        let certificates = self.materials.clone();
+        Provisions::gather_again(&self.plan, certificates, log, &mut self.sockets, self.user.as_ref())
     }
 
     fn begin_worker(
