@@ -304,6 +304,61 @@ fn a_worker_that_was_taken_over_is_refused_what_no_worker_may_ask_for() {
 }
 
 #[test]
+fn a_worker_that_asks_without_end_costs_the_keeper_no_memory() {
+    if !is_root() {
+        return;
+    }
+    let backend = ok();
+    let served = Served::start(&to(backend.address, ""));
+    let (keeper, worker) = (served.child.id(), served.worker());
+    let link = link_of(worker);
+    let before = memory(keeper);
+    // It neither takes what it is told nor says what the keeper waits for.
+    signal("STOP", worker);
+    served.rewrite(&to(backend.address, "drain: 3s"));
+
+    for number in 0..300_000 {
+        let mut control = SendAncillaryBuffer::default();
+        let packet = word(4, number, 0);
+        match sendmsg(&link, &[IoSlice::new(&packet)], &mut control, SendFlags::NOSIGNAL) {
+            Ok(_) => {}
+            // The keeper is behind.
+            Err(Errno::AGAIN) => drop(poll(&mut [PollFd::new(&link, PollFlags::OUT)], None).unwrap()),
+            // It has been ended.
+            Err(refused) => {
+                assert!(matches!(refused, Errno::PIPE | Errno::CONNRESET), "{refused}");
+                break;
+            }
+        }
+    }
+
+    wait_for("its end", || served.events().contains("it is ended"));
+    assert!(memory(keeper) < before + (24 << 20), "{before} bytes have become {}", memory(keeper));
+    // That we have its end of the link still does not hide that it has ended.
+    assert_eq!(get(served.address(0)), 200);
+    drop(link);
+}
+
+#[test]
+fn a_worker_that_is_begun_anew_serves_what_is_in_force_whatever_has_become_of_its_files() {
+    let backend = ok();
+    let place = folder();
+    let certificate = clients::certificate(place.path(), "site", &["site.example"]);
+    let text = to(backend.address, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let served = Served::start_in(place, &text, |_| {});
+    let (address, before) = (served.address(0), served.worker());
+    fs::remove_file(served.path("site.key")).unwrap();
+
+    signal("KILL", before);
+
+    wait_for("another worker", || served.events().contains("a worker has ended unasked"));
+    let client = clients::client(&[&certificate], &["http/1.1"]);
+    let spoken = clients::block_on(clients::tls_connect(address, "site.example", client));
+    assert!(spoken.is_ok(), "{spoken:?}\n{}", served.events());
+    assert_ne!(served.worker(), before);
+}
+
+#[test]
 fn a_killed_worker_is_followed_at_once_and_whoever_waits_in_the_sockets_is_served() {
     let backend = ok();
     let served = Served::start(&to(backend.address, ""));

@@ -242,17 +242,15 @@ impl Keeper {
         provisions: Provisions,
     ) -> Result<(), String> {
         // One that is starting is of the plan before, and may be what the new one is to mend.
-        for worker in self.workers.iter().filter(|worker| worker.state == State::Starting) {
-            worker.kill();
+        for worker in self.workers.iter_mut().filter(|worker| worker.state == State::Starting) {
+            worker.give_up();
         }
         let all = if self.serving_worker().is_some() { places(&self.plan) } else { self.held_by_leaving() };
         let begun = self.begin_worker(generation, plan, provisions, all);
         let successor = begun.map_err(|error: io::Error| format!("no worker can be begun: {error}"))?;
         if let Err(why) = self.until_ready(successor).await {
             if let Some(worker) = self.worker_mut(successor) {
-                // It is none that anybody waits for, and no crash.
-                worker.state = State::Leaving;
-                worker.kill();
+                worker.give_up();
             }
             return Err(format!("the new worker does not serve: {why}; its last words are in the log"));
         }

@@ -306,9 +306,26 @@ impl Keeper {
                 self.deferred.push_front(event);
                 return Err(Missed::Stopping);
             }
-            later => self.deferred.push_back(later),
+            later => self.defer(later),
         }
         Ok(())
+    }
+
+    fn is_told_to_stop(&self) -> bool {
+        self.deferred.iter().any(|event| matches!(event, Event::Signal(Signal::Stop)))
+    }
+
+    /// Has `later` come after what is being done, with a bound on what a worker asks for meanwhile.
+    fn defer(&mut self, later: Event) {
+        let is_order = |event: &Event| matches!(event, Event::Order(..));
+        match later {
+            Event::Order(worker, id, _) if self.deferred.iter().filter(|event| is_order(event)).count() >= ORDERS => {
+                self.answer(worker, id, Err("too many orders wait already".to_owned()));
+            }
+            Event::Signal(signal)
+                if self.deferred.iter().any(|event| matches!(event, Event::Signal(known) if *known == signal)) => {}
+            later => self.deferred.push_back(later),
+        }
     }
 
     /// Carries out what an operator asked of `worker`, and answers.
@@ -378,6 +395,7 @@ impl Keeper {
                 tracing::error!(pid, %ending, "a worker that was to end what it had begun has ended before");
             }
             State::Starting | State::Serving => self.crashed(&worker, ending),
+            State::GivenUp => tracing::debug!(pid, %ending, "a worker that was given up has ended"),
         }
         self.places_back(&worker.held);
         self.report();
@@ -394,7 +412,7 @@ impl Keeper {
         };
         let (pid, crashes) = (worker.pid().as_raw_pid(), self.crashes);
         tracing::error!(pid, %ending, ?lived, crashes, next_in = ?pause, "a worker has ended unasked; another one is begun");
-        if self.serving_worker().is_none() && !self.workers.iter().any(|worker| worker.state == State::Starting) {
+        if !self.workers.iter().any(Worker::is_current) {
             self.restart = Some(Instant::now() + pause);
             if pause.is_zero() {
                 self.restart_worker();
@@ -436,6 +454,9 @@ impl Keeper {
         let runs_as = if self.options.single { RunsAs::Thread } else { RunsAs::Process };
         let worker = Worker::begin(id, runs_as, handover, descriptors, &self.deeds_sender)?;
         tracing::debug!(pid = worker.pid().as_raw_pid(), "a worker is begun");
+        if self.drained.is_some() {
+            worker.tell(ToWorker::Unready);
+        }
         self.workers.push(worker);
         Ok(id)
     }
@@ -457,6 +478,10 @@ impl Keeper {
     /// What is due from time to time.
     fn look_after(&mut self) {
         let now = Instant::now();
+        if !self.workers.iter().any(Worker::is_current) {
+            // Whatever has led to it.
+            self.restart.get_or_insert(now);
+        }
         if self.restart.is_some_and(|at| at <= now) {
             self.restart_worker();
         }
@@ -473,16 +498,15 @@ impl Keeper {
             self.beat += 1;
             self.next_beat = now + beat;
             let number = self.beat;
-            if let Some(worker) = self.workers.iter_mut().find(|worker| worker.state == State::Serving) {
-                worker.ask(number);
-            }
+            let turning = |worker: &&mut Worker| matches!(worker.state, State::Serving | State::Leaving);
+            self.workers.iter_mut().filter(turning).for_each(|worker| worker.ask(number));
         }
-        if let Some(worker) = self.serving_worker()
-            && worker.alive.elapsed() > SILENCE
-        {
+        // One that leaves has places, and one that starts is waited for.
+        for worker in self.workers.iter_mut().filter(|worker| worker.alive.elapsed() > SILENCE) {
             let pid = worker.pid().as_raw_pid();
-            tracing::error!(pid, silence = ?SILENCE, "a worker does not turn any more; it is ended");
+            tracing::error!(pid, silence = ?SILENCE, "a worker has not answered for this long; it is ended");
             worker.kill();
+            worker.alive = Instant::now();
         }
     }
 
@@ -641,6 +665,8 @@ fn digest(provisions: &Provisions) -> Digest {
 const STOPPING: &str = "vestibule was told to stop before it was done";
 /// What workers have done and we have not looked at; beyond it they wait.
 const DEEDS: usize = 64;
+/// Orders that wait while something is being done.
+const ORDERS: usize = 64;
 /// Refused messages that are told one by one.
 const TOLD: u64 = 10;
 /// How long a worker may take until it accepts connections, or has another configuration in force.

@@ -61,6 +61,7 @@ impl Keeper {
                     None => self.places_back(&BTreeMap::from([(name, 1)])),
                 }
             }
+            State::GivenUp => {}
         }
     }
 

@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     super::message::{ToWorker, Word},
-    Deed, Ending, Event, Keeper, Signal,
+    Deed, Ending, Event, Keeper, Signal, State,
 };
 use crate::drain::Cut;
 
@@ -57,8 +57,9 @@ impl Keeper {
                         ended.cut.tunnels += u64::from(*tunnels);
                     }
                     Deed::Ended(ending) => {
+                        let given_up = self.worker(worker).is_some_and(|worker| worker.state == State::GivenUp);
                         self.workers.retain(|left| left.id != worker);
-                        if !matches!(ending, Ending::Thread | Ending::Status(0)) {
+                        if !given_up && !matches!(ending, Ending::Thread | Ending::Status(0)) {
                             tracing::error!(%ending, "a worker did not end in order");
                             ended.disorderly += 1;
                         }

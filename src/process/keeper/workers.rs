@@ -1,6 +1,7 @@
 //! Workers as the keeper sees them: how one is begun, what it is told, what it says, and how it ended.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     env, fmt, io,
     os::{
@@ -13,6 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::FutureExt;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{
@@ -20,10 +22,11 @@ use rustix::{
         waitid,
     },
 };
+use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::mpsc::{Sender, UnboundedReceiver, UnboundedSender, unbounded_channel},
-    task::{spawn_blocking, spawn_local},
-    time::Instant,
+    sync::mpsc::{Receiver, Sender, channel, error::TrySendError},
+    task::{AbortHandle, spawn_blocking, spawn_local},
+    time::{Instant, interval},
 };
 
 use super::super::{
@@ -54,19 +57,39 @@ pub(super) struct Worker {
     /// The beat that it has not answered.
     asked: Option<u64>,
     link: Rc<Link>,
-    messages: UnboundedSender<(ToWorker, Vec<OwnedFd>)>,
+    messages: Sender<(ToWorker, Vec<OwnedFd>)>,
+    progress: Rc<Progress>,
+    sending: AbortHandle,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may wait for room in a link whose other end somebody else has.
+        self.sending.abort();
+    }
+}
+
+/// What is under way between a worker and us.
+#[derive(Default)]
+struct Progress {
+    /// Messages that it has not taken yet.
+    untold: Cell<usize>,
+    /// It has closed the link, and its status is being taken.
+    is_ending: Cell<bool>,
 }
 
 pub(super) type WorkerId = u64;
 
 /// How far a worker is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum State {
     /// It has not accepted a connection yet.
     Starting,
     Serving,
     /// It ends what it began.
     Leaving,
+    /// We have killed it before it served; nobody waits for it.
+    GivenUp,
 }
 
 /// What a worker did.
@@ -156,11 +179,12 @@ impl Worker {
         log: Option<LogSink>,
     ) -> io::Result<Self> {
         let link = Rc::new(link);
-        let (messages, sent) = unbounded_channel();
+        let (messages, sent) = channel(MESSAGES);
+        let progress = Rc::new(Progress::default());
         // By this descriptor until we take its status, by its number never: that could be another's by then.
         let ended = process.map(|pid| pidfd_open(pid, PidfdFlags::empty())).transpose()?;
-        spawn_local(send(Rc::clone(&link), sent));
-        spawn_local(hear(id, Rc::clone(&link), ended, deeds.clone()));
+        let sending = spawn_local(send(Rc::clone(&link), sent, Rc::clone(&progress))).abort_handle();
+        spawn_local(hear(id, Rc::clone(&link), ended, deeds.clone(), Rc::clone(&progress)));
         Ok(Self {
             id,
             process,
@@ -173,6 +197,8 @@ impl Worker {
             asked: None,
             link,
             messages,
+            progress,
+            sending,
         })
     }
 
@@ -182,8 +208,31 @@ impl Worker {
 
     /// Does not wait for it to be taken.
     pub(super) fn tell_with(&self, message: ToWorker, descriptors: Vec<OwnedFd>) {
-        // It may be ending; that comes to be known by itself.
-        self.messages.send((message, descriptors)).ok();
+        match self.messages.try_send((message, descriptors)) {
+            Ok(()) => self.progress.untold.set(self.progress.untold.get() + 1),
+            Err(TrySendError::Full(_)) => {
+                tracing::error!(pid = self.pid().as_raw_pid(), "a worker does not take what it is told; it is ended");
+                self.kill();
+            }
+            // It is ending; that comes to be known by itself.
+            Err(TrySendError::Closed(_)) => {}
+        }
+    }
+
+    /// Whether nothing is half done: it has taken all that it was told, and is not just ending.
+    pub(super) fn is_at_rest(&self) -> bool {
+        !self.progress.is_ending.get() && (self.progress.untold.get() == 0 || self.messages.is_closed())
+    }
+
+    /// Whether it serves, or is to.
+    pub(super) fn is_current(&self) -> bool {
+        matches!(self.state, State::Starting | State::Serving)
+    }
+
+    /// Ends it before it serves; that is no crash.
+    pub(super) fn give_up(&mut self) {
+        self.state = State::GivenUp;
+        self.kill();
     }
 
     /// Asks whether it turns, unless it owes an answer still.
@@ -236,19 +285,48 @@ pub(super) fn sink(plan: &Plan) -> Option<LogSink> {
     plan.access_log.as_ref().map(|log| log.sink.clone())
 }
 
-async fn send(link: Rc<Link>, mut messages: UnboundedReceiver<(ToWorker, Vec<OwnedFd>)>) {
+async fn send(link: Rc<Link>, mut messages: Receiver<(ToWorker, Vec<OwnedFd>)>, progress: Rc<Progress>) {
     while let Some((message, descriptors)) = messages.recv().await {
         if let Err(error) = link.send(&message, &borrowed(&descriptors)).await {
             // The end of the link is told by whoever hears it.
             tracing::debug!(error = &error as &dyn std::error::Error, "a worker was not told");
             return;
         }
+        progress.untold.set(progress.untold.get().saturating_sub(1));
     }
 }
 
-async fn hear(id: WorkerId, link: Rc<Link>, ended: Option<OwnedFd>, deeds: Sender<(WorkerId, Deed)>) {
+async fn hear(
+    id: WorkerId,
+    link: Rc<Link>,
+    ended: Option<OwnedFd>,
+    deeds: Sender<(WorkerId, Deed)>,
+    progress: Rc<Progress>,
+) {
+    let mut look = interval(LOOK);
+    // Once its process has ended: the link may be somebody else's by then, who goes on.
+    let mut last_words = None;
     loop {
-        let deed = match link.hear().await {
+        // First, so that no word is taken out of the link for which there is no room: an upgrade hands the link on.
+        let Ok(room) = deeds.reserve().await else { return };
+        let heard = match &mut last_words {
+            None => tokio::select! {
+                biased;
+                _ = look.tick() => {
+                    let has_ended = ended.as_ref().is_some_and(|process| has_ended(process, Duration::ZERO));
+                    last_words = has_ended.then_some(LAST_WORDS);
+                    continue;
+                }
+                heard = link.hear() => heard,
+            },
+            Some(0) => break,
+            Some(left) => {
+                *left -= 1;
+                let Some(heard) = link.hear().now_or_never() else { break };
+                heard
+            }
+        };
+        let deed = match heard {
             Ok(Some(Ok(word))) => Deed::Said(word),
             Ok(Some(Err(mumbled))) => Deed::Mumbled(mumbled),
             Ok(None) => break,
@@ -257,10 +335,9 @@ async fn hear(id: WorkerId, link: Rc<Link>, ended: Option<OwnedFd>, deeds: Sende
                 break;
             }
         };
-        if deeds.send((id, deed)).await.is_err() {
-            return;
-        }
+        room.send((id, deed));
     }
+    progress.is_ending.set(true);
     let ending = match ended {
         // Waits for the process, which is about to end.
         Some(process) => spawn_blocking(move || reap(&process)).await.unwrap_or(Ending::LetGo),
@@ -269,17 +346,19 @@ async fn hear(id: WorkerId, link: Rc<Link>, ended: Option<OwnedFd>, deeds: Sende
     deeds.send((id, Deed::Ended(ending))).await.ok();
 }
 
+/// Waits for the process at most for `within`.
+fn has_ended(process: &OwnedFd, within: Duration) -> bool {
+    let within = Timespec::try_from(within).expect("a few seconds fit");
+    matches!(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&within)), Ok(1))
+}
+
 /// The status of a process that has closed its link; one that goes on without it is killed.
 fn reap(process: &OwnedFd) -> Ending {
-    let has_ended = |within: Duration| {
-        let within = Timespec::try_from(within).expect("a few seconds fit");
-        matches!(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&within)), Ok(1))
-    };
-    let in_order = has_ended(GRACE);
+    let in_order = has_ended(process, GRACE);
     if !in_order && let Err(error) = pidfd_send_signal(process, Signal::KILL) {
         tracing::debug!(error = &io::Error::from(error) as &dyn std::error::Error, "a worker cannot be killed");
     }
-    has_ended(GRACE);
+    has_ended(process, GRACE);
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
     match waitid(WaitId::PidFd(process.as_fd()), options) {
         Ok(Some(status)) if in_order => of(&status),
@@ -335,5 +414,11 @@ const SIGNALS: &[(Signal, &str)] = &[
     (Signal::SYS, "SIGSYS: it made a system call that no worker has a use for"),
     (Signal::TERM, "SIGTERM"),
 ];
+/// What a worker may be behind with: more than it is ever asked for places at once.
+const MESSAGES: usize = 16_384;
+/// How often it is looked whether a process lives that says nothing: its end is most often seen by that of the link.
+const LOOK: Duration = Duration::from_secs(1);
+/// What is heard of a process after its end: more than a link holds.
+const LAST_WORDS: u32 = 4096;
 /// How long a process may take to end once it has closed its link.
 const GRACE: Duration = Duration::from_secs(2);
