@@ -5,14 +5,16 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     thread,
+    time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio_tungstenite::tungstenite::{Message, WebSocket};
 
 use crate::{
     queue::Held,
     support::{
-        Backend, body,
+        Backend, PATIENCE, body,
         clients::{self, block_on},
         connect, read_head, read_response,
         served::Served,
@@ -447,4 +449,151 @@ fn a_refused_move_of_the_admin_socket_leaves_the_one_of_before_for_all_that_come
     served.apply(&to(backend.address, "workers: 1"));
 
     assert_eq!(served.generation(), 3);
+}
+
+/// The processes that the keeper has begun, the youngest last.
+fn workers(served: &Served) -> Vec<Pid> {
+    let keeper = served.child.id();
+    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap();
+    children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap()).collect()
+}
+
+#[test]
+fn a_worker_that_dies_while_another_one_starts_leaves_it_all_places() {
+    let backend = saying("ok");
+    let text = |keys| to(backend.address, keys).replace("] }", "], concurrency: 1 }");
+    let served = Served::start(&text("workers: 1"));
+    let address = served.address(0);
+
+    served.rewrite(&text("workers: 2"));
+    let begun = Instant::now();
+    let [before, successor] = loop {
+        if let [before, successor] = workers(&served)[..] {
+            break [before, successor];
+        }
+        assert!(begun.elapsed() < PATIENCE, "{}", served.events());
+    };
+    kill_process(successor, Signal::STOP).unwrap();
+    kill_process(before, Signal::KILL).unwrap();
+    wait_for("its end to be seen", || served.events().contains("a worker has ended unasked"));
+    kill_process(successor, Signal::CONT).unwrap();
+
+    wait_for("the change", || served.events().contains("configuration in force"));
+    assert_eq!(status(&get(address, "/")), 200, "{}", served.events());
+}
+
+#[test]
+fn a_place_that_was_lent_for_a_request_that_has_gone_comes_back() {
+    let held = Held::start();
+    let text = |keys| to(held.backend.address, keys).replace("] }", "], concurrency: 1 }");
+    let served = Served::start(&text("workers: 1"));
+    let address = served.address(0);
+    let mut kept = connect(address);
+    // Once, so that it is accepted, and by whom.
+    let first = thread::spawn(move || {
+        again(&mut kept, "/first");
+        kept
+    });
+    held.next();
+    held.answer();
+    let mut kept = first.join().unwrap();
+    served.apply(&text("workers: 2"));
+    let inside = thread::spawn(move || get(address, "/inside"));
+    assert_eq!(held.next(), "/inside");
+
+    // It waits in the worker that leaves, whose place is gone; and goes.
+    write!(kept, "GET /late HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    kept.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    kept.read_exact(&mut [0]).unwrap_err();
+    drop(kept);
+    wait_for("the worker of before to end", || served.status()["processes"]["workers"].as_array().unwrap().len() == 1);
+    held.answer();
+    assert_eq!(status(&inside.join().unwrap()), 200);
+
+    let after = thread::spawn(move || get(address, "/after"));
+    assert_eq!(held.next(), "/after");
+    held.answer();
+    assert_eq!(status(&after.join().unwrap()), 200);
+}
+
+#[test]
+fn places_that_came_with_a_change_are_not_withheld_for_a_worker_that_never_had_them() {
+    let echo = Echo::start();
+    let held = Held::start();
+    let text = |places: u32, workers: u32| {
+        format!(
+            "listeners: [{{ address: '127.0.0.1:0' }}]\nworkers: {workers}\n\
+             upstreams: {{ app: {{ endpoints: ['{}'], concurrency: {places} }}, ws: {{ endpoints: ['{}'] }} }}\n\
+             routes: [{{ prefix: /, upstream: app }}, {{ prefix: /ws, upstream: ws }}]\n",
+            held.backend.address, echo.backend.address
+        )
+    };
+    let served = Served::start(&text(1, 1));
+    let address = served.address(0);
+    let mut socket = websocket(address);
+    served.apply(&text(3, 2));
+
+    let before = served.worker();
+    crate::support::served::signal("KILL", before);
+    wait_for("another worker", || served.worker() != before);
+
+    let asked: Vec<_> = (0..3).map(|_| thread::spawn(move || get(address, "/"))).collect();
+    for _ in &asked {
+        held.next();
+    }
+    for _ in &asked {
+        held.answer();
+    }
+    for asked in asked {
+        assert_eq!(status(&asked.join().unwrap()), 200);
+    }
+    echoes(&mut socket, "still there");
+}
+
+#[test]
+fn an_address_that_was_just_given_up_is_had_again() {
+    let backend = saying("ok");
+    let port = free_port();
+    let one = to(backend.address, "");
+    let two = one.replace("'127.0.0.1:0' }", &format!("'127.0.0.1:0' }}, {{ address: '{port}' }}"));
+    let served = Served::start(&two);
+
+    served.apply(&one);
+    served.apply(&two);
+
+    assert_eq!(status(&get(port, "/")), 200);
+}
+
+#[test]
+fn a_place_that_is_lent_to_a_worker_that_leaves_is_not_given_up_for_one_that_left_before() {
+    let held = Held::start();
+    let text =
+        |workers: u32| to(held.backend.address, &format!("workers: {workers}")).replace("] }", "], concurrency: 1 }");
+    let served = Served::start(&text(1));
+    let address = served.address(0);
+    let mut asked = vec![thread::spawn(move || get(address, "/inside"))];
+    assert_eq!(held.next(), "/inside");
+    // Three workers, none of which has a place when it leaves, and in two of them a request.
+    served.apply(&text(2));
+    let mut late = connect(address);
+    wait_for("it to be accepted", || served.status()["connections"] == 1);
+    served.apply(&text(1));
+    write!(late, "GET /late HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    late.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    late.read_exact(&mut [0]).unwrap_err();
+    late.set_read_timeout(Some(PATIENCE)).unwrap();
+    asked.push(thread::spawn(move || get(address, "/later")));
+    wait_for("it to wait", || served.status()["upstreams"][0]["queue_depth"] == 1);
+    served.apply(&text(2));
+
+    held.answer();
+    for expected in ["/late", "/later"] {
+        assert_eq!(held.next(), expected);
+        held.answer();
+    }
+
+    assert_eq!(status(&read_response(&mut late)), 200);
+    for asked in asked {
+        assert_eq!(status(&asked.join().unwrap()), 200);
+    }
 }

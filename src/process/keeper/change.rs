@@ -245,8 +245,9 @@ impl Keeper {
         for worker in self.workers.iter_mut().filter(|worker| worker.state == State::Starting) {
             worker.give_up();
         }
-        let all = if self.serving_worker().is_some() { places(&self.plan) } else { self.held_by_leaving() };
-        let begun = self.begin_worker(generation, plan, provisions, all);
+        let all = places(&self.plan);
+        let elsewhere = if self.serving_worker().is_some() { all.clone() } else { self.held_by_leaving() };
+        let begun = self.begin_worker(generation, plan, provisions, elsewhere);
         let successor = begun.map_err(|error: io::Error| format!("no worker can be begun: {error}"))?;
         if let Err(why) = self.until_ready(successor).await {
             if let Some(worker) = self.worker_mut(successor) {
@@ -254,8 +255,8 @@ impl Keeper {
             }
             return Err(format!("the new worker does not serve: {why}; its last words are in the log"));
         }
-        let others = self.workers.iter().filter(|worker| worker.id != successor && worker.state != State::Leaving);
-        self.superseded.extend(others.map(|worker| worker.id));
+        let others = self.workers.iter().filter(|worker| worker.id != successor && worker.is_current());
+        self.superseded.extend(others.map(|worker| (worker.id, all.clone())));
         Ok(())
     }
 
@@ -263,8 +264,8 @@ impl Keeper {
     ///
     /// After whoever asked for it has been answered, who may have asked one of them.
     pub(super) fn retire_superseded(&mut self) {
-        for id in std::mem::take(&mut self.superseded) {
-            self.retire(id);
+        for (id, places) in std::mem::take(&mut self.superseded) {
+            self.retire(id, places);
         }
         self.recall_wanted();
         self.report();

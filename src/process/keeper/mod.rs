@@ -88,7 +88,8 @@ pub(super) struct Keeper {
 
     /// At most one of them is serving, but for those in `superseded`, and at most one starting.
     workers: Vec<Worker>,
-    superseded: Vec<WorkerId>,
+    /// With the places there are by their plan.
+    superseded: Vec<(WorkerId, BTreeMap<String, u32>)>,
     next_worker: WorkerId,
     crashes: u64,
     /// Workers that have ended unasked in short order.
@@ -394,7 +395,12 @@ impl Keeper {
                 self.crashes += 1;
                 tracing::error!(pid, %ending, "a worker that was to end what it had begun has ended before");
             }
-            State::Starting | State::Serving => self.crashed(&worker, ending),
+            State::Starting | State::Serving => {
+                if worker.state == State::Serving {
+                    self.places_left(id);
+                }
+                self.crashed(&worker, ending);
+            }
             State::GivenUp => tracing::debug!(pid, %ending, "a worker that was given up has ended"),
         }
         self.places_back(&worker.held);

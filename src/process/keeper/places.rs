@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{
     super::message::{ToWorker, tag},
-    Keeper, State, WorkerId,
+    Keeper, State, Worker, WorkerId,
 };
 use crate::config::Plan;
 
@@ -23,13 +23,18 @@ impl Keeper {
         held
     }
 
-    /// The worker that serves is to leave, with all places that nobody else has.
-    pub(super) fn retire(&mut self, id: WorkerId) {
+    /// Those of `places`, all there are, that no leaving worker has.
+    pub(super) fn held_by_none(&self, mut places: BTreeMap<String, u32>) -> BTreeMap<String, u32> {
         let elsewhere = self.held_by_leaving();
-        let mut held = places(&self.plan);
-        for (upstream, count) in &mut held {
+        for (upstream, count) in &mut places {
             *count = count.saturating_sub(elsewhere.get(upstream).copied().unwrap_or(0));
         }
+        places
+    }
+
+    /// The worker that serves is to leave, with those of `places`, all that its plan has, that nobody else has.
+    pub(super) fn retire(&mut self, id: WorkerId, places: BTreeMap<String, u32>) {
+        let held = self.held_by_none(places);
         if let Some(worker) = self.worker_mut(id) {
             worker.state = State::Leaving;
             worker.held = held;
@@ -40,7 +45,7 @@ impl Keeper {
     /// `id` has given up `count` places of the upstream with that tag.
     pub(super) fn place_given(&mut self, id: WorkerId, upstream: u32, count: u32) {
         let Some(name) = self.upstream(id, upstream) else { return };
-        let Some(worker) = self.worker_mut(id) else { return };
+        let Some(worker) = self.workers.iter_mut().find(|worker| worker.id == id) else { return };
         match worker.state {
             // No more than it has, whatever it says.
             State::Leaving => {
@@ -51,14 +56,11 @@ impl Keeper {
             }
             // One that was recalled for the first who wanted it.
             State::Serving | State::Starting => {
-                let Some(position) = self.wants.iter().position(|(_, wanted)| *wanted == name) else { return };
-                let Some((wants, _)) = self.wants.remove(position) else { return };
-                match self.worker_mut(wants) {
-                    Some(leaving) => {
-                        *leaving.held.entry(name.clone()).or_default() += 1;
-                        leaving.tell(ToWorker::Places { upstream: name, count: 1 });
-                    }
-                    None => self.places_back(&BTreeMap::from([(name, 1)])),
+                let wanted = self.wants.iter().position(|(_, wanted)| *wanted == name);
+                match wanted.and_then(|position| self.wants.remove(position)) {
+                    Some((wants, _)) => self.lend_place(wants, name),
+                    // Whoever wanted it has gone meanwhile.
+                    None => grant(worker, &BTreeMap::from([(name, count)])),
                 }
             }
             State::GivenUp => {}
@@ -69,10 +71,21 @@ impl Keeper {
     pub(super) fn place_wanted(&mut self, id: WorkerId, upstream: u32) {
         let leaves = self.worker(id).is_some_and(|worker| worker.state == State::Leaving);
         let Some(name) = self.upstream(id, upstream).filter(|_| leaves && self.wants.len() < WANTS) else { return };
+        if !places(&self.plan).contains_key(&name) {
+            // Nobody shares it any more.
+            return self.lend_place(id, name);
+        }
         // Where nobody serves, it has to wait for whoever will.
         if let Some(serving) = self.serving_worker() {
             serving.tell(ToWorker::Recall { upstream: name.clone() });
-            self.wants.push_back((id, name));
+        }
+        self.wants.push_back((id, name));
+    }
+
+    fn lend_place(&mut self, id: WorkerId, upstream: String) {
+        if let Some(leaving) = self.worker_mut(id) {
+            *leaving.held.entry(upstream.clone()).or_default() += 1;
+            leaving.tell(ToWorker::Places { upstream, count: 1 });
         }
     }
 
@@ -88,9 +101,15 @@ impl Keeper {
 
     /// Places are free for whoever serves; nobody is told where nobody does: the next one is not told that they are held.
     pub(super) fn places_back(&self, places: &BTreeMap<String, u32>) {
-        let Some(serving) = self.workers.iter().find(|worker| worker.state != State::Leaving) else { return };
-        for (upstream, count) in places.iter().filter(|(_, count)| **count > 0) {
-            serving.tell(ToWorker::Places { upstream: upstream.clone(), count: *count });
+        if let Some(serving) = self.workers.iter().find(|worker| worker.is_current()) {
+            grant(serving, places);
+        }
+    }
+
+    /// A worker that served has gone with its places, which one that was begun beside it was told are elsewhere.
+    pub(super) fn places_left(&self, gone: WorkerId) {
+        if let Some(successor) = self.workers.iter().find(|worker| worker.is_current() && worker.id > gone) {
+            grant(successor, &self.held_by_none(places(&self.plan)));
         }
     }
 
@@ -99,6 +118,12 @@ impl Keeper {
         let worker = self.worker(id)?;
         let names = self.plan.upstreams.keys().chain(worker.held.keys());
         names.filter(|name| tag(name) == upstream).min().cloned()
+    }
+}
+
+fn grant(worker: &Worker, places: &BTreeMap<String, u32>) {
+    for (upstream, count) in places.iter().filter(|(_, count)| **count > 0) {
+        worker.tell(ToWorker::Places { upstream: upstream.clone(), count: *count });
     }
 }
 
