@@ -94,11 +94,17 @@ impl Link {
             return Ok(self.socket.async_io(Interest::WRITABLE, || send(self.socket(), &packet, &[])).await?);
         }
         let content = sealed(&content)?;
-        let all: Vec<BorrowedFd<'_>> = [content.as_fd()].into_iter().chain(descriptors.iter().copied()).collect();
-        let head = Head { descriptors: u32::try_from(descriptors.len()).map_err(|_| LinkError::Form)? };
-        for (number, batch) in all.chunks(BATCH).enumerate() {
-            let packet = if number == 0 { head.encode() } else { MORE };
+        for (packet, batch) in packets(&all(&content, descriptors))? {
             self.socket.async_io(Interest::WRITABLE, || send(self.socket(), &packet, batch)).await?;
+        }
+        Ok(())
+    }
+
+    /// The same where there is room for all of it; nothing is waited for.
+    pub(super) fn send_now(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        let content = sealed(&Zeroizing::new(postcard::to_stdvec(message)?))?;
+        for (packet, batch) in packets(&all(&content, descriptors))? {
+            send(self.socket(), &packet, batch)?;
         }
         Ok(())
     }
@@ -181,6 +187,21 @@ fn hear(socket: BorrowedFd<'_>) -> io::Result<Option<Result<Word, NoWord>>> {
         return Ok(None);
     }
     Ok(Some(Word::decode(&bytes[..received.bytes])))
+}
+
+fn all<'fd>(content: &'fd OwnedFd, descriptors: &[BorrowedFd<'fd>]) -> Vec<BorrowedFd<'fd>> {
+    [content.as_fd()].into_iter().chain(descriptors.iter().copied()).collect()
+}
+
+/// What a message goes in: its content, which is the first of `all`, and the descriptors that go with it.
+fn packets<'a, 'fd>(
+    all: &'a [BorrowedFd<'fd>],
+) -> Result<impl Iterator<Item = ([u8; PACKET], &'a [BorrowedFd<'fd>])>, LinkError> {
+    let head = Head { descriptors: u32::try_from(all.len() - 1).map_err(|_| LinkError::Form)? };
+    Ok(all
+        .chunks(BATCH)
+        .enumerate()
+        .map(move |(number, batch)| (if number == 0 { head.encode() } else { MORE }, batch)))
 }
 
 /// The first packet of a message.

@@ -26,6 +26,7 @@ mod keeper;
 mod link;
 mod message;
 mod sandbox;
+mod signal_mask;
 mod signals;
 mod watch;
 mod worker;
@@ -84,6 +85,8 @@ pub(crate) fn serve(source: Source, options: Options) -> Result<Ended, ServeErro
     // Before anything is begun: a refused configuration is not a failed start.
     let text = config::text(&source)?;
     let plan = config::check_text(&source, &text, inspections())?;
+    // Until we catch them; by default most of them would end us.
+    signal_mask::hold();
     run(async { Ok(Keeper::start(source, options, plan, text).await?.run().await) })
 }
 
@@ -130,7 +133,9 @@ pub(crate) fn work() -> Result<(), Box<dyn std::error::Error>> {
 
 fn run(keeper: impl Future<Output = Result<Ended, ServeError>>) -> Result<Ended, ServeError> {
     // One thread: what the keeper does is little, and it begins processes.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::System)?;
+    // Signals are taken by the one thread: what another one caught just before an upgrade would be lost with it.
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().on_thread_start(signal_mask::hold).build().map_err(ServeError::System)?;
     LocalSet::new().block_on(&runtime, keeper)
 }
 

@@ -2,10 +2,14 @@
 
 use std::{future::poll_fn, io, task::Poll};
 
+use futures_util::FutureExt;
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal as Caught, SignalKind, signal};
 
+use super::signal_mask;
+
 /// What a signal means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Signal {
     /// TERM, INT or QUIT.
     Stop,
@@ -21,7 +25,7 @@ pub(super) enum Signal {
 pub(crate) struct Signals(Vec<(Signal, Caught)>);
 
 impl Signals {
-    /// Catches them from here on; before, most of them end the process where it stands.
+    /// Catches them from here on, also what was held ([`signal_mask::hold`]); before, most of them end the process where it stands.
     pub(crate) fn catch() -> io::Result<Self> {
         let kinds = [
             (Signal::Stop, SignalKind::terminate()),
@@ -31,7 +35,15 @@ impl Signals {
             (Signal::Reopen, SignalKind::user_defined1()),
             (Signal::Upgrade, SignalKind::user_defined2()),
         ];
-        kinds.into_iter().map(|(meaning, kind)| Ok((meaning, signal(kind)?))).collect::<io::Result<_>>().map(Self)
+        let caught =
+            kinds.into_iter().map(|(meaning, kind)| Ok((meaning, signal(kind)?))).collect::<io::Result<_>>()?;
+        signal_mask::release();
+        Ok(Self(caught))
+    }
+
+    /// Those that have come already.
+    pub(super) fn come(&mut self) -> Vec<Signal> {
+        std::iter::from_fn(|| self.next().now_or_never()).collect()
     }
 
     /// Until one says to stop; the others have no meaning here.

@@ -24,6 +24,8 @@ use notify::{
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, warn};
 
+use super::signal_mask;
+
 /// Tells when files change.
 ///
 /// Works in a thread of its own, which ends soon after this is dropped; nobody waits for it.
@@ -57,7 +59,11 @@ impl Watcher {
             next_attempt: Instant::now(),
         };
         let thread = thread::Builder::new().name("files".to_owned());
-        if let Err(error) = thread.spawn(move || watch.run(&received)) {
+        let run = move || {
+            signal_mask::hold();
+            watch.run(&received);
+        };
+        if let Err(error) = thread.spawn(run) {
             error!(error = &error as &dyn std::error::Error, "no file is watched; reload by hand (SIGHUP)");
         }
         Self { files: Vec::new(), messages }

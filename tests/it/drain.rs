@@ -144,3 +144,19 @@ fn what_outlives_the_deadline_is_cut_and_counted_and_the_exit_code_says_so() {
     assert!(events.contains("cut off") && events.contains("/slow"), "{events}");
     held.answer();
 }
+
+#[test]
+fn a_worker_that_is_begun_in_a_drain_says_not_ready_and_no_other_program_undoes_the_stop() {
+    let backend = ok();
+    let mut served = Served::start(&to(backend.address, ""));
+    let before = served.worker();
+    served.order(&["drain", "--wait", "4s"]);
+
+    signal("KILL", before);
+
+    wait_for("another worker", || served.worker() != before);
+    assert_eq!(status(&served.get("admin.sock", "/ready")), 503);
+    let refused = served.run(&["upgrade"]);
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("a drain is under way"));
+    assert_eq!(served.ended().code(), Some(0), "{}", served.events());
+}

@@ -306,3 +306,45 @@ fn what_waits_in_the_sockets_is_served_by_the_new_program() {
     }
     signal("CONT", worker);
 }
+
+#[test]
+fn signals_that_come_while_another_program_takes_over_are_its_own() {
+    let backend = ok();
+    let mut served = installed(&to(backend.address, ""));
+    let (address, keeper) = (served.address(0), served.child.id());
+
+    let storm = thread::spawn(move || {
+        for number in 0..600 {
+            signal(["USR2", "HUP", "USR1"][number % 3], keeper);
+        }
+    });
+    for _ in 0..20 {
+        assert_eq!(status(&again(&mut connect(address))), 200, "{}", served.events());
+    }
+    storm.join().unwrap();
+
+    assert_eq!(served.child.try_wait().unwrap(), None, "{}", served.events());
+    served.signal("USR2");
+    served.signal("TERM");
+    assert_eq!(served.ended().code(), Some(0), "{}", served.events());
+}
+
+#[test]
+fn what_is_in_force_is_taken_over_whatever_has_become_of_its_files() {
+    let backend = ok();
+    let place = folder();
+    let certificate = clients::certificate(place.path(), "site", &["site.example"]);
+    let text = to(backend.address, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let served = Served::start_in(place, &text, |_| {});
+    let address = served.address(0);
+    // Refused, as no interface has the address, and without the certificate that is in force.
+    served.rewrite(&to(backend.address, "").replace("127.0.0.1:0", "192.0.2.1:81"));
+    wait_for("the refusal", || served.events().contains("configuration refused"));
+    fs::remove_file(served.path("site.key")).unwrap();
+
+    served.order(&["upgrade"]);
+
+    let client = clients::client(&[&certificate], &["http/1.1"]);
+    let spoken = clients::block_on(clients::tls_connect(address, "site.example", client));
+    assert!(spoken.is_ok(), "{spoken:?}\n{}", served.events());
+}

@@ -148,13 +148,17 @@ impl Keeper {
         let tickets = TicketKeys::generate().map_err(|error| ServeError::System(io::Error::other(error)))?;
         let mut history = History::load(&plan.tls.storage, &source.file);
         history.push(1, "start", &text);
-        let mut keeper = Self::new(source, options, plan, sockets, history, tickets)?;
+        let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
         keeper.certificates = digest(&provisions);
         keeper.materials.clone_from(&provisions.certificates);
         keeper.log = watched(&keeper.plan, &provisions);
         let plan = keeper.plan.clone();
         let started = keeper.begin_worker(1, &plan, provisions, BTreeMap::new()).map_err(ServeError::System)?;
-        keeper.until_ready(started).await.map_err(ServeError::Worker)?;
+        match keeper.until_ready(started).await {
+            // It is done by the loop, as at any other time.
+            Err(_) if keeper.is_told_to_stop() => return Ok(keeper),
+            ready => ready.map_err(ServeError::Worker)?,
+        }
         for weakness in keeper.weaknesses() {
             tracing::warn!("{weakness}");
         }
@@ -170,6 +174,7 @@ impl Keeper {
         source: Source,
         options: Options,
         plan: Plan,
+        user: Option<User>,
         sockets: Sockets,
         history: History,
         tickets: TicketKeys,
@@ -183,7 +188,7 @@ impl Keeper {
             started: SystemTime::now(),
             arguments: upgrade::own_arguments(),
             before: None,
-            user: worker_user(&plan, &options)?,
+            user,
             manager: ServiceManager::new(options.pid_file.clone()).map_err(ServeError::System)?,
             source,
             options,

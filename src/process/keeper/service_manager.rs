@@ -35,9 +35,9 @@ struct Ear {
 }
 
 impl ServiceManager {
-    /// Writes the pid file.
+    /// Writes the pid file, unless it is written: over an upgrade the pid stays the same.
     pub(super) fn new(pid_file: Option<PathBuf>) -> io::Result<Self> {
-        if let Some(file) = &pid_file {
+        if let Some(file) = pid_file.as_ref().filter(|file| !is_ours(file)) {
             fs::write(file, format!("{}\n", process::id()))
                 .map_err(|error| io::Error::new(error.kind(), format!("cannot write {}: {error}", file.display())))?;
         }
@@ -129,10 +129,15 @@ impl Ear {
 
 /// Unless it is somebody else's by now.
 fn remove(file: &Path) {
-    let ours = fs::read_to_string(file).is_ok_and(|text| text.trim() == process::id().to_string());
-    if ours && let Err(error) = fs::remove_file(file) {
+    if is_ours(file)
+        && let Err(error) = fs::remove_file(file)
+    {
         tracing::warn!(file = %file.display(), error = &error as &dyn std::error::Error, "the pid file stays");
     }
+}
+
+fn is_ours(file: &Path) -> bool {
+    fs::read_to_string(file).is_ok_and(|text| text.trim() == process::id().to_string())
 }
 
 /// How long we wait for a manager that has too much to read.

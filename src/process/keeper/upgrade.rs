@@ -6,7 +6,7 @@
 //! serves. If it does not, the new program hands everything back to the old one, whose file it was given open.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     env,
     ffi::OsString,
     fs, io,
@@ -19,25 +19,26 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rustix::process::Pid;
+use rustix::{io::Errno, process::Pid};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 use super::{
-    super::{Options, ServeError, history::History, inspections, link::Link, message::borrowed},
-    Keeper, Missed, STOPPING, State, WorkerId, digest, watched,
+    super::{Options, ServeError, history::History, link::Link, message::borrowed, signal_mask, signals::Signal},
+    Event, Keeper, Missed, STOPPING, State, WorkerId, digest, event, watched,
     workers::{OURSELVES, Worker, sink},
 };
 use crate::{
-    admin::Refusal,
+    admin::{Order, Refusal},
     config::{self, Plan, Source},
     keeper::{
         Provisions,
         sockets::{SocketList, Sockets},
+        user::User,
     },
     telemetry::chain,
-    tls::TicketKeys,
+    tls::{CertificateMaterial, TicketKeys},
 };
 
 /// The form of [`Inheritance`]: a program says before it takes over whether it reads it.
@@ -53,6 +54,8 @@ struct Inheritance {
     refused: Option<Refusal>,
     crashes: u64,
     tickets: TicketKeys,
+    certificates: Vec<CertificateMaterial>,
+    user: Option<User>,
     program: PathBuf,
     started: SystemTime,
     /// What the program before was begun with.
@@ -60,6 +63,9 @@ struct Inheritance {
     sockets: SocketList,
     workers: Vec<LeftWorker>,
     next_worker: WorkerId,
+    wants: VecDeque<(WorkerId, String)>,
+    /// What came and was not done any more.
+    later: Vec<Later>,
     /// Whom to tell how it went.
     asked_by: Option<(WorkerId, u32)>,
     /// On the way back: why the other program did not do.
@@ -73,10 +79,18 @@ struct LeftWorker {
     id: WorkerId,
     pid: i32,
     started: SystemTime,
-    serves: bool,
+    state: State,
     held: BTreeMap<String, u32>,
     /// A [`Plan`], which a later program may not be able to read.
     begun_with: Option<serde_json::Value>,
+}
+
+/// What waits for the next program.
+#[derive(Serialize, Deserialize)]
+enum Later {
+    Signal(Signal),
+    Changed(Vec<PathBuf>),
+    Order(WorkerId, u32, Order),
 }
 
 impl Keeper {
@@ -91,6 +105,9 @@ impl Keeper {
         }
         if self.serving_worker().is_none() {
             return Err("no worker serves at present; try again when one does".to_owned());
+        }
+        if self.drained.is_some() {
+            return Err("a drain is under way, and vestibule stops after it".to_owned());
         }
         let program = self.program.clone();
         self.try_out(&program).await?;
@@ -135,7 +152,45 @@ impl Keeper {
         asked_by: Option<(WorkerId, u32)>,
         returned: Option<String>,
     ) -> io::Error {
-        let handed = async {
+        signal_mask::hold();
+        self.come_to_rest().await;
+        // From here on nothing is waited for, so that nothing is taken in that would not be handed on.
+        let error = if self.is_told_to_stop() {
+            io::Error::other("told to stop")
+        } else {
+            self.become_now(program, asked_by, returned)
+        };
+        signal_mask::release();
+        error
+    }
+
+    /// Waits until nothing is half done: workers have taken what they were told, and what they said was taken note of.
+    async fn come_to_rest(&mut self) {
+        let deadline = Instant::now() + REST;
+        loop {
+            // A turn of the runtime, by which signals that were caught before come in.
+            sleep(TURN).await;
+            for signal in self.signals.come() {
+                self.defer(Event::Signal(signal));
+            }
+            while let Ok(files) = self.changes.try_recv() {
+                self.defer(Event::Changed(files));
+            }
+            while let Ok((worker, deed)) = self.deeds.try_recv() {
+                match event(worker, deed) {
+                    Event::Deed(worker, deed) => self.note(worker, deed),
+                    later => self.defer(later),
+                }
+            }
+            // One that stands still is not waited for.
+            if self.workers.iter().all(Worker::is_at_rest) || Instant::now() >= deadline {
+                return;
+            }
+        }
+    }
+
+    fn become_now(&self, program: &Path, asked_by: Option<(WorkerId, u32)>, returned: Option<String>) -> io::Error {
+        let handed = || {
             let way_back = returned.is_none();
             let (sockets, mut descriptors) = self.sockets.leave()?;
             for worker in &self.workers {
@@ -151,19 +206,23 @@ impl Keeper {
                 refused: self.refused.clone(),
                 crashes: self.crashes,
                 tickets: self.tickets.clone(),
+                certificates: self.materials.clone(),
+                user: self.user.clone(),
                 program: self.program.clone(),
                 started: self.started,
                 arguments: self.arguments.clone(),
                 sockets,
                 workers: self.workers.iter().map(leave).collect(),
                 next_worker: self.next_worker,
+                wants: self.wants.clone(),
+                later: self.deferred.iter().filter_map(later).collect(),
                 asked_by,
                 returned,
                 way_back,
             };
-            leave_at_stdin(&inheritance, &descriptors).await
+            leave_at_stdin(&inheritance, &descriptors)
         };
-        match handed.await {
+        match handed() {
             Ok(stdin) => become_program(program, &self.arguments, stdin),
             Err(error) => error,
         }
@@ -190,7 +249,7 @@ impl Keeper {
         let returned = left.returned.clone();
         let mut keeper = match Self::inherit(source, options, left, descriptors.into_iter()) {
             Ok(keeper) => keeper,
-            Err(error) => return Err(go_back(&text, kept, error).await),
+            Err(error) => return Err(go_back(&text, kept, error)),
         };
         let outcome = match returned {
             // The other program's doing; the workers of this one serve still.
@@ -225,8 +284,10 @@ impl Keeper {
         let null = fs::File::open("/dev/null").map_err(ServeError::System)?;
         rustix::stdio::dup2_stdin(&null).map_err(|error| ServeError::System(error.into()))?;
         let sockets = Sockets::inherit(left.sockets, &mut descriptors).map_err(ServeError::System)?;
-        let plan = config::check_text(&source, &left.text, inspections())?;
-        let mut keeper = Self::new(source, options, plan, sockets, left.history, left.tickets)?;
+        // It is in force: what has become of the files that it names is the matter of the next reload.
+        let plan = config::check_text(&source, &left.text, &[])?;
+        let mut keeper = Self::new(source, options, plan, left.user, sockets, left.history, left.tickets)?;
+        keeper.materials = left.certificates;
         keeper.generation = left.generation;
         keeper.refused = left.refused;
         keeper.crashes = left.crashes;
@@ -234,6 +295,8 @@ impl Keeper {
         keeper.started = left.started;
         keeper.arguments = left.arguments;
         keeper.next_worker = left.next_worker;
+        keeper.wants = left.wants;
+        keeper.deferred = left.later.into_iter().map(Event::from).collect();
         for worker in left.workers {
             keeper.adopt(worker, &mut descriptors).map_err(ServeError::System)?;
         }
@@ -248,8 +311,16 @@ impl Keeper {
         let link = descriptors.next().ok_or_else(missing)?;
         let begun_with = left.begun_with.and_then(|plan| serde_json::from_value::<Plan>(plan).ok());
         let log = begun_with.as_ref().and_then(sink);
-        let mut worker = Worker::adopt(left.id, process, link, &self.deeds_sender, left.started, begun_with, log)?;
-        worker.state = if left.serves { State::Serving } else { State::Leaving };
+        let adopted = Worker::adopt(left.id, process, link, &self.deeds_sender, left.started, begun_with, log);
+        let mut worker = match adopted {
+            Ok(worker) => worker,
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {
+                tracing::error!(pid = left.pid, "a worker has ended while another program took over");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        worker.state = left.state;
         worker.held = left.held;
         self.workers.push(worker);
         Ok(())
@@ -257,8 +328,7 @@ impl Keeper {
 
     /// Opens what the plan in force asks for, and takes note of it.
     fn provide(&mut self) -> Result<Provisions, String> {
-        let gathered = Provisions::gather_beside(&self.plan, &mut self.sockets, None, self.user.as_ref());
-        let provisions = gathered.map_err(|faults| faults.to_string())?;
+        let provisions = self.gather_again().map_err(|faults| faults.to_string())?;
         self.certificates = digest(&provisions);
         self.log = watched(&self.plan, &provisions);
         Ok(provisions)
@@ -273,26 +343,26 @@ impl Keeper {
 }
 
 /// Gives everything back to the program before, as it was left; answers why that cannot be.
-async fn go_back(text: &str, mut descriptors: Vec<OwnedFd>, why: ServeError) -> ServeError {
+fn go_back(text: &str, mut descriptors: Vec<OwnedFd>, why: ServeError) -> ServeError {
     let Ok(mut left) = serde_json::from_str::<Inheritance>(text) else { return why };
     let Some(before) = descriptors.pop().filter(|_| left.way_back) else { return why };
     tracing::error!(error = &why as &dyn std::error::Error, "cannot take over; the program before goes on");
+    signal_mask::hold();
     left.way_back = false;
     left.returned = Some(chain(&why));
-    match leave_at_stdin(&left, &descriptors).await {
+    match leave_at_stdin(&left, &descriptors) {
         Ok(stdin) => ServeError::System(become_program(&path_of(&before), &left.arguments, stdin)),
         Err(error) => ServeError::System(error),
     }
 }
 
 /// What `inheritance` says and `descriptors`, in a socket that is to be the standard input of a program.
-async fn leave_at_stdin(inheritance: &Inheritance, descriptors: &[OwnedFd]) -> io::Result<OwnedFd> {
+fn leave_at_stdin(inheritance: &Inheritance, descriptors: &[OwnedFd]) -> io::Result<OwnedFd> {
     let (ours, theirs) = Link::pair()?;
     let text = Zeroizing::new(serde_json::to_string(inheritance)?);
     let descriptors = borrowed(descriptors);
     // A few packets, which the socket holds until they are read on the other side of execve.
-    let sent = ours.send(&*text, &descriptors);
-    timeout(TRIAL, sent).await.map_err(io::Error::other)?.map_err(io::Error::other)?;
+    ours.send_now(&*text, &descriptors).map_err(io::Error::other)?;
     Ok(theirs)
 }
 
@@ -316,9 +386,28 @@ fn leave(worker: &Worker) -> LeftWorker {
         id: worker.id,
         pid: worker.pid().as_raw_pid(),
         started: worker.started,
-        serves: worker.state == State::Serving,
+        state: worker.state,
         held: worker.held.clone(),
         begun_with: worker.begun_with.as_ref().and_then(|plan| serde_json::to_value(plan).ok()),
+    }
+}
+
+fn later(event: &Event) -> Option<Later> {
+    match event {
+        Event::Signal(signal) => Some(Later::Signal(*signal)),
+        Event::Changed(files) => Some(Later::Changed(files.clone())),
+        Event::Order(worker, id, order) => Some(Later::Order(*worker, *id, *order)),
+        Event::Deed(..) | Event::Time => None,
+    }
+}
+
+impl From<Later> for Event {
+    fn from(later: Later) -> Self {
+        match later {
+            Later::Signal(signal) => Self::Signal(signal),
+            Later::Changed(files) => Self::Changed(files),
+            Later::Order(worker, id, order) => Self::Order(worker, id, order),
+        }
     }
 }
 
@@ -329,5 +418,8 @@ pub(super) fn own_arguments() -> Vec<OsString> {
 
 /// What a program says that would take over.
 pub(in super::super) const TAKES_OVER: &[u8] = b"takes over\n";
+/// How long what is under way between the processes may take before another program takes over.
+const REST: Duration = Duration::from_secs(1);
+const TURN: Duration = Duration::from_millis(1);
 /// How long a program may take to say so.
 const TRIAL: Duration = Duration::from_secs(10);
