@@ -56,10 +56,11 @@ pub trait AdminState: Send + Sync + 'static {
     fn order(&self, order: Order) -> Option<oneshot::Receiver<Outcome>>;
 }
 
-/// Answers on `listener` until `shutdown`, then gives open exchanges [`SHUTDOWN_TIMEOUT`] to end.
+/// Answers on `listener` until `shutdown`; open exchanges come to their end, until `stop` and [`SHUTDOWN_TIMEOUT`] from
+/// then on.
 ///
 /// Dropping the future closes every connection at once.
-pub async fn serve(listener: UnixListener, state: Arc<dyn AdminState>, shutdown: impl Future) {
+pub async fn serve(listener: UnixListener, state: Arc<dyn AdminState>, shutdown: impl Future, stop: impl Future) {
     let service = TowerToHyperService::new(service::service(state));
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
@@ -79,8 +80,13 @@ pub async fn serve(listener: UnixListener, state: Arc<dyn AdminState>, shutdown:
     }
     drop(listener);
     let rest = async { while connections.join_next().await.is_some() {} };
-    if timeout(SHUTDOWN_TIMEOUT, rest).await.is_err() {
-        debug!("admin connections were cut off by the stop");
+    let stopped = async {
+        stop.await;
+        sleep(SHUTDOWN_TIMEOUT).await;
+    };
+    tokio::select! {
+        () = rest => {}
+        () = stopped => debug!("admin connections were cut off by the stop"),
     }
 }
 

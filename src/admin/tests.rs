@@ -72,7 +72,7 @@ impl Endpoint {
         let metrics = Metrics::new(SystemTime::now());
         let gateway = Arc::new(Gateway { not_ready: Mutex::default(), panics: AtomicBool::default(), metrics });
         let (stop, stopped) = oneshot::channel::<()>();
-        let served = tokio::spawn(serve(listener, Arc::clone(&gateway) as _, stopped));
+        let served = tokio::spawn(serve(listener, Arc::clone(&gateway) as _, stopped, std::future::ready(())));
         Self { directory, gateway, stop, served }
     }
 

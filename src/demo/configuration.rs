@@ -43,7 +43,6 @@ routes:
     strip_prefix: true
     upstream: echo
 tls: {{ storage: storage }}
-spool: {{ path: spool }}
 drain: 2s
 "#
     )

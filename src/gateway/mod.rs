@@ -374,13 +374,14 @@ impl Gateway {
                     return tracing::error!(error, "the admin socket cannot be used");
                 }
             };
+            let stop = drain.clone();
             let shutdown = async move {
                 tokio::select! {
                     () = closed.cancelled() => {}
                     () = drain.started() => {}
                 }
             };
-            admin::serve(socket, observer, shutdown).await;
+            admin::serve(socket, observer, shutdown, stop.stopping()).await;
         }));
     }
 

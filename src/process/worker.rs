@@ -88,8 +88,16 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
     let gateway = Gateway::start_beside(plan, provisions, generation, &tickets, Some(orders), &held)?;
 
     let (news, mut told) = unbounded_channel();
-    let mut worker =
-        Worker { gateway, news, weaknesses, waiting: HashMap::new(), next_order: 0, drain, orphaned: false };
+    let mut worker = Worker {
+        gateway,
+        news,
+        weaknesses,
+        waiting: HashMap::new(),
+        next_order: 0,
+        drain,
+        stopping: false,
+        orphaned: false,
+    };
     let say = |word| local.block_on(&runtime, link.say(word));
     // Nobody hears it where the keeper has gone; that comes to be known by the next message.
     drop(say(Word::Ready));
@@ -153,6 +161,8 @@ struct Worker {
     next_order: u32,
     /// What is left to what is under way when the keeper has gone.
     drain: Duration,
+    /// Told to, or without a keeper.
+    stopping: bool,
     orphaned: bool,
 }
 
@@ -169,15 +179,21 @@ impl Worker {
             message = messages.recv(), if !self.orphaned => Step::Told(message),
             Some((order, outcome)) = orders.recv() => Step::Order(order, outcome),
             Some(news) = news.recv() => Step::News(news),
-            () = self.gateway.ended() => Step::Ended,
+            // Whoever is answered by us is answered first, unless nobody does any more.
+            () = self.gateway.ended(), if self.stopping || self.is_answered() => Step::Ended,
         }
+    }
+
+    /// Whether nobody waits for the outcome of an order.
+    fn is_answered(&self) -> bool {
+        self.waiting.values().all(oneshot::Sender::is_closed)
     }
 
     /// Does as it is told; answers what there is to say to it.
     fn obey(&mut self, message: Option<Message>) -> Option<Word> {
         let Some((message, descriptors)) = message else {
             tracing::error!(drain = ?self.drain, "the keeper has gone; this worker ends what it began");
-            self.orphaned = true;
+            (self.orphaned, self.stopping) = (true, true);
             self.gateway.close(self.drain);
             return None;
         };
@@ -204,7 +220,10 @@ impl Worker {
             ToWorker::Places { upstream, count } => self.gateway.grant_places(&upstream, count),
             ToWorker::Recall { upstream } => self.gateway.recall_place(&upstream, self.news.clone()),
             ToWorker::Unready => self.gateway.unready(),
-            ToWorker::Stop { deadline } => self.gateway.close(deadline),
+            ToWorker::Stop { deadline } => {
+                self.stopping = true;
+                self.gateway.close(deadline);
+            }
             ToWorker::Tickets(keys) => self.gateway.set_tickets(&keys),
             ToWorker::Beat(beat) => self.gateway.beat(beat, self.news.clone()),
         }

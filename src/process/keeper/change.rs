@@ -261,8 +261,6 @@ impl Keeper {
     }
 
     /// Has those leave that a successor serves in the place of. Until then both accept connections.
-    ///
-    /// After whoever asked for it has been answered, who may have asked one of them.
     pub(super) fn retire_superseded(&mut self) {
         for (id, places) in std::mem::take(&mut self.superseded) {
             self.retire(id, places);

@@ -347,7 +347,11 @@ impl Keeper {
         self.answer(worker, id, outcome);
     }
 
-    fn answer(&self, worker: WorkerId, id: u32, outcome: Outcome) {
+    /// Whoever is told that something is in force is not to meet a worker of before on the admin socket.
+    fn answer(&mut self, worker: WorkerId, id: u32, outcome: Outcome) {
+        if !self.superseded.is_empty() {
+            self.retire_superseded();
+        }
         if let Some(worker) = self.worker(worker) {
             worker.tell(ToWorker::Reply { id, outcome });
         }

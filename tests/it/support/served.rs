@@ -132,12 +132,16 @@ impl Served {
     }
 
     pub(crate) fn ask(&self, socket: &str, method: &str, path: &str) -> String {
+        self.try_ask(socket, method, path).unwrap_or_else(|error| panic!("{path}: {error}\n{}", self.events()))
+    }
+
+    fn try_ask(&self, socket: &str, method: &str, path: &str) -> std::io::Result<String> {
         let mut stream = self.connect(socket);
         let length = if method == "POST" { "Content-Length: 0\r\n" } else { "" };
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\n{length}Connection: close\r\n\r\n").unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\n{length}Connection: close\r\n\r\n")?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     pub(crate) fn connect(&self, socket: &str) -> UnixStream {
@@ -148,7 +152,14 @@ impl Served {
     }
 
     pub(crate) fn status(&self) -> Value {
-        serde_json::from_str(&body(&self.get("admin.sock", "/status"))).unwrap()
+        let mut status = None;
+        // A worker that is killed just now takes its answers with it; the next one has others.
+        wait_for("the status", || {
+            let answer = self.try_ask("admin.sock", "GET", "/status").unwrap_or_default();
+            status = serde_json::from_str(&body(&answer)).ok();
+            status.is_some()
+        });
+        status.unwrap()
     }
 
     pub(crate) fn generation(&self) -> u64 {
