@@ -17,7 +17,7 @@ use crate::{
         Backend, PATIENCE, body,
         clients::{self, block_on},
         connect, read_head, read_response,
-        served::Served,
+        served::{self, Served},
         status, to, wait_for,
     },
     websockets::{Echo, websocket},
@@ -174,7 +174,7 @@ fn tls_is_switched_on_for_those_who_connect_from_then_on() {
 #[test]
 fn a_certificate_that_is_replaced_on_the_disk_is_served_without_anybody_being_told() {
     let backend = saying("ok");
-    let folder = crate::support::served::folder();
+    let folder = served::folder();
     clients::certificate(folder.path(), "site", &["site.example"]);
     let text = to(backend.address, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
     let served = Served::start_in(folder, &text, |_| {});
@@ -342,7 +342,7 @@ fn a_change_that_takes_another_worker_cuts_nothing() {
 
 #[test]
 fn a_folder_that_the_worker_has_no_door_to_takes_another_worker() {
-    let place = crate::support::served::folder();
+    let place = served::folder();
     let files = place.path().join("files");
     fs::create_dir(&files).unwrap();
     fs::write(files.join("page.txt"), "page").unwrap();
@@ -453,9 +453,14 @@ fn a_refused_move_of_the_admin_socket_leaves_the_one_of_before_for_all_that_come
 
 /// The processes that the keeper has begun, the youngest last.
 fn workers(served: &Served) -> Vec<Pid> {
-    let keeper = served.child.id();
-    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap();
-    children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap()).collect()
+    // One that is not its own program yet holds up whoever begins it: to stop it would be to stop the keeper. A line that
+    // is empty is that of one which has ended and was not seen to.
+    let is_begun = |pid: &u32| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.is_empty() || line.ends_with("worker\0")
+    };
+    let begun = served::children(served.child.id()).into_iter().filter(is_begun);
+    begun.map(|pid| Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()).collect()
 }
 
 #[test]
