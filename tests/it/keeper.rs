@@ -355,7 +355,7 @@ fn a_worker_that_is_begun_anew_serves_what_is_in_force_whatever_has_become_of_it
     let client = clients::client(&[&certificate], &["http/1.1"]);
     let spoken = clients::block_on(clients::tls_connect(address, "site.example", client));
     assert!(spoken.is_ok(), "{spoken:?}\n{}", served.events());
-    assert_ne!(served.worker(), before);
+    wait_for("another worker", || served.worker() != before);
 }
 
 #[test]

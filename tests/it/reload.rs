@@ -328,7 +328,7 @@ fn a_change_that_takes_another_worker_cuts_nothing() {
     assert_eq!(served.generation(), 1, "it was only asked");
     served.apply(&to(echo.backend.address, "workers: 2"));
 
-    assert_ne!(served.worker(), before);
+    wait_for("another worker", || served.worker() != before);
     echoes(&mut socket, "two");
     // A request that races with the change is answered where it was accepted.
     write!(idle, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
@@ -358,7 +358,7 @@ fn a_folder_that_the_worker_has_no_door_to_takes_another_worker() {
     assert!(told.contains("a new worker would take over") && told.contains("files"), "{told}");
     served.apply(&with_files);
 
-    assert_ne!(served.worker(), before);
+    wait_for("another worker", || served.worker() != before);
     assert_eq!(body(&get(served.address(0), "/")), "page");
 }
 
@@ -548,7 +548,7 @@ fn places_that_came_with_a_change_are_not_withheld_for_a_worker_that_never_had_t
     served.apply(&text(3, 2));
 
     let before = served.worker();
-    crate::support::served::signal("KILL", before);
+    served::signal("KILL", before);
     wait_for("another worker", || served.worker() != before);
 
     let asked: Vec<_> = (0..3).map(|_| thread::spawn(move || get(address, "/"))).collect();
