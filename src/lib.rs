@@ -45,7 +45,7 @@
 //!
 //! # Threads
 //!
-//! Traffic runs on one thread a core (`workers` in the configuration, [`service::Worker`] in the code; all of them are in
+//! Traffic runs on one thread a core (`workers` in the configuration, [`service::TrafficThread`] in the code; all of them are in
 //! one process), each with a runtime, a `SO_REUSEPORT` socket of every listener and a pool of connections of its own:
 //! nothing on the path of a request crosses threads. What is shared is shared on purpose: the queue and the counts of an
 //! [`upstream::Upstream`], the spool's space, the limit on connections, metrics. A configuration is read through one

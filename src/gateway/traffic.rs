@@ -25,7 +25,7 @@ use crate::{
     listener::{Connections, Listener, Socket},
     metrics::Metrics,
     runtime::Current,
-    service::Worker,
+    service::TrafficThread,
     telemetry::access_log::{Format, LogWriter},
     tls::{CertificateStore, ServerConfigs},
 };
@@ -107,8 +107,9 @@ impl Share {
     async fn serve(self) -> bool {
         let Self { current, certificates, metrics, connections, drain, mut commands } = self;
         let tasks = Tasks::default();
-        let worker = Worker::new(current, certificates, Arc::clone(&metrics), None, drain.clone(), tasks.clone());
-        let mut sockets = Sockets { worker, metrics, connections, taken: HashMap::new(), open: HashMap::new() };
+        let thread =
+            TrafficThread::new(current, certificates, Arc::clone(&metrics), None, drain.clone(), tasks.clone());
+        let mut sockets = Sockets { thread, metrics, connections, taken: HashMap::new(), open: HashMap::new() };
 
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -118,7 +119,7 @@ impl Share {
                 biased;
                 Some(command) = commands.recv() => sockets.obey(command),
                 () = drain.started() => {}
-                _ = tick.tick() => sockets.worker.pool.prune(),
+                _ = tick.tick() => sockets.thread.pool.prune(),
             }
         }
         drop(sockets);
@@ -140,7 +141,7 @@ impl Share {
 
 /// The sockets of one thread.
 struct Sockets {
-    worker: Rc<Worker>,
+    thread: Rc<TrafficThread>,
     metrics: Arc<Metrics>,
     connections: Arc<Connections>,
     /// Not accepted on yet.
@@ -172,10 +173,10 @@ impl Sockets {
     }
 
     fn switch(&mut self, switch: Switch) {
-        let Self { worker, metrics, connections, taken, open } = self;
-        worker.log_to(switch.log);
+        let Self { thread, metrics, connections, taken, open } = self;
+        thread.log_to(switch.log);
         // Or a thread without requests would keep the generation before, and all that belongs to it.
-        drop(worker.current());
+        drop(thread.current());
         let stays = |(id, _): &SocketId| switch.listeners.iter().any(|terms| terms.id == *id);
         open.retain(|id, listener| {
             let stays = stays(id);
@@ -187,7 +188,7 @@ impl Sockets {
         for terms in switch.listeners {
             let tls = terms.tls.map(Rc::new);
             for (_, listener) in open.iter().filter(|((id, _), _)| *id == terms.id && terms.changed) {
-                listener.change(terms.plan.clone(), tls.clone(), &worker.drain);
+                listener.change(terms.plan.clone(), tls.clone(), &thread.drain);
             }
             for (id, socket) in taken.extract_if(|(id, _), _| *id == terms.id) {
                 let listener = Rc::new(Listener::new(
@@ -196,9 +197,9 @@ impl Sockets {
                     tls.clone(),
                     metrics.listener(&terms.label),
                     Arc::clone(connections),
-                    &worker.drain,
+                    &thread.drain,
                 ));
-                worker.tasks.spawn(Rc::clone(&listener).run(Rc::clone(worker)));
+                thread.tasks.spawn(Rc::clone(&listener).run(Rc::clone(thread)));
                 open.insert(id, listener);
             }
         }

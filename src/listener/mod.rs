@@ -33,7 +33,7 @@ use crate::{
     drain::{Drain, Leaving},
     http::forwarded::Peer,
     metrics::{Handshake, ListenerMetrics},
-    service::{Connection, Worker},
+    service::{Connection, TrafficThread},
     tls::{ServerConfigs, TlsInfo},
 };
 
@@ -107,23 +107,23 @@ impl Listener {
     }
 
     /// Accepts until it is closed or we leave; each connection is served in a task of its own.
-    pub async fn run(self: Rc<Self>, worker: Rc<Worker>) {
+    pub async fn run(self: Rc<Self>, thread: Rc<TrafficThread>) {
         tokio::select! {
-            () = self.accept_all(&worker) => {}
+            () = self.accept_all(&thread) => {}
             () = self.closing.started() => {}
         }
         // Whoever else holds the socket lets go of it first: what came to wait in it after our last look would be lost.
         let others_let_go = async {
             tokio::select! {
                 () = sleep(LET_GO) => {}
-                () = worker.drain.started() => {}
+                () = thread.drain.started() => {}
             }
         };
         tokio::select! {
-            () = self.accept_all(&worker) => {}
+            () = self.accept_all(&thread) => {}
             () = others_let_go => {}
         }
-        self.accept_queued(&worker);
+        self.accept_queued(&thread);
     }
 
     /// Accepts on other terms from now on; connections of the terms before end with their next answer.
@@ -139,16 +139,16 @@ impl Listener {
         self.closing.start();
     }
 
-    async fn accept_all(&self, worker: &Rc<Worker>) {
+    async fn accept_all(&self, thread: &Rc<TrafficThread>) {
         loop {
-            if let Err(error) = self.accept_one(worker).await {
+            if let Err(error) = self.accept_one(thread).await {
                 self.accept_failed(&error).await;
             }
         }
     }
 
     /// Takes what the kernel has queued: it has been promised an answer, and closing the socket would reset it.
-    fn accept_queued(&self, worker: &Rc<Worker>) {
+    fn accept_queued(&self, thread: &Rc<TrafficThread>) {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         loop {
             let accepted = match &self.socket {
@@ -159,12 +159,12 @@ impl Listener {
                 (Ok(stream), Socket::Tcp(_)) => {
                     let stream = std::net::TcpStream::from(stream);
                     if let (Ok(peer), Ok(stream)) = (stream.peer_addr(), TcpStream::from_std(stream)) {
-                        self.begin_tcp(stream, peer, worker);
+                        self.begin_tcp(stream, peer, thread);
                     }
                 }
                 (Ok(stream), Socket::Unix(_)) => {
                     if let Ok(stream) = UnixStream::from_std(stream.into()) {
-                        self.begin(stream, Ends { peer: Peer::Unix, local: None }, worker);
+                        self.begin(stream, Ends { peer: Peer::Unix, local: None }, thread);
                     }
                 }
                 // That one has gone; the next may not have.
@@ -174,30 +174,30 @@ impl Listener {
         }
     }
 
-    async fn accept_one(&self, worker: &Rc<Worker>) -> io::Result<()> {
+    async fn accept_one(&self, thread: &Rc<TrafficThread>) -> io::Result<()> {
         match &self.socket {
             Socket::Tcp(socket) => {
                 let (stream, peer) = socket.accept().await?;
-                self.begin_tcp(stream, peer, worker);
+                self.begin_tcp(stream, peer, thread);
             }
             Socket::Unix(socket) => {
                 let (stream, _) = socket.accept().await?;
-                self.begin(stream, Ends { peer: Peer::Unix, local: None }, worker);
+                self.begin(stream, Ends { peer: Peer::Unix, local: None }, thread);
             }
         }
         Ok(())
     }
 
-    fn begin_tcp(&self, stream: TcpStream, peer: SocketAddr, worker: &Rc<Worker>) {
+    fn begin_tcp(&self, stream: TcpStream, peer: SocketAddr, thread: &Rc<TrafficThread>) {
         // Heads and bodies leave in whole pieces; what waits for an acknowledgement only waits.
         // A connection that is refused this has ended already, which is no fault of the listener's.
         if let (Ok(()), Ok(local)) = (stream.set_nodelay(true), stream.local_addr()) {
-            self.begin(stream, Ends { peer: Peer::Tcp(peer), local: Some(local) }, worker);
+            self.begin(stream, Ends { peer: Peer::Tcp(peer), local: Some(local) }, thread);
         }
     }
 
-    fn begin<S: Downstream>(&self, stream: S, ends: Ends, worker: &Rc<Worker>) {
-        let runtime = worker.current();
+    fn begin<S: Downstream>(&self, stream: S, ends: Ends, thread: &Rc<TrafficThread>) {
+        let runtime = thread.current();
         let trusted = match ends.peer {
             Peer::Tcp(peer) => runtime.plan.trusted_proxies.contains(peer.ip()),
             Peer::Unix => runtime.plan.trusted_proxies.unix,
@@ -210,7 +210,7 @@ impl Listener {
         }
         let metrics = self.metrics.clone();
         let deadline = runtime.plan.limits.handshake_timeout;
-        self.spawn(worker, |worker| async move {
+        self.spawn(thread, |thread| async move {
             let peer = ends.peer;
             // Each phase on the heap by itself: the task of an idle connection is then not as large as its handshake was.
             let opening = Box::pin(open(stream, ends, listener.proxy_protocol, tls.as_deref()));
@@ -235,7 +235,7 @@ impl Listener {
                 }
             };
             let local_port = ends.local.map_or(0, |local| local.port());
-            let connection = |tls| Rc::new(Connection { worker, listener, leaving, peer: ends.peer, local_port, tls });
+            let connection = |tls| Rc::new(Connection { thread, listener, leaving, peer: ends.peer, local_port, tls });
             match stream {
                 Stream::Plain(stream) => Box::pin(http1::serve(stream, connection(None))).await,
                 Stream::Tls(stream) => {
@@ -251,15 +251,19 @@ impl Listener {
     }
 
     /// Runs one connection, if there may be one more: beyond the limit it is closed at once, which costs the least.
-    fn spawn<F: Future<Output = ()> + 'static>(&self, worker: &Rc<Worker>, serve: impl FnOnce(Rc<Worker>) -> F) {
-        let limit = worker.current().plan.limits.connections;
+    fn spawn<F: Future<Output = ()> + 'static>(
+        &self,
+        thread: &Rc<TrafficThread>,
+        serve: impl FnOnce(Rc<TrafficThread>) -> F,
+    ) {
+        let limit = thread.current().plan.limits.connections;
         let Some(counted) = self.connections.enter(limit) else {
             self.metrics.shed();
             return;
         };
         let accepted = self.metrics.accepted();
-        let serve = serve(Rc::clone(worker));
-        worker.tasks.spawn(async move {
+        let serve = serve(Rc::clone(thread));
+        thread.tasks.spawn(async move {
             serve.await;
             drop((counted, accepted));
         });

@@ -6,7 +6,7 @@
 //! | `worker` | the process that reads the network, as the user that the configuration names, in a `sandbox` |
 //! | `link`, `message` | the socket between the two, and all that can be said on it |
 //! | `watch`, `history` | files that change; the configurations that were applied |
-//! | `signals` | what the system tells the keeper |
+//! | `signals`, `signal_mask` | what the system tells the keeper, and what is held meanwhile |
 //!
 //! With `--single` the worker is a thread of the keeper: the same two sides and the same link, and nothing between them.
 //!
@@ -14,7 +14,7 @@
 //!
 //! - *keeper*: the process, `keeper::Keeper`; [`crate::keeper`] is what it does with the system.
 //! - *worker*: the process that carries the traffic: `worker` is what it does, `keeper::workers` what the keeper knows of
-//!   it. It has as many traffic threads as `workers` in the configuration says, each with a [`crate::service::Worker`].
+//!   it. It has as many traffic threads as `workers` in the configuration says, each with a [`crate::service::TrafficThread`].
 //! - *place*: the right to be inside an application ([`crate::upstream::Place`]); workers pass places on to each other.
 //! - *to leave*: to accept no more and to end what was begun (`Retire`, `State::Leaving`); what a program leaves to the
 //!   next one at an upgrade is its *inheritance*.

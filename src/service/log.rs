@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::{StatusCode, header, request};
 use http_body::{Frame, SizeHint};
 
-use super::{Connection, context::Pinned};
+use super::{Connection, connection::Pinned};
 use crate::{
     drain::Drain,
     h1::Glimpse,
@@ -78,7 +78,7 @@ impl LogGuard {
         record.status = CLIENT_CLOSED_REQUEST.as_u16();
         record.tls = connection.tls.as_ref().map(|tls| Tls { version: tls.version, cipher: tls.cipher });
         let connection = Rc::clone(connection);
-        let runtime = connection.worker.current();
+        let runtime = connection.thread.current();
         Self {
             record,
             trace: Trace::default(),
@@ -236,7 +236,7 @@ impl Drop for LogGuard {
     fn drop(&mut self) {
         let record = &mut *self.record;
         if !self.done {
-            let drain = &self.connection.worker.drain;
+            let drain = &self.connection.thread.drain;
             if std::thread::panicking() {
                 if record.status == CLIENT_CLOSED_REQUEST.as_u16() {
                     record.status = StatusCode::INTERNAL_SERVER_ERROR.as_u16();
@@ -259,12 +259,12 @@ impl Drop for LogGuard {
         record.head = self.trace.head;
         let total = record.started.elapsed();
         record.total = Some(total);
-        let worker = &self.connection.worker;
+        let thread = &self.connection.thread;
         match &self.route {
             Some(metrics) => metrics.finished(record.status, total, record.bytes_received, record.bytes_sent),
-            None => worker.metrics.unrouted.finished(record.status, total, record.bytes_received, record.bytes_sent),
+            None => thread.metrics.unrouted.finished(record.status, total, record.bytes_received, record.bytes_sent),
         }
-        worker.log(record);
+        thread.log(record);
     }
 }
 

@@ -4,7 +4,7 @@
 //! comment says why. Each step's doing is elsewhere.
 
 mod answer;
-mod context;
+mod connection;
 mod log;
 #[cfg(test)]
 mod tests;
@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use self::{
     answer::Answer,
-    context::{Connection, Worker},
+    connection::{Connection, TrafficThread},
     log::LogGuard,
 };
 use crate::{
@@ -74,7 +74,7 @@ async fn respond(
     connection: &Rc<Connection>,
     log: &mut LogGuard,
 ) -> Result<Reached, GatewayError> {
-    let worker = &connection.worker;
+    let thread = &connection.thread;
     // What this request sees, to its end, whatever is reloaded meanwhile.
     let runtime = Rc::clone(log.runtime());
 
@@ -113,7 +113,7 @@ async fn respond(
         return Ok(Reached::Response(answer::redirect_to_host(host, origin.port, target)));
     }
     // Before the application is asked, which is well: a load balancer that looks here is to look elsewhere.
-    if worker.drain.is_closing() && runtime.is_health_path(path.raw()) {
+    if thread.drain.is_closing() && runtime.is_health_path(path.raw()) {
         return Err(GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, "draining: about to stop"));
     }
     let Some(found) = runtime.routes.find(origin.host.host(), &path) else {
@@ -154,7 +154,7 @@ async fn respond(
     let place = wait_for_place(route, log).await?;
 
     let view = View { request, path: &path, origin: &origin, found: &found, target, progress };
-    let mut reply = exchange(&view, payload, place, upgrade, worker, &mut log.trace).await?;
+    let mut reply = exchange(&view, payload, place, upgrade, thread, &mut log.trace).await?;
 
     headers::strip_response(&mut reply.parts.headers);
     if reply.parts.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -173,7 +173,7 @@ async fn respond(
         Some(_) => return Err(files_not_allowed(route)),
         None => {
             let delivery = delivery(route, &reply.parts.headers, offload.buffering);
-            reply.into_body(delivery, &runtime.spool, &worker.tasks)
+            reply.into_body(delivery, &runtime.spool, &thread.tasks)
         }
     };
     #[cfg(test)]
@@ -199,8 +199,8 @@ pub async fn tunnel<Io: AsyncRead + AsyncWrite + Unpin>(
     mut log: LogGuard,
     connection: &Rc<Connection>,
 ) {
-    let counted = connection.worker.metrics.tunnels.hold();
-    let end = tunnel.run(client, early, &connection.worker.drain).await;
+    let counted = connection.thread.metrics.tunnels.hold();
+    let end = tunnel.run(client, early, &connection.thread.drain).await;
     drop(counted);
     log.sent(end.sent);
     log.received(end.received);
@@ -261,7 +261,7 @@ fn refuse_misdirected(
     if origin.trusted || upgrade || host.eq_ignore_ascii_case(name) || version < Version::HTTP_2 {
         return Ok(());
     }
-    let certificates = &connection.worker.certificates;
+    let certificates = &connection.thread.certificates;
     let (opened, wanted) = (certificates.certificate_for(name), certificates.certificate_for(host));
     if runtime.knows(host) && wanted.is_some() && opened != wanted {
         return Err(GatewayError::downstream(
@@ -297,7 +297,7 @@ fn host_for_nobody(runtime: &Runtime) -> HeaderValue {
 }
 
 fn is_known(runtime: &Runtime, connection: &Connection, host: &str) -> bool {
-    runtime.knows(host) || connection.worker.certificates.is_configured_for(host)
+    runtime.knows(host) || connection.thread.certificates.is_configured_for(host)
 }
 
 /// The request body: whole, or as it comes where the route says so and the endpoint can be told its length.
@@ -350,7 +350,7 @@ async fn exchange(
     payload: Payload,
     place: Place,
     upgrade: bool,
-    worker: &Worker,
+    thread: &TrafficThread,
     trace: &mut Trace,
 ) -> Result<Reply, GatewayError> {
     let route: &Route = view.found.value;
@@ -390,7 +390,7 @@ async fn exchange(
         progress: view.progress,
         timeout: route.plan.timeout,
     };
-    proxy::send(outbound, &route.upstream, place, &worker.pool, trace).await
+    proxy::send(outbound, &route.upstream, place, &thread.pool, trace).await
 }
 
 /// Decoded, slashes merged; the bare form of a prefix is its root, as behind nginx and Apache.

@@ -26,11 +26,11 @@ use crate::{
 
 /// Serves requests one after the other until the client, a limit or a drain ends it.
 pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
-    let limits = connection.worker.current().plan.limits.clone();
+    let limits = connection.thread.current().plan.limits.clone();
     let head_limits = HeadLimits { bytes: limits.header_bytes, fields: limits.header_count, target: limits.uri_bytes };
     let wire = Rc::new(RefCell::new(ClientWire::new(io)));
     let mut timer = pin!(sleep(limits.head_timeout));
-    let drain = connection.worker.drain.clone();
+    let drain = connection.thread.drain.clone();
     let mut stopping = pin!(drain.stopping());
     // The first head is waited for no longer than any other; between requests `keep_alive` rules.
     let mut idle = limits.head_timeout;

@@ -27,8 +27,8 @@ use crate::{
 /// Serves streams until the client goes, nothing has been asked for long enough, or a drain begins: then a GOAWAY
 /// lets what has begun come to its end (RFC 9113, 6.8).
 pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
-    let limits = connection.worker.current().plan.limits.clone();
-    let streams = Streams::new(connection.worker.tasks.clone());
+    let limits = connection.thread.current().plan.limits.clone();
+    let streams = Streams::new(connection.thread.tasks.clone());
     let service = service_fn({
         let (connection, streams) = (Rc::clone(&connection), streams.clone());
         move |request: Request<Incoming>| {

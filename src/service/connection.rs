@@ -13,9 +13,9 @@ use crate::{
     upstream::Pool,
 };
 
-/// What the requests of one traffic thread share. There are as many as `workers` in the configuration says; the process
-/// that is called a worker ([`crate::process`]) has all of them.
-pub struct Worker {
+/// What the requests of one traffic thread share. There are as many as `workers` in the configuration says; a worker, which is
+/// a process ([`crate::process`]), has all of them.
+pub struct TrafficThread {
     current: Arc<Current>,
     /// The generation last seen; counted without atomics, as every request takes it.
     pinned: RefCell<Pinned>,
@@ -31,7 +31,7 @@ pub struct Worker {
 /// One generation, held by a request until its end.
 pub(super) type Pinned = Rc<Arc<Runtime>>;
 
-impl Worker {
+impl TrafficThread {
     pub fn new(
         current: Arc<Current>,
         certificates: Arc<CertificateStore>,
@@ -71,7 +71,7 @@ impl Worker {
 
 /// One client's connection, as its requests see it.
 pub struct Connection {
-    pub worker: Rc<Worker>,
+    pub thread: Rc<TrafficThread>,
     pub listener: Rc<ListenerPlan>,
     /// The listener it came by is not as it was, or no more: another request needs another connection.
     pub leaving: Leaving,
