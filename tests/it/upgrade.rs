@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::Path,
     process::Command,
     thread,
@@ -172,6 +172,30 @@ fn the_bound_of_an_application_is_one_bound_for_the_worker_of_before_and_the_new
         assert_eq!(status(&asked.join().unwrap()), 200);
     }
     assert_eq!(held.most(), 2, "more were inside than there may be");
+}
+
+#[test]
+fn a_link_that_leads_to_another_version_is_followed() {
+    let backend = ok();
+    let place = folder();
+    let link = place.path().join("vestibule");
+    for version in ["one", "two"] {
+        install(&place.path().join(version));
+    }
+    symlink("one", &link).unwrap();
+    let mut served = Served::spawn(place, &link, &to(backend.address, ""), |_| {});
+    wait_for("the gateway to be ready", || {
+        assert_eq!(served.child.try_wait().unwrap(), None, "{}", served.events());
+        served.events().contains("listening")
+    });
+    let keeper = served.child.id();
+    assert_eq!(program_of(keeper), served.path("one").display().to_string());
+
+    symlink("two", served.path("next")).unwrap();
+    fs::rename(served.path("next"), served.path("vestibule")).unwrap();
+    served.order(&["upgrade"]);
+
+    assert_eq!(program_of(keeper), served.path("two").display().to_string());
 }
 
 /// What the running program answers to an upgrade that cannot be, and that it serves on.

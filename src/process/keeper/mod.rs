@@ -17,7 +17,6 @@ mod workers;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    env,
     ffi::OsString,
     io,
     os::fd::OwnedFd,
@@ -184,7 +183,7 @@ impl Keeper {
         let (changes_sender, changes) = unbounded_channel();
         let now = Instant::now();
         Ok(Self {
-            program: env::current_exe().map_err(ServeError::System)?,
+            program: upgrade::program().map_err(ServeError::System)?,
             started: SystemTime::now(),
             arguments: upgrade::own_arguments(),
             before: None,

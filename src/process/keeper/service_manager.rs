@@ -3,11 +3,13 @@
 use std::{
     env,
     ffi::OsStr,
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write},
     os::{
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
+            fs::OpenOptionsExt,
             net::{SocketAddr, UnixDatagram},
         },
     },
@@ -16,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::fs::OFlags;
 use sd_notify::NotifyState;
 
 use crate::admin::Refusal;
@@ -38,7 +41,7 @@ impl ServiceManager {
     /// Writes the pid file, unless it is written: over an upgrade the pid stays the same.
     pub(super) fn new(pid_file: Option<PathBuf>) -> io::Result<Self> {
         if let Some(file) = pid_file.as_ref().filter(|file| !is_ours(file)) {
-            fs::write(file, format!("{}\n", process::id()))
+            write(file)
                 .map_err(|error| io::Error::new(error.kind(), format!("cannot write {}: {error}", file.display())))?;
         }
         let ear = env::var_os("NOTIFY_SOCKET").and_then(|name| {
@@ -134,6 +137,13 @@ fn remove(file: &Path) {
     {
         tracing::warn!(file = %file.display(), error = &error as &dyn std::error::Error, "the pid file stays");
     }
+}
+
+/// Through no link: root is not to be led to another file.
+fn write(file: &Path) -> io::Result<()> {
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(file)?;
+    writeln!(file, "{}", process::id())
 }
 
 fn is_ours(file: &Path) -> bool {

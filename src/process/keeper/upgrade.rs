@@ -12,9 +12,9 @@ use std::{
     fs, io,
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::process::CommandExt,
+        unix::{fs::MetadataExt, process::CommandExt},
     },
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, SystemTime},
 };
@@ -408,6 +408,22 @@ impl From<Later> for Event {
             Later::Changed(files) => Self::Changed(files),
             Later::Order(worker, id, order) => Self::Order(worker, id, order),
         }
+    }
+}
+
+/// The name that this program was begun by: where it is a link to this version, it may be one to another later.
+pub(super) fn program() -> io::Result<PathBuf> {
+    let identity = |file: &Path| fs::metadata(file).map(|found| (found.dev(), found.ino())).ok();
+    let named = env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    let candidates: Vec<_> = if named.components().count() > 1 {
+        path::absolute(&named).into_iter().collect()
+    } else {
+        env::var_os("PATH").iter().flat_map(env::split_paths).map(|folder| folder.join(&named)).collect()
+    };
+    let ours = identity(Path::new(OURSELVES));
+    match candidates.into_iter().find(|file| file.is_absolute() && identity(file) == ours) {
+        Some(found) => Ok(found),
+        None => env::current_exe(),
     }
 }
 
