@@ -57,6 +57,11 @@ impl CertificateMaterial {
             chain_file: plan.chain.clone(),
         })
     }
+
+    /// Certificate, key and chain: what tells one reading of the files from another.
+    pub fn content(&self) -> (&[u8], &[u8], &[u8]) {
+        (&self.certificate, self.key.expose(), self.chain.as_deref().unwrap_or_default())
+    }
 }
 
 /// Bytes that are wiped when they are dropped and never printed.

@@ -12,7 +12,7 @@ use crate::{
     support::{
         clients, connect, ok,
         served::{Served, folder, signal},
-        status, to, wait_for,
+        status, to, to_over_tls, wait_for,
     },
     websockets::{Echo, websocket},
 };
@@ -93,8 +93,7 @@ fn streams_of_http2_are_told_to_go_away_and_those_that_have_begun_are_answered()
     let held = Held::start();
     let place = folder();
     let certificate = clients::certificate(place.path(), "site", &["site.example"]);
-    let text =
-        to(held.backend.address, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let text = to_over_tls(held.backend.address);
     let mut served = Served::start_in(place, &text, |_| {});
     let address = served.address(0);
 

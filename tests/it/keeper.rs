@@ -27,7 +27,7 @@ use crate::{
     support::{
         Backend, clients, connect, header, ok, read_response,
         served::{Served, folder, signal},
-        status, to, wait_for,
+        status, to, to_over_tls, wait_for,
     },
 };
 
@@ -90,7 +90,7 @@ fn a_key_that_only_root_may_read_is_served_and_the_worker_cannot_read_it() {
     let place = folder();
     let certificate = clients::certificate(place.path(), "site", &["site.example"]);
     fs::set_permissions(place.path().join("site.key"), fs::Permissions::from_mode(0o400)).unwrap();
-    let text = to(backend.address, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let text = to_over_tls(backend.address);
     let served = Served::start_in(place, &text, |_| {});
 
     let client = clients::client(&[&certificate], &["http/1.1"]);
@@ -344,7 +344,7 @@ fn a_worker_that_is_begun_anew_serves_what_is_in_force_whatever_has_become_of_it
     let backend = ok();
     let place = folder();
     let certificate = clients::certificate(place.path(), "site", &["site.example"]);
-    let text = to(backend.address, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let text = to_over_tls(backend.address);
     let served = Served::start_in(place, &text, |_| {});
     let (address, before) = (served.address(0), served.worker());
     fs::remove_file(served.path("site.key")).unwrap();

@@ -18,7 +18,7 @@ use crate::{
         clients::{self, block_on},
         connect, read_head, read_response,
         served::{self, Served},
-        status, to, wait_for,
+        status, to, to_over_tls, wait_for,
     },
     websockets::{Echo, websocket},
 };
@@ -176,7 +176,7 @@ fn a_certificate_that_is_replaced_on_the_disk_is_served_without_anybody_being_to
     let backend = saying("ok");
     let folder = served::folder();
     clients::certificate(folder.path(), "site", &["site.example"]);
-    let text = to(backend.address, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let text = to_over_tls(backend.address);
     let served = Served::start_in(folder, &text, |_| {});
     let address = served.address(0);
 

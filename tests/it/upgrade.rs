@@ -17,7 +17,7 @@ use crate::{
     support::{
         clients, connect, ok, read_response,
         served::{Served, folder, signal},
-        status, to, wait_for,
+        status, to, to_over_tls, wait_for,
     },
     websockets::{Echo, websocket},
 };
@@ -281,7 +281,7 @@ fn tls_sessions_are_resumed_by_the_new_program() {
     let backend = ok();
     let place = folder();
     let certificate = clients::certificate(place.path(), "site", &["site.example"]);
-    let text = to(backend.address, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let text = to_over_tls(backend.address);
     let served = Served::start_in(place, &text, |_| {});
     let address = served.address(0);
     let client = std::sync::Arc::new(clients::client(&[&certificate], &["http/1.1"]));
@@ -358,7 +358,7 @@ fn what_is_in_force_is_taken_over_whatever_has_become_of_its_files() {
     let backend = ok();
     let place = folder();
     let certificate = clients::certificate(place.path(), "site", &["site.example"]);
-    let text = to(backend.address, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let text = to_over_tls(backend.address);
     let served = Served::start_in(place, &text, |_| {});
     let address = served.address(0);
     // Refused, as no interface has the address, and without the certificate that is in force.

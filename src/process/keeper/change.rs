@@ -10,7 +10,7 @@ use super::{
         message::{Handover, ToWorker, Word},
         sandbox,
     },
-    Deed, Keeper, Missed, START, STOPPING, State, WorkerId, digest,
+    Deed, Keeper, Missed, START, STOPPING, State, WorkerId,
     places::places,
     watched, worker_user,
     workers::sink,
@@ -20,6 +20,7 @@ use crate::{
     config::{self, ConfigError, Plan, Takes},
     keeper::{Provisions, user::User},
     listener::LET_GO,
+    tls::CertificateMaterial,
 };
 
 /// A configuration that could be put in force.
@@ -101,12 +102,13 @@ impl Keeper {
         if candidate.is_err()
             && let Some(let_go) = self.let_go.take().filter(|let_go| *let_go > Instant::now())
         {
-            self.meanwhile(let_go + START, sleep_until(let_go)).await.map_err(|_| "told to stop".to_owned())?;
+            self.meanwhile(let_go + START, sleep_until(let_go)).await.map_err(|_| STOPPING.to_owned())?;
             candidate = self.candidate(text);
         }
         let candidate = candidate?;
-        let certificates = digest(&candidate.provisions);
-        if candidate.plan == self.plan && certificates == self.certificates {
+        let content = candidate.provisions.certificates.iter().map(CertificateMaterial::content);
+        let is_same = content.eq(self.certificates.iter().map(CertificateMaterial::content));
+        if candidate.plan == self.plan && is_same {
             // Files may have been exchanged for others with the same content, which are watched from now on.
             self.watcher.watch(config::dependencies(&self.plan));
             if self.refused.take().is_some() {
@@ -116,7 +118,7 @@ impl Keeper {
         }
         let generation = self.generation + 1;
         let (plan, log) = (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions));
-        let materials = candidate.provisions.certificates.clone();
+        let certificates = candidate.provisions.certificates.clone();
         let user = candidate.user.clone();
         let applied = match candidate.takes.clone() {
             Takes::Effect => self.apply(generation, candidate).await,
@@ -137,7 +139,6 @@ impl Keeper {
         self.watcher.watch(config::dependencies(&plan));
         (self.generation, self.plan, self.certificates, self.log, self.user) =
             (generation, plan, certificates, log, user);
-        self.materials = materials;
         self.refused = None;
         self.restart = None;
         self.quick_crashes = 0;

@@ -71,10 +71,8 @@ pub(super) struct Keeper {
 
     plan: Plan,
     generation: u64,
-    /// Tells certificates of one reading from those of another.
-    certificates: Digest,
     /// As they are in force, whatever becomes of their files.
-    materials: Vec<CertificateMaterial>,
+    certificates: Vec<CertificateMaterial>,
     history: History,
     refused: Option<Refusal>,
 
@@ -136,8 +134,6 @@ enum Missed {
     Stopping,
 }
 
-type Digest = [u8; 32];
-
 impl Keeper {
     /// Opens everything and begins the first worker; when this returns, connections are accepted.
     pub(super) async fn start(source: Source, options: Options, plan: Plan, text: String) -> Result<Self, ServeError> {
@@ -148,8 +144,7 @@ impl Keeper {
         let mut history = History::load(&plan.tls.storage, &source.file);
         history.push(1, "start", &text);
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
-        keeper.certificates = digest(&provisions);
-        keeper.materials.clone_from(&provisions.certificates);
+        keeper.certificates.clone_from(&provisions.certificates);
         keeper.log = watched(&keeper.plan, &provisions);
         let plan = keeper.plan.clone();
         let started = keeper.begin_worker(1, &plan, provisions, BTreeMap::new()).map_err(ServeError::System)?;
@@ -193,8 +188,7 @@ impl Keeper {
             options,
             plan,
             generation: 1,
-            certificates: Digest::default(),
-            materials: Vec::new(),
+            certificates: Vec::new(),
             history,
             refused: None,
             sockets,
@@ -450,7 +444,7 @@ impl Keeper {
     /// What another worker for the configuration in force is to be handed.
     fn gather_again(&mut self) -> Result<Provisions, ProvisionFaults> {
         let log = self.log.as_ref().and_then(|log| log.output().ok());
-        let certificates = self.materials.clone();
+        let certificates = self.certificates.clone();
         Provisions::gather_again(&self.plan, certificates, log, &mut self.sockets, self.user.as_ref())
     }
 
@@ -658,21 +652,6 @@ fn watched(plan: &Plan, provisions: &Provisions) -> Option<WatchedLog> {
             None
         }
     }
-}
-
-/// A fingerprint of all certificates and keys.
-fn digest(provisions: &Provisions) -> Digest {
-    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    for material in &provisions.certificates {
-        let chain = material.chain.as_deref().unwrap_or_default();
-        for part in [&material.certificate[..], material.key.expose(), chain] {
-            context.update(&(part.len() as u64).to_le_bytes());
-            context.update(part);
-        }
-    }
-    let mut digest = Digest::default();
-    digest.copy_from_slice(context.finish().as_ref());
-    digest
 }
 
 /// To whoever asked for something that a stop came before.

@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::{
     super::{Options, ServeError, history::History, link::Link, message::borrowed, signal_mask, signals::Signal},
-    Event, Keeper, Missed, STOPPING, State, WorkerId, digest, event, watched,
+    Event, Keeper, Missed, STOPPING, State, WorkerId, event, watched,
     workers::{OURSELVES, Worker, sink},
 };
 use crate::{
@@ -156,7 +156,7 @@ impl Keeper {
         self.come_to_rest().await;
         // From here on nothing is waited for, so that nothing is taken in that would not be handed on.
         let error = if self.is_told_to_stop() {
-            io::Error::other("told to stop")
+            io::Error::other(STOPPING)
         } else {
             self.become_now(program, asked_by, returned)
         };
@@ -206,7 +206,7 @@ impl Keeper {
                 refused: self.refused.clone(),
                 crashes: self.crashes,
                 tickets: self.tickets.clone(),
-                certificates: self.materials.clone(),
+                certificates: self.certificates.clone(),
                 user: self.user.clone(),
                 program: self.program.clone(),
                 started: self.started,
@@ -287,7 +287,7 @@ impl Keeper {
         // It is in force: what has become of the files that it names is the matter of the next reload.
         let plan = config::check_text(&source, &left.text, &[])?;
         let mut keeper = Self::new(source, options, plan, left.user, sockets, left.history, left.tickets)?;
-        keeper.materials = left.certificates;
+        keeper.certificates = left.certificates;
         keeper.generation = left.generation;
         keeper.refused = left.refused;
         keeper.crashes = left.crashes;
@@ -329,7 +329,6 @@ impl Keeper {
     /// Opens what the plan in force asks for, and takes note of it.
     fn provide(&mut self) -> Result<Provisions, String> {
         let provisions = self.gather_again().map_err(|faults| faults.to_string())?;
-        self.certificates = digest(&provisions);
         self.log = watched(&self.plan, &provisions);
         Ok(provisions)
     }

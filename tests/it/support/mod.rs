@@ -126,6 +126,11 @@ pub(crate) fn to(backend: SocketAddr, keys: &str) -> String {
     )
 }
 
+/// The same over TLS, with the certificate `site`.
+pub(crate) fn to_over_tls(backend: SocketAddr) -> String {
+    to(backend, &clients::tls(&["site"])).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }")
+}
+
 /// A server that gives each connection to a function of the test's, in a thread of its own.
 pub(crate) struct Backend {
     pub(crate) address: SocketAddr,
