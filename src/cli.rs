@@ -4,6 +4,7 @@
 //! command line (clap's own) · 78 (`EX_CONFIG`): the configuration is refused, and trying again will not help.
 
 use std::{
+    env,
     error::Error,
     io::{self, Write},
     path::{Path, PathBuf},
@@ -31,6 +32,9 @@ pub fn main() -> ExitCode {
     match Command::parse().verb {
         Verb::Serve { options, serve: how } => with_source(&options, |source| serve(source, how)),
         Verb::Worker => exit_code(process::work()),
+        Verb::DocassembleSettings { file, fetch } => {
+            exit_code(config::read_docassemble(&file, fetch).map_err(Into::into))
+        }
         Verb::Demo => exit_code(demo::run()),
         Verb::Status(options) => with_source(&options, status),
         Verb::Reload { options, dry_run: true } => with_source(&options, rehearse),
@@ -69,6 +73,13 @@ enum Verb {
     /// What the keeper begins; not for people.
     #[command(hide = true)]
     Worker,
+    /// What reads docassemble's configuration for root, as another user; not for people.
+    #[command(hide = true)]
+    DocassembleSettings {
+        file: PathBuf,
+        #[arg(long)]
+        fetch: bool,
+    },
     /// Show a front door with a small application behind it, and print its addresses.
     Demo,
     /// Ask the running gateway how it is, through the `admin` socket of the configuration.
@@ -128,14 +139,30 @@ struct ServeOptions {
 
 #[derive(Args)]
 struct Options {
-    /// The configuration.
-    #[arg(long, value_name = "FILE", default_value = "/etc/vestibule/vestibule.yml")]
-    config: PathBuf,
-    // Not in the help until it works; known, so that who tries it is told so.
-    #[arg(long, value_name = "FILE", hide = true, num_args = 0..=1, default_missing_value = DOCASSEMBLE)]
+    /// The configuration [default: /etc/vestibule/vestibule.yml, but with --docassemble none]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Read docassemble's own configuration and environment; keys of `--config` win [default:
+    /// /usr/share/docassemble/config/config.yml, or what `DA_CONFIG` says]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
     docassemble: Option<PathBuf>,
 }
 
+impl Options {
+    fn source(&self) -> Source {
+        match self.docassemble.clone() {
+            Some(file) => {
+                let named = Some(file).filter(|file| !file.as_os_str().is_empty());
+                let known = || env::var_os("DA_CONFIG").filter(|file| !file.is_empty()).map(PathBuf::from);
+                let file = named.or_else(known).unwrap_or_else(|| DOCASSEMBLE.into());
+                Source::Docassemble { file, overlay: self.config.clone() }
+            }
+            None => Source::Native(self.config.clone().unwrap_or_else(|| CONFIGURATION.into())),
+        }
+    }
+}
+
+const CONFIGURATION: &str = "/etc/vestibule/vestibule.yml";
 /// Where docassemble keeps its own configuration.
 const DOCASSEMBLE: &str = "/usr/share/docassemble/config/config.yml";
 
@@ -154,11 +181,7 @@ const INSPECTIONS: &[config::Inspection] =
 const REFUSED: u8 = 78;
 
 fn with_source(options: &Options, act: impl FnOnce(&Source) -> ExitCode) -> ExitCode {
-    if options.docassemble.is_some() {
-        complain("--docassemble is not supported yet; write a configuration and name it with --config");
-        return ExitCode::from(REFUSED);
-    }
-    act(&Source { file: options.config.clone() })
+    act(&options.source())
 }
 
 fn serve(source: &Source, how: ServeOptions) -> ExitCode {
@@ -188,7 +211,12 @@ fn failed(error: &ServeError) -> ExitCode {
 
 fn check(source: &Source) -> ExitCode {
     match config::check(source, INSPECTIONS) {
-        Ok(_) => ExitCode::SUCCESS,
+        Ok(plan) => {
+            for warning in &plan.warnings {
+                say(&format!("warning: {warning}\n"));
+            }
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             say(&format!("{}\n", chain(&error)));
             ExitCode::from(REFUSED)

@@ -48,7 +48,10 @@ pub fn takes(old: &Plan, new: &Plan, single: bool) -> Takes {
 fn tree(plan: &Plan) -> Json {
     let mut tree = serde_json::to_value(plan).expect("a plan has text keys only");
     if let Json::Object(keys) = &mut tree {
-        keys.remove("sources");
+        // Where it comes from is none by itself, nor is what was told of it.
+        for key in ["sources", "docassemble", "warnings"] {
+            keys.remove(key);
+        }
         // The key path of a certificate is where it stands, which is no difference by itself.
         let certificates = keys.get_mut("tls").and_then(|tls| tls.get_mut("certificates")).and_then(Json::as_array_mut);
         for certificate in certificates.into_iter().flatten() {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, io, path::PathBuf};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Why there is no [`Plan`](super::Plan).
@@ -9,18 +10,36 @@ use thiserror::Error;
 pub enum ConfigError {
     #[error("cannot read {path}")]
     Unreadable { path: PathBuf, source: io::Error },
-    /// Shown as `file:line:column: key.path: problem`, one fault a line, in the order of the file.
-    #[error("{}", lines(file, faults))]
-    Refused { file: String, faults: Vec<Fault> },
+    /// Shown as `file:line:column: key.path: problem`, one fault a line, in the order of the files.
+    #[error("{}", lines(names, faults))]
+    Refused { names: Names, faults: Vec<Fault> },
 }
 
-fn lines(file: &str, faults: &[Fault]) -> String {
-    let line = |fault: &Fault| format!("{file}:{fault}").replace(char::is_control, "\u{fffd}");
-    faults.iter().map(line).collect::<Vec<_>>().join("\n")
+fn lines(names: &Names, faults: &[Fault]) -> String {
+    faults.iter().map(|fault| names.line(fault)).collect::<Vec<_>>().join("\n")
 }
 
-/// One thing that is wrong, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What the places that a configuration comes from are called in messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    pub native: String,
+    pub docassemble: String,
+}
+
+impl Names {
+    /// `fault` in one line, with where it is.
+    pub(super) fn line(&self, fault: &Fault) -> String {
+        let file = match fault.position.origin {
+            Origin::Native => &self.native,
+            Origin::Docassemble => &self.docassemble,
+            Origin::Environment => "environment",
+        };
+        format!("{file}:{fault}").replace(char::is_control, "\u{fffd}")
+    }
+}
+
+/// One thing that is wrong, or worth a warning, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Fault {
     pub position: Position,
     /// The key path, such as `routes[0].upstream`; empty for the file as a whole.
@@ -31,23 +50,42 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Position { line, column } = self.position;
+        let Position { origin, line, column } = self.position;
+        match origin {
+            // A variable has no line, only its name.
+            Origin::Environment => f.write_str(" ")?,
+            Origin::Docassemble | Origin::Native => write!(f, "{line}:{column}: ")?,
+        }
         match self.at.as_str() {
-            "" => write!(f, "{line}:{column}: {}", self.problem),
-            at => write!(f, "{line}:{column}: {at}: {}", self.problem),
+            "" => f.write_str(&self.problem),
+            at => write!(f, "{at}: {}", self.problem),
         }
     }
 }
 
-/// A place in a file; both count from 1, columns in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A place in a file; lines and columns count from 1, columns in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Position {
+    pub origin: Origin,
     pub line: usize,
     pub column: usize,
 }
 
 impl Position {
-    pub(super) const START: Self = Self { line: 1, column: 1 };
+    pub(super) const fn start(origin: Origin) -> Self {
+        Self { origin, line: 1, column: 1 }
+    }
+}
+
+/// What a value was written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+pub enum Origin {
+    /// A variable that docassemble reads as well.
+    Environment,
+    /// docassemble's own configuration.
+    Docassemble,
+    /// A configuration of ours.
+    Native,
 }
 
 /// A fault found by whoever looked at a [`Plan`](super::Plan), who knows the key and not its place.
@@ -76,7 +114,7 @@ impl Places {
             }
             match path.rfind(['.', '[']) {
                 Some(end) => path = &path[..end],
-                None => return self.0.get("").copied().unwrap_or(Position::START),
+                None => return self.0.get("").copied().unwrap_or(Position::start(Origin::Native)),
             }
         }
     }

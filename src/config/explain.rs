@@ -28,8 +28,17 @@ impl fmt::Display for Explained<'_> {
         trust(plan, f)?;
         certificates(plan, f)?;
         limits(plan, f)?;
-        process(plan, f)
+        process(plan, f)?;
+        warnings(plan, f)
     }
+}
+
+fn warnings(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if plan.warnings.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "\nWarnings")?;
+    plan.warnings.iter().try_for_each(|warning| writeln!(f, "  {warning}"))
 }
 
 fn listeners(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    error::Position,
+    error::{Origin, Position},
     read::{Read, Reading, Told, suggestion},
     tree::{self, Key, Node, Value},
 };
@@ -160,7 +160,7 @@ pub(super) fn to_json(node: &Node) -> Json {
 }
 
 fn parsed(default: &str) -> Node {
-    tree::parse(default).expect("defaults are written in YAML")
+    tree::parse(default, Origin::Native).expect("defaults are written in YAML")
 }
 
 /// Documentation without the line breaks of its source.

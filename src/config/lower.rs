@@ -5,15 +5,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hash,
+    net::{IpAddr, Ipv4Addr},
     num::NonZeroUsize,
     thread,
 };
 
 use super::{
     address::Trusted,
+    ciphers::Cipher,
     plan::{
-        AccessLogPlan, CertificatePlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogSink,
-        Plan, QueuePlan, RotatePlan, RoutePlan, SpoolPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+        AccessLogPlan, CertificatePlan, EndpointAddress, HostName, HttpsRedirect, LimitsPlan, ListenAddress,
+        ListenerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SpoolPlan, TlsPlan, TrustedProxies,
+        UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -30,11 +33,14 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         file.listeners.and_then(|listeners| lower_listeners(listeners, &file.host, &trusted_proxies, reading));
     let routes = file.routes.and_then(|routes| lower_routes(routes, &names, reading));
     let tls = file.tls.and_then(|tls| lower_tls(tls, reading));
+    refuse_circles(&listeners, &upstreams, reading);
     let spool = file.spool.and_then(|spool| lower_spool(&spool, reading));
     let limits = file.limits.and_then(|limits| lower_limits(&limits, reading));
 
     Ok(Plan {
         sources: Vec::new(),
+        docassemble: None,
+        warnings: Vec::new(),
         listeners: listeners?,
         host: file.host?,
         aliases: file.aliases?,
@@ -54,6 +60,47 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         spool: spool?,
         limits: limits?,
     })
+}
+
+/// An upstream that is one of our own listeners would be sent its own requests for ever.
+fn refuse_circles(
+    listeners: &Result<Vec<ListenerPlan>, Told>,
+    upstreams: &Result<BTreeMap<String, UpstreamPlan>, Told>,
+    reading: &mut Reading<'_>,
+) {
+    let (Ok(listeners), Ok(upstreams)) = (listeners, upstreams) else { return };
+    let is_ours = |host: &str, port: u16| {
+        let address: Option<IpAddr> = if host == "localhost" {
+            Some(Ipv4Addr::LOCALHOST.into())
+        } else {
+            host.trim_matches(['[', ']']).parse().ok()
+        };
+        address.is_some_and(|address| {
+            listeners.iter().any(|listener| match &listener.address {
+                ListenAddress::Tcp(own) => {
+                    own.port() == port && (own.ip() == address || (own.ip().is_unspecified() && address.is_loopback()))
+                }
+                ListenAddress::Unix(_) | ListenAddress::Inherited(_) => false,
+            })
+        })
+    };
+    for (name, upstream) in upstreams {
+        for (index, endpoint) in upstream.endpoints.iter().enumerate() {
+            let circular = match endpoint {
+                EndpointAddress::Tcp { host, port } => is_ours(host, *port),
+                EndpointAddress::Unix(path) => {
+                    listeners.iter().any(|listener| listener.address == ListenAddress::Unix(path.clone()))
+                }
+            };
+            if circular {
+                let problem = format!(
+                    "we listen on {endpoint} ourselves, so requests would go round in circles; listen elsewhere, or name \
+                     where the application listens"
+                );
+                reading.refuse_at(&format!("upstreams.{name}.endpoints[{index}]"), problem);
+            }
+        }
+    }
 }
 
 fn trust(entries: Vec<Trusted>) -> TrustedProxies {
@@ -185,6 +232,15 @@ fn lower_tls(tls: raw::Tls, reading: &mut Reading<'_>) -> Result<TlsPlan, Told> 
     Ok(TlsPlan {
         tls12: protocols.contains(&TlsVersion::Tls12),
         tls13: protocols.contains(&TlsVersion::Tls13),
+        ciphers: match tls.ciphers? {
+            none if none.is_empty() => Cipher::ALL.to_vec(),
+            mut ciphers => {
+                // Their order says nothing.
+                ciphers.sort_unstable();
+                ciphers.dedup();
+                ciphers
+            }
+        },
         certificates: certificates?,
         storage: tls.storage?.0,
     })

@@ -1,18 +1,22 @@
 //! The only door for settings: text, raw values, [`Plan`].
 //!
-//! [`parse`] makes a tree of YAML text (`tree`), fills in variables (`environment`), reads each key as
+//! [`parse`] makes a tree of YAML text (`tree`), fills in variables (`environment`), lays it on what docassemble's own
+//! configuration says where that is a source (`docassemble`, `merge`), reads each key as
 //! what it may hold (`read`, `keys`, `raw`) and applies the rules between keys (`lower`). Every
 //! fault of a file is told at once, with its place and the key. Nothing here opens what a plan names,
 //! except `files` for `check`.
 
 mod address;
+mod ciphers;
 mod difference;
+mod docassemble;
 mod environment;
 mod error;
 mod explain;
 mod files;
 mod keys;
 mod lower;
+mod merge;
 mod outer;
 mod plan;
 mod raw;
@@ -28,11 +32,12 @@ use std::{
     env, fs,
     io::{self, Read as _},
     path::{Path, PathBuf, absolute},
+    time::Duration,
 };
 
 pub use difference::{Takes, difference, takes};
 pub use environment::Environment;
-pub use error::{ConfigError, Fault, Position, Problem};
+pub use error::{ConfigError, Fault, Names, Origin, Position, Problem};
 pub use explain::explain;
 pub use files::unusable_folders;
 pub use outer::{Outer, explain_outer};
@@ -50,8 +55,40 @@ pub type Inspection = fn(&Plan) -> Vec<Problem>;
 
 /// Where a configuration comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
-    pub file: PathBuf,
+pub enum Source {
+    /// A file of ours.
+    Native(PathBuf),
+    /// docassemble's own configuration, and perhaps a file of ours, whose keys win.
+    Docassemble { file: PathBuf, overlay: Option<PathBuf> },
+}
+
+impl Source {
+    /// The file that it is known by.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        match self {
+            Self::Native(file) | Self::Docassemble { file, .. } => file,
+        }
+    }
+
+    /// The file of ours, if there is one.
+    #[must_use]
+    pub fn native(&self) -> Option<&Path> {
+        match self {
+            Self::Native(file) => Some(file),
+            Self::Docassemble { overlay, .. } => overlay.as_deref(),
+        }
+    }
+
+    fn names(&self) -> Names {
+        let name = |file: &Path| file.display().to_string();
+        match self {
+            Self::Native(file) => Names { native: name(file), docassemble: String::new() },
+            Self::Docassemble { file, overlay } => {
+                Names { native: overlay.as_deref().map(name).unwrap_or_default(), docassemble: name(file) }
+            }
+        }
+    }
 }
 
 /// Reads the configuration, with the variables of this process.
@@ -68,16 +105,40 @@ pub fn check(source: &Source, inspections: &[Inspection]) -> Result<Plan, Config
 /// since it was put in force; the errors of `load` otherwise.
 pub fn admin(source: &Source) -> Result<Option<AdminAddress>, ConfigError> {
     load(source).map(|plan| plan.admin).or_else(|error| {
-        let text = text(source).unwrap_or_default();
+        let text = source.native().and_then(|file| text_of(file).ok()).unwrap_or_default();
         let said = text.lines().find_map(|line| line.strip_prefix("admin:")?.trim().strip_prefix("unix:"));
         let path = said.map(str::trim).filter(|path| path.starts_with('/') && !path.contains(['$', '#', ' ']));
-        path.map(|path| Some(AdminAddress::Unix(path.into()))).ok_or(error)
+        let default = matches!(source, Source::Docassemble { .. }).then_some(docassemble::ADMIN);
+        path.or(default).map(|path| Some(AdminAddress::Unix(path.into()))).ok_or(error)
     })
 }
 
-/// The configuration as it is written, before variables are filled in.
+/// The configuration as it is written, before variables are filled in; of docassemble's, what was read of it and the
+/// overlay.
+///
+/// Blocks on the disk, and for as long as docassemble's own reader takes where that has to be asked.
 pub fn text(source: &Source) -> Result<String, ConfigError> {
-    text_of(&source.file).map_err(|error| ConfigError::Unreadable { path: source.file.clone(), source: error })
+    let unreadable = |path: &Path, source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let native = match source.native() {
+        Some(file) => text_of(file).map_err(|error| unreadable(file, error))?,
+        None => String::new(),
+    };
+    let Source::Docassemble { file, .. } = source else { return Ok(native) };
+    let user = tree::parse(&native, Origin::Native).ok().and_then(|tree| Some(tree.get("user")?.text()?.to_owned()));
+    let user = user.as_deref().unwrap_or(raw::DEFAULT_USER);
+    match docassemble::read(file, user).map_err(|error| unreadable(file, error))? {
+        docassemble::Answer::Settings(settings) => Ok(docassemble::join(&settings, &native)),
+        docassemble::Answer::Unreadable(why) => Err(unreadable(file, io::Error::other(why))),
+        docassemble::Answer::Refused(faults) => Err(ConfigError::Refused { names: source.names(), faults }),
+        docassemble::Answer::Elsewhere(fault) => {
+            Err(ConfigError::Refused { names: source.names(), faults: vec![fault] })
+        }
+    }
+}
+
+/// Reads docassemble's configuration for a process that must not do it itself, and prints what it says.
+pub fn read_docassemble(file: &Path, fetch: bool) -> io::Result<()> {
+    docassemble::work(file, fetch)
 }
 
 /// Makes a plan of `text` as if it were what `source` has, and tells all that `inspections` find wrong with it.
@@ -87,12 +148,13 @@ pub fn check_text(source: &Source, text: &str, inspections: &[Inspection]) -> Re
     let mut faults: Vec<_> =
         problems.map(|Problem { at, problem }| Fault { position: places.find(&at), at, problem }).collect();
     faults.sort_by_key(|fault| fault.position);
-    if faults.is_empty() { Ok(plan) } else { Err(ConfigError::Refused { file: name(source), faults }) }
+    if faults.is_empty() { Ok(plan) } else { Err(ConfigError::Refused { names: source.names(), faults }) }
 }
 
 /// Makes a plan of `text`; `file_name` is for messages, and its folder is the base of relative paths.
 pub fn parse(file_name: &str, text: &str, environment: Environment<'_>) -> Result<Plan, ConfigError> {
-    parse_with_places(file_name, text, environment).map(|(plan, _)| plan)
+    let source = Source::Native(file_name.into());
+    understand_with(&source, text, environment).map(|(plan, _)| plan)
 }
 
 /// The JSON schema of a configuration file, as it is in `config/schema.json`.
@@ -103,17 +165,21 @@ pub fn schema() -> serde_json::Value {
     schema
 }
 
-/// Files whose change concerns `plan`: what it was read from, certificates and keys.
+/// Files whose change concerns `plan`: what it was read from, certificates and keys, and what would make another one of it.
 pub fn dependencies(plan: &Plan) -> Vec<PathBuf> {
     let certificates = plan.tls.certificates.iter().flat_map(|certificate| {
         [Some(&certificate.certificate), Some(&certificate.key), certificate.chain.as_ref()].into_iter().flatten()
     });
-    plan.sources.iter().chain(certificates).cloned().collect()
+    let docassemble = plan.docassemble.iter().flat_map(|plan| plan.awaited.iter().chain([&plan.file]));
+    let mut files: Vec<_> = plan.sources.iter().chain(certificates).chain(docassemble).cloned().collect();
+    files.sort();
+    files.dedup();
+    files
 }
 
 fn understand(source: &Source, text: &str) -> Result<(Plan, Places), ConfigError> {
-    let (mut plan, places) = parse_with_places(&name(source), text, &|name| env::var(name).ok())?;
-    plan.sources = absolute(&source.file).into_iter().collect();
+    let (mut plan, places) = understand_with(source, text, &|name| env::var(name).ok())?;
+    plan.sources = source.native().and_then(|file| absolute(file).ok()).into_iter().collect();
     Ok((plan, places))
 }
 
@@ -126,23 +192,45 @@ fn text_of(file: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-fn parse_with_places(file_name: &str, text: &str, environment: Environment<'_>) -> Result<(Plan, Places), ConfigError> {
-    let refused = |faults| ConfigError::Refused { file: file_name.to_owned(), faults };
-    let mut tree = tree::parse(text).map_err(|fault| refused(vec![fault]))?;
-    let base = absolute(file_name).ok().and_then(|file| Some(file.parent()?.to_owned()));
-    let base = base.unwrap_or_else(|| PathBuf::from("/"));
+fn understand_with(source: &Source, text: &str, environment: Environment<'_>) -> Result<(Plan, Places), ConfigError> {
+    let names = source.names();
+    let refused = |faults| ConfigError::Refused { names: names.clone(), faults };
+    let one = |fault| refused(vec![fault]);
+    // Only where docassemble's is a source: a file of ours is text from its first line.
+    let parts = matches!(source, Source::Docassemble { .. }).then(|| docassemble::split(text)).flatten();
+    let (settings, text) = match parts.transpose().map_err(one)? {
+        Some((settings, overlay)) => (Some(settings), overlay),
+        None => (None, text),
+    };
+    let base = absolute(source.native().unwrap_or_else(|| source.file()));
+    let base = base.ok().and_then(|file| Some(file.parent()?.to_owned())).unwrap_or_else(|| PathBuf::from("/"));
     let mut reading = Reading::new(&base);
+    let mut tree = tree::parse(text, Origin::Native).map_err(one)?;
+    // Of ours only: docassemble's can be written by the application, and would have the environment told.
     reading.prepare(&mut tree, environment);
+    let composed = settings.map(|settings| docassemble::compose(&settings, source.file())).transpose().map_err(one)?;
+    let (tree, docassemble) = match composed {
+        Some(composed) => {
+            let warnings = composed.warnings.iter().map(|fault| names.line(fault)).collect();
+            (merge::merge(composed.tree, tree), Some((composed.plan, warnings)))
+        }
+        None => (tree, None),
+    };
+    reading.note_places(&tree);
     let plan = raw::File::read(&tree, &mut reading).and_then(|file| lower::lower(file, &mut reading));
     let (faults, places) = reading.finish();
     match plan {
-        Ok(plan) if faults.is_empty() => Ok((plan, places)),
+        Ok(mut plan) if faults.is_empty() => {
+            if let Some((docassemble, warnings)) = docassemble {
+                plan.docassemble = Some(docassemble);
+                plan.warnings = warnings;
+            }
+            Ok((plan, places))
+        }
         Ok(_) | Err(Told) => Err(refused(faults)),
     }
 }
 
-fn name(source: &Source) -> String {
-    source.file.display().to_string()
-}
-
+/// The longest that [`text`] takes, with a moment to spare.
+pub const LONGEST_READING: Duration = Duration::from_secs(75);
 const LONGEST_FILE: u64 = 1 << 20;

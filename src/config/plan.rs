@@ -16,11 +16,17 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use super::ciphers::Cipher;
+
 /// A whole configuration that can run.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Plan {
-    /// The files it was read from; never served.
+    /// The configuration files of ours it was read from; never served.
     pub sources: Vec<PathBuf>,
+    /// What it owes to docassemble's configuration.
+    pub docassemble: Option<DocassemblePlan>,
+    /// What is not as it should be, and does not keep it from running; a line each, with its place.
+    pub warnings: Vec<String>,
     pub listeners: Vec<ListenerPlan>,
     /// The canonical host; requests for unknown hosts on TLS listeners are redirected to it.
     pub host: Option<HostName>,
@@ -43,6 +49,17 @@ pub struct Plan {
     pub drain: Duration,
     pub spool: SpoolPlan,
     pub limits: LimitsPlan,
+}
+
+/// What a plan that was read from docassemble's configuration has to look after beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct DocassemblePlan {
+    /// `config.yml`, which need not be there yet, and which root does not obey.
+    pub file: PathBuf,
+    /// Files which would make another plan if they came or went.
+    pub awaited: Vec<PathBuf>,
+    /// Folders that are never served.
+    pub private: Vec<PathBuf>,
 }
 
 /// One address that is listened on.
@@ -88,6 +105,8 @@ pub struct HttpsRedirect {
 pub struct TlsPlan {
     pub tls12: bool,
     pub tls13: bool,
+    /// The ciphers of TLS 1.2.
+    pub ciphers: Vec<Cipher>,
     pub certificates: Vec<CertificatePlan>,
     /// Where self-signed certificates and the history are kept (0700).
     pub storage: PathBuf,

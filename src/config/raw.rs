@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{
     address::Trusted,
+    ciphers::Cipher,
     keys::keys,
     plan::{AdminAddress, EndpointAddress, HostName, ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Slash},
     units::{Count, Size, Timeout, Wait},
@@ -79,6 +80,8 @@ keys! {
     struct Tls {
         /// The versions that are spoken: `TLSv1.2`, `TLSv1.3`.
         protocols: Vec<TlsVersion> = "[TLSv1.2, TLSv1.3]",
+        /// The ciphers of TLS 1.2 by OpenSSL's names. Empty: all that are spoken here. TLS 1.3 has its own.
+        ciphers: Vec<Cipher> = "[]",
         /// Certificates of your own. Where there is none, a self-signed one is made.
         certificates: Vec<Certificate> = "[]",
         /// The folder where self-signed certificates and the configurations that were applied are kept.
@@ -248,3 +251,6 @@ keys! {
         progress_timeout: Timeout = "60s",
     }
 }
+
+/// The default of `user`.
+pub(super) const DEFAULT_USER: &str = "www-data";

@@ -155,7 +155,6 @@ impl<'a> Reading<'a> {
     }
 
     fn prepare_below(&mut self, node: &mut Node, environment: Environment<'_>, room: &mut usize) {
-        self.places.insert(&self.path, node.position);
         match &mut node.value {
             Value::Scalar { text, .. } => match fill_in(text, environment, room) {
                 Ok(filled) => *text = filled,
@@ -188,6 +187,24 @@ impl<'a> Reading<'a> {
                         first.insert(key.name.clone(), key.position.line);
                         entries.push((key, value));
                     }
+                }
+            }
+        }
+    }
+
+    /// Notes where each key of the tree that is about to be read stands.
+    pub(super) fn note_places(&mut self, node: &Node) {
+        self.places.insert(&self.path, node.position);
+        match &node.value {
+            Value::Scalar { .. } | Value::Spoiled => {}
+            Value::Sequence(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    self.within(&format!("[{index}]"), item, |item, reading| reading.note_places(item));
+                }
+            }
+            Value::Mapping(entries) => {
+                for (key, value) in entries {
+                    self.within(&key.name, value, |value, reading| reading.note_places(value));
                 }
             }
         }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use serde_yaml::granit_parser::{Event, Parser, ScalarStyle, Span};
 
-use super::error::{Fault, Position};
+use super::error::{Fault, Origin, Position};
 
 /// A value and the place where it begins.
 #[derive(Clone, Debug)]
@@ -37,6 +37,24 @@ pub(super) struct Key {
 }
 
 impl Node {
+    pub(super) fn scalar(text: impl Into<String>, plain: bool, position: Position) -> Self {
+        Self { position, value: Value::Scalar { text: text.into(), plain } }
+    }
+
+    /// The value of a key of a mapping.
+    pub(super) fn get(&self, name: &str) -> Option<&Self> {
+        let Value::Mapping(entries) = &self.value else { return None };
+        entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
+    }
+
+    /// The text of a single value that is not null.
+    pub(super) fn text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Scalar { text, .. } if !self.is_null() => Some(text),
+            _ => None,
+        }
+    }
+
     /// Nothing is written there, or `null` or `~`.
     pub(super) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
@@ -74,20 +92,24 @@ impl Node {
 
 /// Parses one YAML 1.2 document; an empty one is nothing.
 ///
-/// Anchors and aliases are followed, within a bound on what they unfold to. Tags, merge keys,
-/// keys that are not text and a second document are faults, as is the first syntax error.
-pub(super) fn parse(text: &str) -> Result<Node, Fault> {
-    let mut builder = Builder::default();
+/// Anchors and aliases are followed, within a bound on what they unfold to. The first syntax error is a fault. In a file
+/// of our own so are tags, merge keys, keys that are not text and a second document; in docassemble's, which holds much
+/// that is no concern of ours, tags and a second document are passed over, and such keys are keys that nobody asks for.
+pub(super) fn parse(text: &str, origin: Origin) -> Result<Node, Fault> {
+    let mut builder = Builder { origin, open: Vec::new(), anchors: HashMap::new(), root: None, weight: 0 };
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|error| fault(position_of(*error.marker()), error.info()))?;
+        let (event, span) = event.map_err(|error| fault(builder.position_of(*error.marker()), error.info()))?;
         builder.take(event, &span)?;
+        if builder.is_lenient() && builder.root.is_some() {
+            break;
+        }
     }
-    let empty = || Node { position: Position::START, value: Value::Scalar { text: String::new(), plain: true } };
+    let empty = || Node::scalar("", true, Position::start(origin));
     Ok(builder.root.unwrap_or_else(empty))
 }
 
-#[derive(Default)]
 struct Builder {
+    origin: Origin,
     open: Vec<Collection>,
     anchors: HashMap<usize, Node>,
     root: Option<Node>,
@@ -103,9 +125,17 @@ struct Collection {
 }
 
 impl Builder {
+    fn is_lenient(&self) -> bool {
+        self.origin == Origin::Docassemble
+    }
+
+    fn position_of(&self, marker: serde_yaml::granit_parser::Marker) -> Position {
+        Position { origin: self.origin, line: marker.line().max(1), column: marker.col() + 1 }
+    }
+
     fn take(&mut self, event: Event<'_>, span: &Span) -> Result<(), Fault> {
-        let position = position_of(span.start);
-        if event.tag().is_some() {
+        let position = self.position_of(span.start);
+        if event.tag().is_some() && !self.is_lenient() {
             return Err(fault(position, "tags (`!name`) have no meaning here; take it out"));
         }
         match event {
@@ -158,7 +188,7 @@ impl Builder {
         match (&mut parent.value, key.take()) {
             (Value::Sequence(items), _) => items.push(node),
             (Value::Mapping(entries), Some(key)) => entries.push((key, node)),
-            (Value::Mapping(_), None) => *key = Some(as_key(node)?),
+            (Value::Mapping(_), None) => *key = Some(as_key(node, self.origin)?),
             (Value::Scalar { .. } | Value::Spoiled, _) => unreachable!("only collections are opened"),
         }
         Ok(())
@@ -201,18 +231,16 @@ fn weight(node: &Node, room: usize) -> Option<usize> {
     Some(sum)
 }
 
-fn as_key(node: Node) -> Result<Key, Fault> {
+fn as_key(node: Node, origin: Origin) -> Result<Key, Fault> {
+    let lenient = origin == Origin::Docassemble;
     match node.value {
-        Value::Scalar { text, plain: true } if text == "<<" => {
+        Value::Scalar { text, plain: true } if text == "<<" && !lenient => {
             Err(fault(node.position, "merge keys (`<<`) are not supported; write the keys out"))
         }
         Value::Scalar { text, .. } => Ok(Key { position: node.position, name: text }),
+        _ if lenient => Ok(Key { position: node.position, name: String::new() }),
         _ => Err(fault(node.position, "a key is text, not a list or a mapping")),
     }
-}
-
-fn position_of(marker: serde_yaml::granit_parser::Marker) -> Position {
-    Position { line: marker.line().max(1), column: marker.col() + 1 }
 }
 
 fn fault(position: Position, problem: impl Into<String>) -> Fault {

@@ -79,7 +79,7 @@ mod tests {
             fs::create_dir(&folder).unwrap();
 
             let file = write(&folder, "127.0.0.1:1", SocketAddr::from(([127, 0, 0, 1], 2))).unwrap();
-            let plan = config::load(&config::Source { file }).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let plan = config::load(&config::Source::Native(file)).unwrap_or_else(|error| panic!("{name}: {error}"));
 
             let root = plan.routes.iter().find(|route| !route.files.is_empty()).unwrap();
             assert_eq!(root.files, [folder.join("files")], "{name}");

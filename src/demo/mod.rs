@@ -36,7 +36,7 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     let application = application::start(folder.path())?;
     let echo = Echo::bind()?;
     let file = configuration::write(folder.path(), &application.address, echo.address()?)?;
-    let plan = config::load(&Source { file: file.clone() })?;
+    let plan = config::load(&Source::Native(file.clone()))?;
     let provisions = Provisions::gather(&plan)?;
     let deadline = plan.drain;
     let gateway = Gateway::start(plan, provisions, 1, &TicketKeys::generate()?, None)?;

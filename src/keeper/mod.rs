@@ -229,7 +229,9 @@ impl ProvisionFault {
 
 /// What is never served, whatever `files` says: the configuration, certificates and their storage.
 fn denied(plan: &Plan) -> Result<Arc<Denied>, ProvisionFault> {
-    let private: Vec<_> = config::dependencies(plan).into_iter().chain([plan.tls.storage.clone()]).collect();
+    let folders = plan.docassemble.iter().flat_map(|docassemble| docassemble.private.iter().cloned());
+    let private = config::dependencies(plan).into_iter().chain([plan.tls.storage.clone()]).chain(folders);
+    let private: Vec<_> = private.collect();
     Denied::new(&private).map(Arc::new).map_err(|fault| ProvisionFault::Denied { fault })
 }
 

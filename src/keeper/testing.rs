@@ -15,10 +15,18 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
     let second = Duration::from_secs(1);
     Plan {
         sources: Vec::new(),
+        docassemble: None,
+        warnings: Vec::new(),
         listeners: vec![listener],
         host: None,
         aliases: Vec::new(),
-        tls: TlsPlan { tls12: true, tls13: true, certificates: Vec::new(), storage: folder.to_owned() },
+        tls: TlsPlan {
+            tls12: true,
+            tls13: true,
+            ciphers: crate::config::Cipher::ALL.to_vec(),
+            certificates: Vec::new(),
+            storage: folder.to_owned(),
+        },
         trusted_proxies: TrustedProxies::default(),
         upstreams: BTreeMap::new(),
         routes: Vec::new(),

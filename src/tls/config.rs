@@ -90,6 +90,8 @@ fn server_config(
     let mut provider = aws_lc_rs::default_provider();
     // Stable: the order within a rank stays that of rustls.
     provider.cipher_suites.sort_by_key(rank);
+    let chosen = |suite: &SupportedCipherSuite| suite.suite().as_str().is_some_and(|name| is_chosen(plan, name));
+    provider.cipher_suites.retain(|suite| suite.tls13().is_some() || chosen(suite));
     let versions: Vec<_> =
         [(plan.tls13, &version::TLS13), (plan.tls12, &version::TLS12)].into_iter().filter(|(on, _)| *on).collect();
     let versions: Vec<_> = versions.into_iter().map(|(_, version)| version).collect();
@@ -103,6 +105,10 @@ fn server_config(
     config.send_tls13_tickets = 1;
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+fn is_chosen(plan: &TlsPlan, name: &str) -> bool {
+    plan.ciphers.iter().any(|cipher| cipher.iana_name() == name)
 }
 
 fn rank(suite: &SupportedCipherSuite) -> u8 {
@@ -137,7 +143,13 @@ mod tests {
 
     #[test]
     fn sessions_are_kept_by_the_clients_in_one_ticket_and_carry_no_early_data() {
-        let plan = TlsPlan { tls12: true, tls13: true, certificates: Vec::new(), storage: "/nonexistent".into() };
+        let plan = TlsPlan {
+            tls12: true,
+            tls13: true,
+            ciphers: crate::config::Cipher::ALL.to_vec(),
+            certificates: Vec::new(),
+            storage: "/nonexistent".into(),
+        };
 
         let ticketer = Ticketer::new(&TicketKeys::generate().unwrap());
         let config = server_config(&plan, Arc::new(CertificateStore::new(Vec::new())), ticketer).unwrap();

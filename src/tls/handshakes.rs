@@ -44,7 +44,13 @@ fn ticketer() -> Arc<Ticketer> {
 }
 
 fn plan(tls12: bool, tls13: bool) -> TlsPlan {
-    TlsPlan { tls12, tls13, certificates: Vec::new(), storage: "/nonexistent".into() }
+    TlsPlan {
+        tls12,
+        tls13,
+        ciphers: crate::config::Cipher::ALL.to_vec(),
+        certificates: Vec::new(),
+        storage: "/nonexistent".into(),
+    }
 }
 
 fn configs(certificates: Vec<Certificate>) -> ServerConfigs {

@@ -238,18 +238,6 @@ fn each_other_verb_refuses_a_faulty_configuration_on_standard_error() {
 }
 
 #[test]
-fn docassemble_is_refused_as_not_supported_yet() {
-    for arguments in
-        [&["serve", "--docassemble"][..], &["check", "--docassemble", "/x.yml"], &["explain", "--docassemble"]]
-    {
-        let output = vestibule(arguments);
-
-        assert!(stderr(&output).contains("--docassemble is not supported yet"), "{arguments:?}: {output:?}");
-        assert_eq!(output.status.code(), Some(78), "{arguments:?}");
-    }
-}
-
-#[test]
 fn a_bad_command_line_exits_2() {
     for arguments in [&[][..], &["fly"], &["check", "--colour"], &["explain", "--outer", "iis"]] {
         assert_eq!(vestibule(arguments).status.code(), Some(2), "{arguments:?}");
@@ -264,7 +252,7 @@ fn the_help_names_only_what_works() {
     for verb in ["serve", "demo", "status", "reload", "rollback", "drain", "upgrade", "check", "explain"] {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb} is missing:\n{help}");
     }
-    for later in ["docassemble", "restart", "import", "worker", "takeover"] {
+    for later in ["docassemble-settings", "restart", "import", "worker", "takeover"] {
         assert!(!help.contains(later), "{later} is promised:\n{help}");
     }
 }

@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod demo;
 mod descriptors;
+mod docassemble;
 mod drain;
 mod files;
 mod forwarding;

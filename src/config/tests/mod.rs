@@ -62,6 +62,8 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
     };
     let expected = Plan {
         sources: Vec::new(),
+        docassemble: None,
+        warnings: Vec::new(),
         listeners: vec![ListenerPlan {
             address: ListenAddress::Tcp("127.0.0.1:80".parse().unwrap()),
             tls: false,
@@ -70,7 +72,13 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         }],
         host: None,
         aliases: Vec::new(),
-        tls: TlsPlan { tls12: true, tls13: true, certificates: Vec::new(), storage: "/var/lib/vestibule".into() },
+        tls: TlsPlan {
+            tls12: true,
+            tls13: true,
+            ciphers: Cipher::ALL.to_vec(),
+            certificates: Vec::new(),
+            storage: "/var/lib/vestibule".into(),
+        },
         trusted_proxies: TrustedProxies::default(),
         upstreams: BTreeMap::from([("app".to_owned(), upstream)]),
         routes: vec![route],

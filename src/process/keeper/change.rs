@@ -1,14 +1,17 @@
 //! Another configuration: read, refused or put in force, remembered, gone back to.
 
-use std::{collections::BTreeMap, io, time::SystemTime};
+use std::{collections::BTreeMap, io, thread, time::SystemTime};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     super::{
         inspections,
         message::{Handover, ToWorker, Word},
-        sandbox,
+        sandbox, signal_mask,
     },
     Deed, Keeper, Missed, START, STOPPING, State, WorkerId,
     places::places,
@@ -43,9 +46,9 @@ impl Keeper {
     async fn read_anew(&mut self, cause: &str) -> Outcome {
         // What is read now is no change that is still to come.
         self.watcher.take_for_known();
-        let text = match config::text(&self.source) {
+        let text = match self.text().await {
             Ok(text) => text,
-            Err(error) => return self.refuse(cause, faults(&error)),
+            Err(faults) => return self.refuse(cause, faults),
         };
         match self.put_in_force(&text, cause).await {
             Ok(Some(generation)) => {
@@ -55,6 +58,25 @@ impl Keeper {
             }
             Ok(None) => Ok(format!("nothing has changed: configuration {} stays in force", self.generation)),
             Err(refused) => self.refuse(cause, refused.lines().map(str::to_owned).collect()),
+        }
+    }
+
+    /// The configuration as it is written. docassemble's may have to be fetched, and meanwhile a worker may need us.
+    async fn text(&mut self) -> Result<String, Vec<String>> {
+        let source = self.source.clone();
+        let (answer, answered) = oneshot::channel();
+        // A thread of its own, which a stop does not wait for.
+        let begun = thread::Builder::new().name("configuration".to_owned()).spawn(move || {
+            signal_mask::hold();
+            answer.send(config::text(&source)).ok();
+        });
+        begun.map_err(|error| vec![format!("no thread to read the configuration in: {error}")])?;
+        match self.meanwhile(Instant::now() + config::LONGEST_READING, answered).await {
+            Ok(Ok(Ok(text))) => Ok(text),
+            Ok(Ok(Err(error))) => Err(faults(&error)),
+            Ok(Err(_)) => Err(vec!["a fault of vestibule's own while it was read; the log tells of it".to_owned()]),
+            Err(Missed::Late) => Err(vec!["it took too long to read".to_owned()]),
+            Err(Missed::Stopping) => Err(vec![STOPPING.to_owned()]),
         }
     }
 
@@ -69,7 +91,7 @@ impl Keeper {
     async fn go_back(&mut self, steps: u32) -> Outcome {
         let entry = self.history.before(steps).map_err(|error| error.to_string())?.clone();
         let cause = format!("rollback to the configuration of {}", entry.at);
-        let file = self.source.file.display().to_string();
+        let file = self.source.file().display().to_string();
         match self.put_in_force(&entry.text, &cause).await? {
             Some(generation) => {
                 self.history.push_rollback(generation, &entry);
@@ -142,7 +164,7 @@ impl Keeper {
         self.refused = None;
         self.restart = None;
         self.quick_crashes = 0;
-        self.warn_of_unused();
+        self.warn();
         let changed = if words.is_empty() { "the content of certificates".to_owned() } else { words.join("; ") };
         tracing::info!(generation, cause, %changed, "configuration in force");
         Ok(Some(generation))

@@ -141,7 +141,7 @@ impl Keeper {
         let mut sockets = Sockets::with(Inherited::receive());
         let provisions = Provisions::gather_beside(&plan, &mut sockets, None, user.as_ref())?;
         let tickets = TicketKeys::generate().map_err(|error| ServeError::System(io::Error::other(error)))?;
-        let mut history = History::load(&plan.tls.storage, &source.file);
+        let mut history = History::load(&plan.tls.storage, source.file());
         history.push(1, "start", &text);
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
         keeper.certificates.clone_from(&provisions.certificates);
@@ -156,7 +156,7 @@ impl Keeper {
         for weakness in keeper.weaknesses() {
             tracing::warn!("{weakness}");
         }
-        keeper.warn_of_unused();
+        keeper.warn();
         for address in keeper.sockets.addresses() {
             tracing::info!(%address, "listening");
         }
@@ -519,7 +519,11 @@ impl Keeper {
     }
 
     /// Connections to these wait for nobody.
-    fn warn_of_unused(&self) {
+    /// Tells what is not as it should be in what is in force.
+    fn warn(&self) {
+        for warning in &self.plan.warnings {
+            tracing::warn!("{warning}");
+        }
         for name in self.sockets.unused(&self.plan) {
             tracing::warn!(name, "a socket that was passed on is not listened on: no listener is `fd:{name}`");
         }

@@ -5,6 +5,7 @@
 
 pub(crate) mod applications;
 pub(crate) mod clients;
+pub(crate) mod network;
 pub(crate) mod served;
 
 use std::{
