@@ -10,7 +10,7 @@ ROUNDS ?= 2
 # How long `make soak` goes on with each of its peers.
 SOAK_SECONDS ?= 600
 SOAK_PEERS ?= vestibule nginx caddy
-# Runs of `make docassemble`, such as root/uwsgi,tls/http; empty: all twelve.
+# Runs of `make docassemble`, such as root/uwsgi,front; empty: all sixteen.
 ONLY ?=
 
 SCRIPTS = .ci/run tests/packages.sh $(wildcard tests/docassemble/*.sh)
@@ -54,7 +54,7 @@ soak: build ## reloads, upgrades, kills and so on under load, next to nginx and 
 	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_PEERS="$(SOAK_PEERS)" VESTIBULE_BINARY="$(CURDIR)/target/release/vestibule" \
 		cargo test --locked --test it soak::soak -- --exact --nocapture
 
-docassemble: build ## the real docassemble behind Vestibule: make docassemble ONLY=root/uwsgi,tls/http (root)
+docassemble: build ## the real docassemble behind Vestibule: make docassemble ONLY=root/uwsgi,front (root)
 	python3 tests/docassemble/run.py --only "$(ONLY)"
 
 clean: ## everything that was built or measured

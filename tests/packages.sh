@@ -15,9 +15,9 @@ case "${1:-}" in
                      iproute2 python3 python3-yaml python3-cryptography" ;;
     # the front doors to compare with, and the application behind all of them
     soak) packages="nginx-light caddy gunicorn python3" ;;
-    # what docassemble needs, and nginx as the proxy in front of it in the variant `behind`
+    # what docassemble needs, and the neighbours of its deployments
     docassemble) packages="postgresql redis-server locales curl openssl build-essential pkg-config libpq-dev libldap2-dev
-                           libsasl2-dev libmagic1 libzbar0 poppler-utils qpdf nginx-light" ;;
+                           libsasl2-dev libmagic1 libzbar0 poppler-utils qpdf nginx-light apache2 haproxy" ;;
     *) sed -n '2,4p' "$0" >&2; exit 2 ;;
 esac
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Checks whose X-Forwarded-* a front end believes, with docassemble behind it (up.sh --behind-https).
 
-  forwarded_check.py http://127.0.0.1:8080/ 127.0.0.2
+  forwarded_check.py http://127.0.0.1:8080/ 127.0.0.2 [ext.example:8443]
 
-The front end at the first address trusts the proxy at the second, and nobody else. Both are loopback
+The front end at the first address trusts the proxy at the second, and nobody else; the third is the host that browsers are
+said to ask for. Both are loopback
 addresses of this machine, so requests can be sent from either. Prints PASS or FAIL for each case.
 """
 import http.client
@@ -13,7 +14,8 @@ import urllib.parse
 
 URL = urllib.parse.urlsplit(sys.argv[1])
 PROXY, STRANGER = sys.argv[2], '127.0.0.1'
-FAR = {'X-Forwarded-Proto': 'https', 'X-Forwarded-Host': 'ext.example:8443', 'X-Forwarded-For': '203.0.113.7'}
+PUBLIC = sys.argv[3] if len(sys.argv) > 3 else 'ext.example:8443'
+FAR = {'X-Forwarded-Proto': 'https', 'X-Forwarded-Host': PUBLIC, 'X-Forwarded-For': '203.0.113.7'}
 failed = 0
 
 
@@ -41,7 +43,7 @@ def seen(source, headers):
 
 redirect, _ = get(PROXY, '/start/demo', FAR)
 case('a redirect names the host and scheme that the trusted proxy was asked for',
-     (redirect.status, redirect.getheader('Location')), (308, 'https://ext.example:8443/start/demo/'))
+     (redirect.status, redirect.getheader('Location')), (308, f'https://{PUBLIC}/start/demo/'))
 case('docassemble believes in https', redirect.getheader('Strict-Transport-Security'), 'max-age=31536000')
 told = seen(PROXY, FAR)
 case('the client is who the trusted proxy says', told['ipaddress'], '203.0.113.7')

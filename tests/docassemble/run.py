@@ -1,26 +1,30 @@
 #!/usr/bin/env python3
 """Runs docassemble's acceptance cases behind Vestibule, one variant after another.
 
-  run.py                             all twelve runs
-  run.py --only root/uwsgi,tls/http  these runs; a variant alone (`root`) means both wires
+  run.py                             all runs
+  run.py --only root/uwsgi,front     these runs; a variant alone (`root`) means all its ways
   run.py --long                      websockets are held open for 70 s instead of 3 s
   run.py --keep                      leaves docassemble running in the last variant
 
-For each variant docassemble is set up (setup.sh) and started (up.sh); for each wire, uwsgi and
-http, Vestibule is started with a configuration made for it, check.py and sio_check.py walk
-through it, and it is stopped by TERM, which has to end it with status 0. Configurations and logs
-are kept in target/docassemble/VARIANT-WIRE/. Exit status: 0 all passed, 1 something failed,
+For each variant docassemble is set up (setup.sh) and started (up.sh); for each way, Vestibule is
+started with a configuration made for it, check.py and sio_check.py walk through it, and it is
+stopped by TERM, which has to end it with status 0. The ways are `uwsgi` and `http`, a configuration
+of Vestibule's own over that wire, and `config`, docassemble's own config.yml, with an overlay for
+what is elsewhere than in docassemble's image: ports, sockets, folders. Configurations and logs are
+kept in target/docassemble/VARIANT-WAY/. Exit status: 0 all passed, 1 something failed,
 69 docassemble cannot be installed here.
 
 Environment: VESTIBULE (target/release/vestibule), HTTP_PORT (8080), HTTPS_PORT (8443), and what
 env.sh names (DA_STATE, DA_VENV, DA_HTTP_PORT, DA_WS_PORT, ...).
 """
 import argparse
+import http.client
 import os
 import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -48,6 +52,7 @@ class Variant:
     check: list = field(default_factory=list)
     origin: str = PLAIN
     root: str = '/'
+    ways: tuple = ('uwsgi', 'http')
 
     @property
     def base(self):
@@ -62,7 +67,20 @@ VARIANTS = {
     'app': Variant(up=['--no-xsendfile'], check=['--files', 'app']),
     'behind': Variant(up=['--behind-https', '--url-root', SECURE], check=['--expect-https'], origin=SECURE),
 }
-WIRES = ('uwsgi', 'http')
+# docassemble's own configuration, in the deployments that there are.
+CONFIG = ('config',)
+VARIANTS |= {
+    # Browsers come straight to Vestibule.
+    'front': Variant(up=['--https', '--url-root', SECURE], check=['--expect-https'], origin=SECURE, ways=CONFIG),
+    # HAProxy ends TLS.
+    'balancer': Variant(up=['--behind-https', '--url-root', SECURE], check=['--expect-https'], origin=SECURE, ways=CONFIG),
+    # Apache has the site, and forwards /da to Vestibule and /da/ws to docassemble's socket server.
+    'apache-front': Variant(up=['--behind-https', '--root', '/da/', '--url-root', SECURE], check=['--expect-https'],
+                            origin=SECURE, root='/da/', ways=CONFIG),
+    # Vestibule has the site, and forwards what is not docassemble's to Apache.
+    'apache-back': Variant(up=['--https', '--root', '/da/', '--url-root', SECURE], check=['--expect-https'],
+                           origin=SECURE, root='/da/', ways=CONFIG),
+}
 
 CONFIGURATION = """\
 # {name}: made by tests/docassemble/run.py
@@ -93,6 +111,94 @@ routes:
 access_log: {{ path: {output}/access.log, format: combined }}
 spool: {{ path: {private}/spool }}
 admin: unix:{private}/admin.sock
+"""
+
+# On docassemble's own configuration: what is not where docassemble's image has it.
+OVERLAY = """\
+# {name}: made by tests/docassemble/run.py
+{listeners}
+tls:
+  certificates:
+    - files: {{ certificate: {private}/localhost.crt, key: {private}/localhost.key }}
+  storage: {private}/storage
+{trusted}
+upstreams:
+  app: {{ endpoints: ["unix:{run}/docassemble.sock"] }}
+{upstreams}
+routes:
+  - prefix: {root}
+    files: [{state}, {venv}, /usr, /tmp]
+{routes}
+access_log: {{ path: {output}/access.log }}
+spool: {{ path: {private}/spool }}
+admin: unix:{private}/admin.sock
+"""
+
+# The whole of the outer Apache's part is what docassemble's documentation has for it.
+APACHE = """\
+ServerRoot {private}
+PidFile {private}/apache.pid
+Mutex file:{private}
+ServerName localhost
+Listen 127.0.0.1:{port}{https}
+ErrorLog {output}/apache-error.log
+CustomLog {output}/apache-access.log "%h %r %>s"
+User www-data
+Group www-data
+{modules}
+TypesConfig /etc/mime.types
+DocumentRoot {private}/html
+<Directory {private}/html>
+  Require all granted
+</Directory>
+Redirect "/old" "http://localhost:{port}/new.html"
+{forwarding}
+"""
+FORWARDING = """\
+SSLEngine on
+SSLCertificateFile {private}/localhost.crt
+SSLCertificateKeyFile {private}/localhost.key
+# A path with %2F is passed on, as it is without Apache in front.
+AllowEncodedSlashes NoDecode
+LimitRequestFieldSize 16384
+LimitRequestLine 16384
+# Not the client's own address, which is of this machine as well.
+ProxySourceAddress {address}
+RequestHeader set X-Forwarded-Proto https
+RewriteEngine On
+RewriteCond %{{REQUEST_URI}}  ^/da/ws/socket.io     [NC]
+RewriteCond %{{QUERY_STRING}} transport=websocket [NC]
+RewriteRule /da/ws/(.*) ws://localhost:{websockets}/$1 [P,L]
+ProxyPass        /da/ws/ http://localhost:{websockets}/
+ProxyPassReverse /da/ws/ http://localhost:{websockets}/
+ProxyPass        /da http://localhost:{plain}/da nocanon
+ProxyPassReverse /da http://localhost:{plain}/da
+"""
+MODULES = ('mpm_event', 'authz_core', 'env', 'mime', 'dir', 'alias', 'rewrite', 'headers', 'socache_shmcb', 'ssl', 'proxy',
+           'proxy_http', 'proxy_wstunnel')
+APACHE_PORT = int(os.environ.get('APACHE_PORT', '8088'))
+
+HAPROXY = """\
+global
+  log stderr format raw local0 notice
+  maxconn 500
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 300s
+  timeout server 300s
+  timeout tunnel 1h
+frontend site
+  bind 127.0.0.1:{secure} ssl crt {private}/localhost.pem alpn h2,http/1.1
+  option forwardfor
+  http-request set-header X-Forwarded-Proto https
+  http-request set-header X-Forwarded-Host %[req.hdr(host)]
+  http-request set-header X-Forwarded-Port {secure}
+  default_backend vestibule
+backend vestibule
+  option httpchk
+  http-check send meth GET uri /health_check ver HTTP/1.1 hdr Host 127.0.0.1
+  server vestibule 127.0.0.1:{plain} source {address} check inter 2s
 """
 
 # A proxy that ends TLS and says so. It passes everything on as it comes: what is collected and limited is collected and
@@ -229,10 +335,105 @@ def run_script(report, column, command, log, seconds):
     report.add(column, passed, failures)
 
 
-def run(name, wire, env, python, hold):
-    """One variant over one wire, with docassemble already up."""
-    variant, report = VARIANTS[name], Report(f'{name}/{wire}')
-    output = OUTPUT / f'{name}-{wire}'
+def program(name, *places):
+    """Where `name` is installed; Debian keeps servers where an ordinary PATH does not lead."""
+    found = shutil.which(name) or next((place for place in places if os.access(place, os.X_OK)), None)
+    if found is None:
+        raise RuntimeError(f'{name} is not installed; tests/packages.sh docassemble installs it')
+    return found
+
+
+def overlay(name, variant, env, output, private):
+    """What is laid on docassemble's config.yml in the variant `name`."""
+    plain, secure = f'"127.0.0.1:{HTTP_PORT}"', f'"127.0.0.1:{HTTPS_PORT}"'
+    listeners = {'front': f'listeners: [{{ address: {plain}, redirect: https, https_port: {HTTPS_PORT} }}, {{ address: {secure}, tls: true }}]',
+                 'apache-back': f'listeners: [{{ address: {secure}, tls: true }}]'}
+    back = name == 'apache-back'
+    return OVERLAY.format(
+        name=name, root=variant.root, output=output, private=private, run=env['RUN'], state=env['DA_STATE'], venv=env['DA_VENV'],
+        listeners=listeners.get(name, f'listeners: [{{ address: {plain} }}]'),
+        trusted={'balancer': f'trusted_proxies: [{PROXY_ADDRESS}]', 'apache-front': f'trusted_proxies: [{PROXY_ADDRESS}]'}.get(name, ''),
+        upstreams=f'  apache: {{ endpoints: ["127.0.0.1:{APACHE_PORT}"] }}' if back else '',
+        routes='  - { prefix: /, upstream: apache }' if back else '')
+
+
+def vestibule_command(name, way, variant, env, output, private):
+    """Writes the configuration of a run, and answers how Vestibule is started with it."""
+    file = output / 'vestibule.yml'
+    if way == 'config':
+        file.write_text(overlay(name, variant, env, output, private))
+        return [VESTIBULE, 'serve', '--docassemble', Path(env['DA_STATE']) / 'config.yml', '--config', file]
+    file.write_text(configuration(name, variant, way, env, output, private))
+    return [VESTIBULE, 'serve', '--config', file]
+
+
+def start_apache(name, env, output, private):
+    front = name == 'apache-front'
+    (private / 'html').mkdir()
+    (private / 'html' / 'index.html').write_text('the rest of the site\n')
+    forwarding = FORWARDING.format(private=private, websockets=env['DA_WS_PORT'], plain=HTTP_PORT,
+                                   address=PROXY_ADDRESS) if front else ''
+    modules = '\n'.join(f'LoadModule {module}_module /usr/lib/apache2/modules/mod_{module}.so' for module in MODULES)
+    port = HTTPS_PORT if front else APACHE_PORT
+    (output / 'apache.conf').write_text(APACHE.format(private=private, output=output, port=port, modules=modules,
+                                                      https=' https' if front else '', forwarding=forwarding))
+    apache = program('apache2', '/usr/sbin/apache2')
+    return Server([apache, '-D', 'FOREGROUND', '-f', output / 'apache.conf'], output / 'apache.out', port).wait_until_it_listens()
+
+
+def start_neighbour(name, env, output, private):
+    """The other server of a deployment, in front of Vestibule or behind it."""
+    if name == 'behind':
+        (output / 'nginx.conf').write_text(NGINX.format(private=private, output=output, secure=HTTPS_PORT, plain=HTTP_PORT,
+                                                        address=PROXY_ADDRESS))
+        command = [program('nginx', '/usr/sbin/nginx'), '-c', output / 'nginx.conf', '-e', output / 'nginx.log']
+        return Server(command, output / 'nginx.out', HTTPS_PORT).wait_until_it_listens()
+    if name == 'balancer':
+        (private / 'localhost.pem').write_text((private / 'localhost.crt').read_text() + (private / 'localhost.key').read_text())
+        (output / 'haproxy.cfg').write_text(HAPROXY.format(private=private, secure=HTTPS_PORT, plain=HTTP_PORT, address=PROXY_ADDRESS))
+        command = [program('haproxy', '/usr/sbin/haproxy'), '-db', '-f', output / 'haproxy.cfg']
+        return Server(command, output / 'haproxy.out', HTTPS_PORT).wait_until_it_listens()
+    if name.startswith('apache-'):
+        return start_apache(name, env, output, private)
+    return None
+
+
+def rest_of_the_site(report):
+    """In front of Apache: what is not docassemble's is Apache's, and its redirects stay on the site."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    failures, passed = [], 0
+    for path, expected in {'/': (200, None, b'the rest of the site\n'), '/old': (302, f'{SECURE}/new.html', None),
+                           '/dashboard': (404, None, None), '/xaccel/etc/passwd': (404, None, None)}.items():
+        connection = http.client.HTTPSConnection('localhost', HTTPS_PORT, context=context, timeout=20)
+        connection.request('GET', path)
+        response = connection.getresponse()
+        body = response.read()
+        got = (response.status, response.getheader('Location'), body if expected[2] else None)
+        connection.close()
+        if got == expected:
+            passed += 1
+        else:
+            failures.append(f'{path}: got {got}, expected {expected}')
+    report.add('apache', passed, failures)
+
+
+def own_reader(report, env, private):
+    """A value that is kept elsewhere comes through docassemble's own reader, in docassemble's own Python."""
+    file = private / 'elsewhere.yml'
+    file.write_text('secretkey: s3cr3t\nroot: /here/\nconfig from:\n  root: /fetched/\n')
+    shutil.chown(file, 'www-data')
+    output = subprocess.run([VESTIBULE, 'explain', '--docassemble', file], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                            env={**os.environ, 'DA_PYTHON': env['DA_VENV'],
+                                 'LD_LIBRARY_PATH': env['DA_PYTHON_COPY'] + '/lib'})
+    right = output.returncode == 0 and '/fetched/' in output.stdout and 's3cr3t' not in output.stdout + output.stderr
+    report.add('reader', int(right), [] if right else [f'explain said: {output.stdout}{output.stderr}'])
+
+
+def run(name, way, env, python, hold):
+    """One variant in one way, with docassemble already up."""
+    variant, report = VARIANTS[name], Report(f'{name}/{way}')
+    output = OUTPUT / f'{name}-{way}'
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     private = Path(tempfile.mkdtemp(prefix='vestibule-'))
@@ -240,25 +441,28 @@ def run(name, wire, env, python, hold):
     try:
         private.chmod(0o755)   # the workers are www-data
         make_certificate(private)
-        (output / 'vestibule.yml').write_text(configuration(name, variant, wire, env, output, private))
-        port = HTTPS_PORT if name == 'tls' else HTTP_PORT
-        for taken in {port, HTTPS_PORT if name == 'behind' else port}:
+        command = vestibule_command(name, way, variant, env, output, private)
+        port = HTTPS_PORT if name in ('tls', 'front', 'apache-back') else HTTP_PORT
+        for taken in {HTTP_PORT, HTTPS_PORT, APACHE_PORT} if way == 'config' else {port, HTTPS_PORT if name == 'behind' else port}:
             if port_is_taken(taken):
-                raise RuntimeError(f'port {taken} is taken by another program; set HTTP_PORT and HTTPS_PORT')
-        vestibule = Server([VESTIBULE, 'serve', '--config', output / 'vestibule.yml'], output / 'vestibule.log', port)
+                raise RuntimeError(f'port {taken} is taken by another program; set HTTP_PORT, HTTPS_PORT and APACHE_PORT')
+        vestibule = Server(command, output / 'vestibule.log', port)
         servers.append(vestibule)
         vestibule.wait_until_it_listens()
-        if name == 'behind':
-            (output / 'nginx.conf').write_text(NGINX.format(private=private, output=output, secure=HTTPS_PORT, plain=HTTP_PORT,
-                                                            address=PROXY_ADDRESS))
-            nginx = shutil.which('nginx') or '/usr/sbin/nginx'
-            servers.append(Server([nginx, '-c', output / 'nginx.conf', '-e', output / 'nginx.log'], output / 'nginx.out', HTTPS_PORT))
-            servers[-1].wait_until_it_listens()
+        neighbour = start_neighbour(name, env, output, private)
+        if neighbour:
+            servers.append(neighbour)
 
         run_script(report, 'check', [python, 'check.py', variant.base, *variant.check], output / 'check.log', 600)
         run_script(report, 'socket.io', [python, 'sio_check.py', variant.base, '--hold', str(hold)], output / 'sio.log', 300 + 4 * hold)
-        if name == 'behind':
-            run_script(report, 'forwarded', [python, 'forwarded_check.py', PLAIN + '/', PROXY_ADDRESS], output / 'forwarded.log', 60)
+        if name in ('behind', 'balancer'):
+            # With a name of its own a site is told no other.
+            host = [f'localhost:{HTTPS_PORT}'] if name == 'balancer' else []
+            run_script(report, 'forwarded', [python, 'forwarded_check.py', PLAIN + '/', PROXY_ADDRESS, *host], output / 'forwarded.log', 60)
+        if name == 'apache-back':
+            rest_of_the_site(report)
+        if name == 'front':
+            own_reader(report, env, private)
 
         for server in reversed(servers[1:]):
             server.stop()
@@ -276,14 +480,14 @@ def run(name, wire, env, python, hold):
 
 def selected(only):
     """The runs to make, grouped by variant, in the order of VARIANTS: docassemble is started once a variant."""
-    known = [(name, wire) for name in VARIANTS for wire in WIRES]
+    known = [(name, way) for name, variant in VARIANTS.items() for way in variant.ways]
     if not only:
         return known
     wanted = re.split(r'[,\s]+', only.strip())
     for word in wanted:
         if word not in VARIANTS and tuple(word.split('/')) not in known:
             sys.exit(f'no run is named `{word}`; there are: ' + ' '.join('/'.join(one) for one in known))
-    return [(name, wire) for name, wire in known if name in wanted or f'{name}/{wire}' in wanted]
+    return [(name, way) for name, way in known if name in wanted or f'{name}/{way}' in wanted]
 
 
 def main():
@@ -306,26 +510,26 @@ def main():
     hold = 70 if arguments.long else 3
     reports, running, started = [], None, time.time()
     try:
-        for name, wire in runs:
-            print(f'--- {name}/{wire}', flush=True)
+        for name, way in runs:
+            print(f'--- {name}/{way}', flush=True)
             if running != name:
                 subprocess.run([HERE / 'down.sh'], stdout=subprocess.DEVNULL, check=True)
                 up = subprocess.run([HERE / 'up.sh', *VARIANTS[name].up], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
                 if up.returncode:
-                    report = Report(f'{name}/{wire}')
+                    report = Report(f'{name}/{way}')
                     report.add('start', 0, [f'docassemble: {up.stderr.strip()}'])
                     reports.append((report, 0.0))
                     running = None
                     continue
                 running = name
             begun = time.time()
-            report = run(name, wire, env, python, hold)
+            report = run(name, way, env, python, hold)
             reports.append((report, time.time() - begun))
     finally:
         if not arguments.keep:
             subprocess.run([HERE / 'down.sh'], stdout=subprocess.DEVNULL)
 
-    columns = ('check', 'socket.io', 'forwarded', 'stop')
+    columns = ('check', 'socket.io', 'forwarded', 'apache', 'reader', 'stop')
     print(f'\n{"run":<16}' + ''.join(f'{column:>11}' for column in columns) + f'{"seconds":>9}')
     for report, seconds in reports:
         cells = ('/'.join(map(str, report.counts[column])) if column in report.counts else '-' for column in columns)
