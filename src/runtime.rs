@@ -10,6 +10,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+use http::HeaderValue;
 
 use crate::{
     config::{Plan, RoutePlan, UpstreamPlan},
@@ -46,6 +47,7 @@ pub struct Route {
     pub name: Arc<str>,
     pub upstream: Arc<Upstream>,
     pub files: Roots,
+    pub allow_origin: Option<HeaderValue>,
     pub metrics: RouteMetrics,
 }
 
@@ -78,6 +80,7 @@ impl Runtime {
                 name,
                 upstream: Arc::clone(upstream),
                 files,
+                allow_origin: route.allow_origin.as_deref().and_then(|origin| HeaderValue::from_str(origin).ok()),
             };
             (route.host.clone(), route.prefix.clone(), Arc::new(value))
         }));

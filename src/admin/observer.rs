@@ -9,8 +9,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
 use super::{
-    AdminState, CertificateStatus, EndpointStatus, GenerationStatus, ListenerStatus, Order, Orders, Outcome, Report,
-    Status, UpstreamStatus, timestamp,
+    AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, Order,
+    Orders, Outcome, Report, Status, UpstreamStatus, timestamp,
 };
 use crate::{
     config::Protocol,
@@ -18,6 +18,7 @@ use crate::{
     listener::Connections,
     metrics::{ListenerMetrics, Metrics},
     runtime::{Current, Runtime},
+    service::{Hop, Hops, Seen},
     tls::CertificateStore,
 };
 
@@ -31,6 +32,8 @@ pub struct Observer {
     /// The address of each, whether it speaks TLS, and its counts.
     pub listeners: ArcSwap<Vec<(String, bool, ListenerMetrics)>>,
     pub drain: Drain,
+    /// The chain of proxies, as requests show it.
+    pub hops: Arc<Hops>,
     /// What the keeper last said of itself.
     pub report: ArcSwap<Report>,
     /// Where orders go.
@@ -75,6 +78,8 @@ impl AdminState for Observer {
             concurrency: upstream.plan.concurrency.map(|places| places.get() as u64),
             queue_depth: upstream.queue.depth() as u64,
             queue_limit: upstream.plan.queue.limit as u64,
+            readiness: upstream.readiness.as_ref().map(|readiness| readiness.phase().name().to_owned()),
+            readiness_seconds: upstream.readiness.as_ref().map(|readiness| readiness.since().as_secs()),
         });
         let certificates = self.certificates.certificates();
         let certificates = certificates.iter().map(|certificate| CertificateStatus {
@@ -97,6 +102,7 @@ impl AdminState for Observer {
             tunnels: self.metrics.tunnels.get(),
             generations: self.current.living().iter().map(|living| generation(living)).collect(),
             processes,
+            hops: hops(&self.hops.seen()),
         }
     }
 
@@ -112,6 +118,25 @@ impl AdminState for Observer {
 
     fn metrics(&self) -> String {
         self.metrics.encode()
+    }
+}
+
+fn hops(seen: &Seen) -> HopsStatus {
+    let hop = |hop: &Hop| HopStatus {
+        at: timestamp(hop.at),
+        peer: hop.peer.clone(),
+        said: hop.said.clone(),
+        client: hop.client.clone(),
+        scheme: hop.scheme.to_owned(),
+        host: hop.host.clone(),
+    };
+    HopsStatus {
+        trusted: seen.trusted.as_ref().map(hop),
+        untrusted: seen.untrusted.as_ref().map(hop),
+        mismatch: seen
+            .mismatch
+            .as_ref()
+            .map(|mismatch| format!("{} (at {})", mismatch.problem, timestamp(mismatch.at))),
     }
 }
 

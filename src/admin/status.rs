@@ -31,6 +31,32 @@ pub struct Status {
     pub generations: Vec<GenerationStatus>,
     #[serde(default)]
     pub processes: Report,
+    #[serde(default)]
+    pub hops: HopsStatus,
+}
+
+/// The chain of proxies, as requests of late have shown it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HopsStatus {
+    /// The last request noted that came from a trusted proxy.
+    pub trusted: Option<HopStatus>,
+    /// The last request noted that somebody else spoke for a client in.
+    pub untrusted: Option<HopStatus>,
+    /// Where browsers see https and the application is told http: since when, and what to do.
+    pub mismatch: Option<String>,
+}
+
+/// Where one request came from, and what was made of it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HopStatus {
+    /// See [`timestamp`].
+    pub at: String,
+    pub peer: String,
+    /// What it said of its way, as it came.
+    pub said: String,
+    pub client: String,
+    pub scheme: String,
+    pub host: String,
 }
 
 /// A configuration that is in force, or was when a request began that has not ended.
@@ -63,6 +89,12 @@ pub struct UpstreamStatus {
     /// Requests that wait for a place.
     pub queue_depth: u64,
     pub queue_limit: u64,
+    /// What its `health.ready` page says: `unknown`, `starting`, `ready`, `gone` or `stopping`; `None` where it has none.
+    #[serde(default)]
+    pub readiness: Option<String>,
+    /// For how long.
+    #[serde(default)]
+    pub readiness_seconds: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -127,6 +159,9 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
             "  {} ({}): {}{places} in flight, {} of {} waiting",
             upstream.name, upstream.protocol, upstream.in_flight, upstream.queue_depth, upstream.queue_limit
         )?;
+        if let (Some(readiness), Some(seconds)) = (&upstream.readiness, upstream.readiness_seconds) {
+            writeln!(text, "    {readiness} for {}", duration(seconds))?;
+        }
         let endpoints = upstream.endpoints.iter().map(|endpoint| {
             let state = match endpoint.unreachable_seconds {
                 None => endpoint.state.clone(),
@@ -137,6 +172,8 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         table(endpoints.collect(), text)?;
     }
 
+    render_hops(&status.hops, text)?;
+
     writeln!(text, "\ncertificates")?;
     let certificates = status.certificates.iter().map(|certificate| {
         let left = match certificate.days_left {
@@ -146,6 +183,25 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         [certificate.names.join(", "), left, certificate.not_after.clone(), certificate.source.clone()]
     });
     table(certificates.collect(), text)
+}
+
+/// Writes the chain of proxies, where one has been seen.
+fn render_hops(hops: &HopsStatus, text: &mut String) -> fmt::Result {
+    let HopsStatus { trusted, untrusted, mismatch } = hops;
+    if trusted.is_none() && untrusted.is_none() && mismatch.is_none() {
+        return Ok(());
+    }
+    writeln!(text, "\nproxies, as seen")?;
+    if let Some(mismatch) = mismatch {
+        writeln!(text, "  WARNING: browsers see https and the application is told http: {mismatch}")?;
+    }
+    for (kind, hop) in [("trusted", trusted), ("NOT trusted", untrusted)] {
+        if let Some(HopStatus { at, peer, said, client, scheme, host }) = hop {
+            writeln!(text, "  {peer} ({kind}) at {at}: {said}")?;
+            writeln!(text, "    the application was told: {client}, {scheme}://{host}")?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes what there is to say of the processes and configurations, beyond what goes without saying.
@@ -271,6 +327,8 @@ mod tests {
                     concurrency: Some(6),
                     queue_depth: 2,
                     queue_limit: 512,
+                    readiness: Some("starting".to_owned()),
+                    readiness_seconds: Some(63),
                 },
                 UpstreamStatus { name: "ws".to_owned(), protocol: "http".to_owned(), ..UpstreamStatus::default() },
             ],
@@ -294,6 +352,18 @@ mod tests {
                 GenerationStatus { generation: 3, age_seconds: 4000, exchanges: 1 },
                 GenerationStatus { generation: 4, age_seconds: 60, exchanges: 9 },
             ],
+            hops: HopsStatus {
+                trusted: None,
+                untrusted: Some(HopStatus {
+                    at: "2026-11-23T10:00:00Z".to_owned(),
+                    peer: "10.0.0.1".to_owned(),
+                    said: "x-forwarded-proto: https".to_owned(),
+                    client: "10.0.0.1".to_owned(),
+                    scheme: "http".to_owned(),
+                    host: "justice.example.com".to_owned(),
+                }),
+                mismatch: Some("10.0.0.1 is not in `trusted_proxies`".to_owned()),
+            },
             processes: Report {
                 pid: 10,
                 since: None,
@@ -346,10 +416,16 @@ listeners
 
 upstreams
   app (uwsgi): 6 of 6 in flight, 2 of 512 waiting
+    starting for 1m 3s
     unix:/run/app.sock  up
     10.0.0.7:5000       unreachable for 7s
   ws (http): 0 in flight, 0 of 0 waiting
   none
+
+proxies, as seen
+  WARNING: browsers see https and the application is told http: 10.0.0.1 is not in `trusted_proxies`
+  10.0.0.1 (NOT trusted) at 2026-11-23T10:00:00Z: x-forwarded-proto: https
+    the application was told: 10.0.0.1, http://justice.example.com
 
 certificates
   justice.example.com, www.example.com  39 days left       2027-01-01T00:00:00Z  tls.certificates[0]

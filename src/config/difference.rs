@@ -120,6 +120,7 @@ fn path(at: &str, name: &str) -> String {
         "buffer_request" => "buffer.request",
         "buffer_response" => "buffer.response",
         "health_path" => "health.path",
+        "ready_path" => "health.ready",
         "sink" => "path",
         "tls12" => "protocols (TLSv1.2)",
         "tls13" => "protocols (TLSv1.3)",

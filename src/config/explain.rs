@@ -121,6 +121,9 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 route.accel_prefix
             )?;
         }
+        if let Some(origin) = &route.allow_origin {
+            writeln!(f, "    pages of {origin} may read its answers, unless it says otherwise")?;
+        }
         let compress =
             if route.compress { "text is compressed for clients that take it" } else { "nothing is compressed" };
         writeln!(f, "    {compress}; a websocket closes after {} of silence", show_time(route.tunnel_idle))?;
@@ -140,7 +143,7 @@ fn matching_order(routes: &[RoutePlan]) -> Vec<&RoutePlan> {
 
 fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "\nUpstreams: the applications")?;
-    for UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, .. } in
+    for UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, ready_path, .. } in
         plan.upstreams.values()
     {
         let protocol = match protocol {
@@ -163,6 +166,9 @@ fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             show_time(*connect_timeout),
             show_time(*hold)
         )?;
+        if let Some(ready) = ready_path {
+            writeln!(f, "    until {ready} answers 200, clients see the starting page")?;
+        }
         if !plan.routes.iter().any(|route| route.upstream == *name) {
             writeln!(f, "    no route leads here")?;
         }

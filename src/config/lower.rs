@@ -271,14 +271,15 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
             }
         }
     }
-    let queue = upstream.queue?;
+    let (queue, health) = (upstream.queue?, upstream.health?);
     Ok(UpstreamPlan {
         name: name.to_owned(),
         protocol: upstream.protocol?,
         endpoints: upstream.endpoints?,
         concurrency: upstream.concurrency?.and_then(|places| NonZeroUsize::new(places.0.get())),
         queue: QueuePlan { limit: queue.limit?.get(), timeout: queue.timeout?.0 },
-        health_path: upstream.health?.path?.map(|path| path.0),
+        health_path: health.path?.map(|path| path.0),
+        ready_path: health.ready?.map(|target| target.0),
         hold: upstream.hold?.0,
         connect_timeout: upstream.connect_timeout?.0,
     })
@@ -338,6 +339,7 @@ fn lower_route(route: raw::Route) -> Result<RoutePlan, Told> {
         accel_prefix: route.accel_prefix?.0,
         compress: route.compress?,
         tunnel_idle: route.tunnel_idle?.0,
+        allow_origin: route.allow_origin?.map(|origin| origin.0),
     })
 }
 

@@ -158,6 +158,8 @@ pub struct UpstreamPlan {
     pub queue: QueuePlan,
     /// The application's own health page; never redirected by the host rule.
     pub health_path: Option<String>,
+    /// Asked until it answers 200, with its query; until then clients are shown the starting page.
+    pub ready_path: Option<String>,
     /// How long a request waits for a backend that cannot be connected to.
     pub hold: Duration,
     pub connect_timeout: Duration,
@@ -226,6 +228,8 @@ pub struct RoutePlan {
     pub compress: bool,
     /// A websocket, or any other tunnel, on this route closes after this long without a byte.
     pub tunnel_idle: Duration,
+    /// An origin whose pages may read the answers, where the application says nothing about it.
+    pub allow_origin: Option<String>,
 }
 
 /// What becomes of the bare form of a prefix: `/da` for `/da/`.

@@ -12,8 +12,8 @@ use super::{
     plan::{AdminAddress, EndpointAddress, HostName, ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Slash},
     units::{Count, Size, Timeout, Wait},
     words::{
-        AccelPrefix, Concurrency, FilePath, Https, MailAddress, PagePath, ProxyRequired, ServedFolder, TlsVersion,
-        UserName, Workers,
+        AccelPrefix, Concurrency, FilePath, Https, MailAddress, PagePath, PageTarget, ProxyRequired, ServedFolder,
+        SiteOrigin, TlsVersion, UserName, Workers,
     },
 };
 
@@ -148,6 +148,9 @@ keys! {
         /// A listener with `redirect: https` redirects it like everything else. During a drain it is answered 503, so that a
         /// load balancer looks elsewhere. `null`: none.
         path: Option<PagePath> = "null",
+        /// A page that answers 200 when the application is ready, with or without a query. It is asked every second; until it
+        /// has said so clients are shown a page that says what is missing, and every five seconds afterwards. `null`: none.
+        ready: Option<PageTarget> = "null",
     }
     not_yet ["interval"]
 }
@@ -179,6 +182,9 @@ keys! {
         compress: bool = "true",
         /// A websocket closes after this long without a byte.
         tunnel_idle: Timeout = "24h",
+        /// A site whose pages may read the answers, such as `https://www.example.com`: four `Access-Control-*` headers are added
+        /// to answers that have no `Access-Control-Allow-Origin` of the application's. `null`: that is the application's business.
+        allow_origin: Option<SiteOrigin> = "null",
     }
     not_yet ["stick"]
 }

@@ -206,6 +206,40 @@ impl Scalar for PagePath {
     }
 }
 
+/// The path of one page, with its query if it has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PageTarget(pub(super) String);
+
+impl Scalar for PageTarget {
+    const EXPECTED: &'static str = "the path of a page, such as `/health_check?ready=1`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        if text.starts_with('/') && plain { Ok(Self(text.to_owned())) } else { Err(unexpected::<Self>(text)) }
+    }
+}
+
+/// The origin of a site, as browsers send it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SiteOrigin(pub(super) String);
+
+impl Scalar for SiteOrigin {
+    const EXPECTED: &'static str = "the origin of a site, such as `https://www.example.com`, or `*`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let authority = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+        match authority {
+            Some(authority) if !authority.is_empty() && authority.bytes().all(plain) => Ok(Self(text.to_owned())),
+            Some(authority) if authority.ends_with('/') => {
+                Err(format!("an origin has no path; write `{}`", text.trim_end_matches('/')))
+            }
+            None if text == "*" => Ok(Self(text.to_owned())),
+            _ => Err(unexpected::<Self>(text)),
+        }
+    }
+}
+
 /// A file or folder; a relative one is beside the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FilePath(pub(super) PathBuf);

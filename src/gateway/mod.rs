@@ -4,6 +4,7 @@
 //! Who gives it, and when, is [`crate::process`]'s business.
 
 mod places;
+mod probing;
 mod traffic;
 
 use std::{
@@ -17,12 +18,14 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::sync::{
+    Notify,
     mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     oneshot,
 };
 use tokio_util::sync::CancellationToken;
 
 use self::traffic::{Bound, Command, ListenerId, Share, SocketId, Switch, Terms};
+use crate::service::Hops;
 use crate::{
     admin::{self, Observer, Orders, Report},
     config::{ListenAddress, ListenerPlan, LogSink, Plan},
@@ -56,6 +59,8 @@ pub struct Gateway {
     observer: Arc<Observer>,
     pub metrics: Arc<Metrics>,
     pub current: Arc<Current>,
+    /// Tells those who look after applications that there are others.
+    changed: Arc<Notify>,
 }
 
 struct OpenListener {
@@ -152,6 +157,7 @@ impl Gateway {
         let empty = Runtime::build(empty, Vec::new(), Arc::clone(&spool), 0, None, &metrics);
         let current = Arc::new(Current::new(empty));
 
+        let hops = Arc::new(Hops::default());
         let (ready, readiness) = mpsc::channel();
         let (alive_sender, alive) = unbounded_channel();
         let mut threads = Vec::with_capacity(workers);
@@ -163,6 +169,7 @@ impl Gateway {
                 metrics: Arc::clone(&metrics),
                 connections: Arc::clone(&connections),
                 drain: drain.clone(),
+                hops: Arc::clone(&hops),
                 commands: received,
             };
             let (ready, alive) = (ready.clone(), alive_sender.clone());
@@ -180,6 +187,7 @@ impl Gateway {
             connections,
             listeners: ArcSwap::default(),
             drain: drain.clone(),
+            hops,
             report: ArcSwap::default(),
             orders,
         });
@@ -200,9 +208,12 @@ impl Gateway {
             observer,
             metrics,
             current,
+            changed: Arc::default(),
         };
         debug_assert!(admin_plan.is_some() || provisions.admin.is_none());
         gateway.apply_beside(generation, plan, provisions, held)?;
+        let looking = probing::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.changed));
+        gateway.control.spawn(looking);
         Ok(gateway)
     }
 
@@ -227,7 +238,7 @@ impl Gateway {
     ) -> Result<(), StartError> {
         let before = self.current.load().plan.clone();
         let certificates = certificates(&provisions)?;
-        let protocols = |plan: &Plan| (plan.tls.tls12, plan.tls.tls13);
+        let protocols = |plan: &Plan| (plan.tls.tls12, plan.tls.tls13, plan.tls.ciphers.clone());
         let tls_changed = protocols(&plan) != protocols(&before);
         let tls = if tls_changed {
             ServerConfigs::new(&plan.tls, Arc::clone(&self.certificates), self.ticketer.clone())?
@@ -284,6 +295,7 @@ impl Gateway {
         let (spool, files) = (Arc::clone(&self.spool), provisions.files);
         let runtime = Runtime::build(plan, files, spool, generation, Some(&self.current.load()), &self.metrics);
         self.current.replace(runtime);
+        self.changed.notify_one();
         // Before the first connection is accepted, or there would be more inside than there may be.
         self.leave_places(held);
         let old = match log {

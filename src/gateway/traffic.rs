@@ -19,6 +19,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+use crate::service::Hops;
 use crate::{
     config::ListenerPlan,
     drain::{Drain, Tasks},
@@ -38,6 +39,7 @@ pub(super) struct Share {
     pub(super) connections: Arc<Connections>,
     pub(super) drain: Drain,
     pub(super) commands: UnboundedReceiver<Command>,
+    pub(super) hops: Arc<Hops>,
 }
 
 /// What a running thread is told. A change comes in two steps, so that the second cannot fail on any thread.
@@ -105,10 +107,10 @@ impl Share {
     }
 
     async fn serve(self) -> bool {
-        let Self { current, certificates, metrics, connections, drain, mut commands } = self;
+        let Self { current, certificates, metrics, connections, drain, hops, mut commands } = self;
         let tasks = Tasks::default();
         let thread =
-            TrafficThread::new(current, certificates, Arc::clone(&metrics), None, drain.clone(), tasks.clone());
+            TrafficThread::new(current, certificates, Arc::clone(&metrics), None, drain.clone(), tasks.clone(), hops);
         let mut sockets = Sockets { thread, metrics, connections, taken: HashMap::new(), open: HashMap::new() };
 
         let mut tick = interval(TICK);

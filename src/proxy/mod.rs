@@ -8,6 +8,7 @@ mod buffered;
 mod collect;
 mod incoming;
 mod pieces;
+mod probe;
 pub mod uwsgi;
 mod websocket;
 mod wire;
@@ -26,6 +27,7 @@ use tokio::time::{sleep, timeout};
 pub use self::{
     collect::{Bounds, Collected, collect, too_large},
     incoming::Incoming,
+    probe::probe,
     websocket::{Tunnel, TunnelCause, TunnelEnd},
 };
 use self::{
@@ -180,7 +182,9 @@ async fn connect(upstream: &Upstream, pool: &Pool, can_repeat: bool) -> Result<(
                 "endpoint cannot be connected to; requests wait for it as long as `hold`"
             );
         }
-        if held.elapsed() + pause > upstream.plan.hold {
+        upstream.cannot_be_reached();
+        let let_go = upstream.readiness.as_ref().is_some_and(|readiness| readiness.lets_go());
+        if let_go || held.elapsed() + pause > upstream.plan.hold {
             return Err(GatewayError::upstream(
                 StatusCode::SERVICE_UNAVAILABLE,
                 format!("endpoint {} cannot be connected to", endpoint.label),

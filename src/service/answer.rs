@@ -1,6 +1,6 @@
 //! What goes back to the client: an endpoint's answer, or one of our own.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Response, StatusCode, Uri, header, request, response};
 
@@ -9,10 +9,12 @@ use crate::{
     config::HttpsRedirect,
     http::{
         Body, GatewayError, Side,
-        page::{Accept, Page, is_api},
+        page::{Accept, Missing, Page, Stage, Waiting, is_api},
         path::Path,
     },
     proxy::Tunnel,
+    runtime::Runtime,
+    upstream::{Phase, Upstream},
 };
 
 /// A response, or the start of a tunnel, with the line that will be logged of it.
@@ -24,7 +26,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(response: Response<Body>, mut log: LogGuard) -> Self {
+    pub(super) fn new(mut response: Response<Body>, mut log: LogGuard) -> Self {
+        log.allow_origin(response.headers_mut());
         log.status(response.status());
         Self { response, tunnel: None, log }
     }
@@ -43,11 +46,35 @@ impl Answer {
         }
         let id = log.request_id().to_string();
         let runtime = Rc::clone(log.runtime());
+        let missing: Vec<_> = runtime.upstreams.values().filter_map(|upstream| upstream.missing()).collect();
         let mut page = Page::of(error, &id);
         page.administrator = runtime.plan.administrator.as_deref();
-        page.starting = error.side == Side::Upstream && error.status == StatusCode::SERVICE_UNAVAILABLE;
+        page.waiting = waiting(error, &runtime, &log, &missing);
         Self::new(page.response(form), log)
     }
+}
+
+/// What the page for `error` says of the application, where that is what the client waits for.
+fn waiting<'a>(
+    error: &GatewayError,
+    runtime: &'a Runtime,
+    log: &LogGuard,
+    missing: &'a [Missing],
+) -> Option<Waiting<'a>> {
+    let upstream = log.upstream().and_then(|name| runtime.upstreams.get(name));
+    let ready = |upstream: &'a Arc<Upstream>| upstream.plan.ready_path.as_deref();
+    let stage = match error.side {
+        _ if error.status != StatusCode::SERVICE_UNAVAILABLE => return None,
+        Side::Gateway if log.is_stopping() => Stage::Stopping,
+        Side::Upstream => match upstream.and_then(|upstream| upstream.readiness.as_ref()).map(|known| known.phase()) {
+            Some(Phase::Gone) => Stage::Gone,
+            Some(Phase::Stopping) => Stage::Stopping,
+            _ => Stage::Starting,
+        },
+        Side::Gateway | Side::Downstream => return None,
+    };
+    let poll = upstream.and_then(ready).or_else(|| runtime.upstreams.values().find_map(ready));
+    Some(Waiting { stage, missing, poll })
 }
 
 /// In which form this client wants to be told what went wrong.

@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
+use super::hops::{Hops, NextLook};
 use crate::{
     config::ListenerPlan,
     drain::{Drain, Leaving, Tasks},
@@ -26,6 +27,8 @@ pub struct TrafficThread {
     log: RefCell<Option<(LogWriter, Arc<Format>)>>,
     pub drain: Drain,
     pub tasks: Tasks,
+    pub(super) hops: Arc<Hops>,
+    pub(super) next_look: NextLook,
 }
 
 /// One generation, held by a request until its end.
@@ -39,11 +42,23 @@ impl TrafficThread {
         log: Option<(LogWriter, Arc<Format>)>,
         drain: Drain,
         tasks: Tasks,
+        hops: Arc<Hops>,
     ) -> Rc<Self> {
         let pinned = RefCell::new(Rc::new(Arc::clone(&current.load())));
         let pool = Rc::new(Pool::default());
         let log = RefCell::new(log);
-        Rc::new(Self { current, pinned, pool, certificates, metrics, log, drain, tasks })
+        Rc::new(Self {
+            current,
+            pinned,
+            pool,
+            certificates,
+            metrics,
+            log,
+            drain,
+            tasks,
+            hops,
+            next_look: NextLook::default(),
+        })
     }
 
     /// Writes the line of a request.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{StatusCode, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request};
 use http_body::{Frame, SizeHint};
 
 use super::{Connection, connection::Pinned};
@@ -40,6 +40,8 @@ pub struct LogGuard {
     runtime: Pinned,
     _exchange: Held,
     route: Option<RouteMetrics>,
+    /// For the answer, whoever makes it.
+    allow_origin: Option<Box<HeaderValue>>,
     /// Bytes of a body that is passed on as it comes.
     passed: Option<Rc<Cell<u64>>>,
     closes: bool,
@@ -87,6 +89,7 @@ impl LogGuard {
             _exchange: runtime.exchanges.hold(),
             runtime,
             route: None,
+            allow_origin: None,
             passed: None,
             closes: false,
             done: false,
@@ -105,10 +108,37 @@ impl LogGuard {
         self.record.client = client;
     }
 
+    pub(super) fn began(&self) -> Instant {
+        self.record.started.clock
+    }
+
+    /// We are about to stop.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.connection.thread.drain.is_closing()
+    }
+
+    /// The name of the upstream that the request was for.
+    pub(super) fn upstream(&self) -> Option<&str> {
+        self.record.upstream.as_deref()
+    }
+
     pub(super) fn route(&mut self, route: &Route) {
         self.record.route = Some(route.name.clone());
         self.record.upstream = Some(route.upstream.name.clone());
         self.route = Some(route.metrics.clone());
+        self.allow_origin = route.allow_origin.clone().map(Box::new);
+    }
+
+    /// Lets pages of another site read the answer, where its route says so and the application has not said anything.
+    pub(super) fn allow_origin(&mut self, headers: &mut HeaderMap) {
+        if let Some(origin) = self.allow_origin.take()
+            && !headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN)
+        {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, *origin);
+            for (name, value) in ALLOWED {
+                headers.insert(name, HeaderValue::from_static(value));
+            }
+        }
     }
 
     pub(super) fn queue_begins(&mut self) {
@@ -268,6 +298,12 @@ impl Drop for LogGuard {
     }
 }
 
+/// What docassemble's Apache of 2018 allowed the one other site that it knew.
+const ALLOWED: [(HeaderName, &str); 3] = [
+    (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, OPTIONS, PUT, DELETE"),
+    (header::ACCESS_CONTROL_ALLOW_HEADERS, "Content-Type, origin"),
+    (header::ACCESS_CONTROL_ALLOW_CREDENTIALS, "true"),
+];
 /// How many requests that a stop cuts off get an event of their own, and as many tunnels; all are in the access log.
 const CUT_TOLD: u64 = 10;
 

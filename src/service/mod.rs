@@ -5,6 +5,7 @@
 
 mod answer;
 mod connection;
+mod hops;
 mod log;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub use self::{
     answer::Answer,
     connection::{Connection, TrafficThread},
+    hops::{Hop, Hops, Mismatch, Seen},
     log::LogGuard,
 };
 use crate::{
@@ -28,7 +30,7 @@ use crate::{
     files::{self, Target},
     h1::{Glimpse, HeadError},
     http::{
-        Body, GatewayError,
+        Body, GatewayError, Retry,
         authority::Authority,
         compress,
         forwarded::{Origin, Scheme},
@@ -107,6 +109,9 @@ async fn respond(
         origin.take_host(&authority);
     }
     log.client(origin.client);
+    if thread.next_look.is_due(log.began()) {
+        thread.hops.note(&connection.peer, &origin, &request.headers);
+    }
     let upgrade = wants_websocket(request);
     refuse_misdirected(&runtime, connection, &origin, request.version, upgrade)?;
     if let Some(host) = redirected_host(&runtime, connection, &origin, &path, upgrade) {
@@ -123,6 +128,11 @@ async fn respond(
     log.route(route);
     if found.bare && route.plan.slash == Slash::Redirect {
         return Ok(Reached::Response(answer::redirect_to_slash(&path, uri.query())));
+    }
+
+    // Not the health path: whoever asks there asks for just this.
+    if route.upstream.is_starting() && !runtime.is_health_path(path.raw()) {
+        return Err(not_ready(&route.upstream.name));
     }
 
     // Before the body: a client that is told no need not send it.
@@ -427,6 +437,11 @@ async fn offloaded(
     let Reply { parts, body, .. } = reply;
     drop(body);
     files::send(&route.files, target, &request.method, &request.headers, parts).await
+}
+
+fn not_ready(upstream: &str) -> GatewayError {
+    let message = format!("upstream {upstream} is not ready yet (upstreams.{upstream}.health.ready)");
+    GatewayError::upstream(StatusCode::SERVICE_UNAVAILABLE, message).retry(Retry::Unsent)
 }
 
 fn files_not_allowed(route: &Route) -> GatewayError {

@@ -6,6 +6,7 @@
 
 mod pool;
 mod queue;
+mod readiness;
 mod stream;
 
 use std::{
@@ -18,10 +19,12 @@ use std::{
 
 pub use pool::{Lease, Pool};
 pub use queue::{Place, Queue, Refused};
+pub use readiness::{Finding, Phase, Readiness};
 pub use stream::UpstreamStream;
 
 use crate::{
     config::{EndpointAddress, UpstreamPlan},
+    http::page::Missing,
     metrics::{Held, UpstreamMetrics},
 };
 
@@ -32,6 +35,8 @@ pub struct Upstream {
     pub name: Arc<str>,
     pub queue: Arc<Queue>,
     pub metrics: UpstreamMetrics,
+    /// What its own page says of it; `None` where it has none.
+    pub readiness: Option<Arc<Readiness>>,
     endpoints: Vec<Arc<Endpoint>>,
 }
 
@@ -61,11 +66,19 @@ impl Upstream {
             .collect();
         let queue =
             before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(plan.concurrency, plan.queue));
+        // Of the same application, as far as can be told.
+        let kept = before
+            .filter(|before| (&before.plan.ready_path, &before.plan.endpoints) == (&plan.ready_path, &plan.endpoints));
+        let readiness = match kept {
+            Some(before) => before.readiness.clone(),
+            None => plan.ready_path.as_ref().map(|_| Arc::default()),
+        };
         Arc::new(Self {
             plan: plan.clone(),
             name: plan.name.as_str().into(),
             queue: queue.unwrap_or_else(|| Arc::new(Queue::new(plan.concurrency, plan.queue, metrics.clone()))),
             metrics,
+            readiness,
             endpoints,
         })
     }
@@ -95,6 +108,34 @@ impl Upstream {
     pub fn enter(&self, endpoint: &Arc<Endpoint>) -> InFlight {
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight { endpoint: Arc::clone(endpoint), _counted: self.metrics.in_flight.hold() }
+    }
+
+    /// Takes note that a connection was refused; with all of them refused the application is not there.
+    pub fn cannot_be_reached(&self) {
+        if let Some(readiness) = &self.readiness
+            && self.endpoints.iter().all(|endpoint| endpoint.unreachable_for().is_some())
+        {
+            // Who looks at it says so.
+            readiness.found(Finding::Refused);
+        }
+    }
+
+    /// Its page has said that it is not ready yet.
+    pub fn is_starting(&self) -> bool {
+        self.readiness.as_ref().is_some_and(|readiness| readiness.is_starting())
+    }
+
+    /// What is missing of it, for whoever waits.
+    pub fn missing(&self) -> Option<Missing> {
+        let name = self.name.to_string();
+        if let Some(readiness) = &self.readiness
+            && let Some(state) = readiness.words()
+        {
+            return Some(Missing { name, state, since: readiness.since() });
+        }
+        let unreachable: Option<Vec<_>> = self.endpoints.iter().map(|endpoint| endpoint.unreachable_for()).collect();
+        let since = unreachable?.into_iter().min()?;
+        Some(Missing { name, state: "cannot be reached", since })
     }
 
     /// Requests inside, over all endpoints and cores.
@@ -222,6 +263,7 @@ mod tests {
             concurrency: None,
             queue: QueuePlan { limit: 1, timeout: Duration::from_secs(1) },
             health_path: None,
+            ready_path: None,
             hold: Duration::ZERO,
             connect_timeout: Duration::from_secs(1),
         };

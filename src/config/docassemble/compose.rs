@@ -216,49 +216,56 @@ impl Composer<'_> {
                 WebServer::None => ("http", "127.0.0.1:80", "6"),
             };
             let health = format!("{}health_check", root.value);
+            let ready = format!("{health}?ready=1");
             let app = map([
                 ("protocol", word(protocol)),
                 ("endpoints", list([word(endpoint)], START)),
                 ("concurrency", word(threads)),
-                ("health", map([("path", text(&health, root.position))])),
+                ("health", map([("path", text(&health, root.position)), ("ready", text(&ready, root.position))])),
             ]);
             upstreams.push(("app", app));
             if let [first, ..] = &self.settings.websockets[..] {
                 let endpoints =
                     self.settings.websockets.iter().map(|endpoint| text(&endpoint.value, endpoint.position));
-                upstreams.push(("websockets", map([("endpoints", list(endpoints, first.position))])));
+                let endpoints = list(endpoints, first.position);
+                // Long enough for its restart; a browser asks again by itself.
+                upstreams.push(("websockets", map([("endpoints", endpoints), ("hold", word("5s"))])));
             }
         }
         map(upstreams)
     }
 
     fn routes(&self, root: &Placed<String>) -> Node {
-        let Settings { timeout, body_limit, offload, cross_site_domain: _, .. } = self.settings;
+        let Settings { timeout, body_limit, offload, cross_site_domain, .. } = self.settings;
         let mut routes = Vec::new();
+        // The newer spelling is the application's business.
+        let origin = || cross_site_domain.as_ref().map(|site| ("allow_origin", text(&site.value, site.position)));
         if self.settings.role.web {
             if !self.settings.websockets.is_empty() {
                 let never = || word("false");
-                routes.push(map([
+                let keys = vec![
                     ("prefix", text(&format!("{}ws/", root.value), root.position)),
                     ("strip_prefix", word("true")),
                     ("upstream", word("websockets")),
                     // Long polling: every byte at once.
                     ("buffer", map([("request", never()), ("response", never())])),
                     ("compress", never()),
-                ]));
+                ];
+                routes.push(map(keys.into_iter().chain(origin())));
             }
             let limit = match body_limit.value {
                 Some(bytes) => text(&format!("{bytes}B"), body_limit.position),
                 None => Node::scalar("null", true, body_limit.position),
             };
             let folders: &[&str] = if offload.value { &FILES } else { &[] };
-            routes.push(map([
+            let keys = vec![
                 ("prefix", text(&root.value, root.position)),
                 ("upstream", word("app")),
                 ("timeout", text(&format!("{}s", timeout.value), timeout.position)),
                 ("body_limit", limit),
                 ("files", list(folders.iter().map(|folder| word(folder)), offload.position)),
-            ]));
+            ];
+            routes.push(map(keys.into_iter().chain(origin())));
         }
         list(routes, START)
     }

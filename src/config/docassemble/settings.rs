@@ -16,7 +16,7 @@ use super::{
         plan::{HostName, PathPrefix},
         read::{Scalar, Told},
         tree::Node,
-        words::MailAddress,
+        words::{MailAddress, SiteOrigin},
     },
     lookup::{Found, Lookup, Variable, Word},
 };
@@ -420,12 +420,13 @@ impl Reader<'_, '_> {
             return None;
         }
         let text = found.word.text().map(|text| text.trim().to_owned()).filter(|text| !is_unset(text))?;
-        let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b',' | b'"'));
-        if plain {
-            return Some(found.placed(text));
+        match SiteOrigin::parse(&text, Path::new("/")) {
+            Ok(origin) => Some(found.placed(origin.0)),
+            Err(problem) => {
+                self.lookup.warn(&found, format!("{problem}; left out"));
+                None
+            }
         }
-        self.lookup.warn(&found, "it has to be one origin, such as `https://www.example.com`; left out");
-        None
     }
 
     fn administrator(&mut self) -> Option<Placed<String>> {

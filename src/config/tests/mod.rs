@@ -49,6 +49,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         accel_prefix: "/xaccel/".to_owned(),
         compress: true,
         tunnel_idle: Duration::from_secs(24 * 3600),
+        allow_origin: None,
     };
     let upstream = UpstreamPlan {
         name: "app".to_owned(),
@@ -57,6 +58,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         concurrency: None,
         queue: QueuePlan { limit: 512, timeout: Duration::from_secs(30) },
         health_path: None,
+        ready_path: None,
         hold: Duration::from_secs(30),
         connect_timeout: Duration::from_secs(3),
     };

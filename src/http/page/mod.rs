@@ -30,8 +30,44 @@ pub struct Page<'a> {
     pub hint: Option<&'a str>,
     /// Sent as `Retry-After`, in whole seconds, rounded up.
     pub retry_after: Option<Duration>,
-    /// The application is on its way up: the page says so instead of apologising, and reloads itself.
-    pub starting: bool,
+    /// The client came at a time when it has to wait for the application: the page says so instead of apologising, and looks
+    /// again by itself.
+    pub waiting: Option<Waiting<'a>>,
+}
+
+/// What there is to say to whoever has to wait for the application.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting<'a> {
+    pub stage: Stage,
+    pub missing: &'a [Missing],
+    /// Answers 200 when there is an end of it; the page asks there, and loads itself again then. `None`: it loads itself
+    /// again from time to time.
+    pub poll: Option<&'a str>,
+}
+
+/// Why there is no application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It is on its way up.
+    Starting,
+    /// It was there, and does not answer any more.
+    Gone,
+    /// It, or all of the site, is being stopped.
+    Stopping,
+}
+
+/// A part of the site that is missing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    pub name: String,
+    pub state: &'static str,
+    /// For how long.
+    #[serde(rename = "seconds", serialize_with = "whole_seconds")]
+    pub since: Duration,
+}
+
+fn whole_seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(time.as_secs())
 }
 
 impl<'a> Page<'a> {
@@ -43,7 +79,7 @@ impl<'a> Page<'a> {
             administrator: None,
             hint: error.hint.as_deref(),
             retry_after: error.retry_after,
-            starting: false,
+            waiting: None,
         }
     }
 
@@ -57,7 +93,8 @@ impl<'a> Page<'a> {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
+        let policy = if self.poll().is_some() { POLLING_SECURITY_POLICY } else { CONTENT_SECURITY_POLICY };
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
         if let Some(seconds) = self.retry_after_seconds() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -94,15 +131,32 @@ impl<'a> Page<'a> {
             "happened" => Escaped(words.happened).to_string(),
             "advice" => Escaped(words.advice).to_string(),
             "request" => Escaped(self.request_id).to_string(),
-            "refresh" if self.starting => format!("<meta http-equiv=\"refresh\" content=\"{REFRESH}\">\n"),
+            "refresh" if self.poll().is_some() => format!("<noscript>{}</noscript>\n", refresh()),
+            "refresh" if self.waiting.is_some() => format!("{}\n", refresh()),
+            "ready" => self.poll().map(|path| format!(" data-ready=\"{}\"", Escaped(path))).unwrap_or_default(),
+            "script" if self.poll().is_some() => format!("<script>{SCRIPT}</script>\n"),
+            "missing" => self.missing_list(),
             // A code means nothing to someone who only came too early.
-            "code" if !self.starting => format!("Code {} · ", self.status.as_u16()),
+            "code" if self.waiting.is_none() => format!("Code {} · ", self.status.as_u16()),
             "hint" => self.hint.map(|hint| format!("<p class=\"hint\">{}</p>\n", Escaped(hint))).unwrap_or_default(),
             // The empty reference is the address of the page itself, fetched with GET.
             "retry" if words.retry => "<p><a class=\"button\" href=\"\">Try again</a></p>\n".to_owned(),
             "administrator" => self.administrator.map(|address| self.administrator_line(address)).unwrap_or_default(),
             _ => String::new(),
         }
+    }
+
+    fn poll(&self) -> Option<&'a str> {
+        self.waiting.and_then(|waiting| waiting.poll)
+    }
+
+    fn missing_list(&self) -> String {
+        let missing = self.waiting.map_or(&[][..], |waiting| waiting.missing);
+        let line = |Missing { name, state, since }: &Missing| {
+            format!("<li><code>{}</code> {state}, for {}</li>\n", Escaped(name), Lasting(*since))
+        };
+        let lines: Vec<_> = missing.iter().map(line).collect();
+        if lines.is_empty() { String::new() } else { format!("<ul class=\"hint\">\n{}</ul>\n", lines.concat()) }
     }
 
     fn administrator_line(&self, address: &str) -> String {
@@ -126,19 +180,40 @@ impl<'a> Page<'a> {
             detail: &detail,
             request_id: self.request_id,
             administrator: self.administrator,
+            missing: self.waiting.map_or(&[][..], |waiting| waiting.missing),
         };
         serde_json::to_string(&Json { error }).expect("text and a number are JSON")
     }
 
     fn words(&self) -> Words {
-        if self.starting { Words::starting() } else { Words::of(self.status) }
+        self.waiting.map_or_else(|| Words::of(self.status), |waiting| Words::waiting(waiting.stage))
     }
 
     fn retry_after_seconds(&self) -> Option<u64> {
-        let delay = self.retry_after.or_else(|| self.starting.then_some(Duration::from_secs(REFRESH)))?;
+        let delay = self.retry_after.or_else(|| self.waiting.map(|_| Duration::from_secs(REFRESH)))?;
         let seconds = delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0));
         Some(seconds.max(1))
     }
+}
+
+/// A time that has passed, as a person would say it.
+struct Lasting(Duration);
+
+impl fmt::Display for Lasting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let (amount, unit) = match seconds {
+            0..60 => return f.write_str("less than a minute"),
+            60..3600 => (seconds / 60, "minute"),
+            3600..86_400 => (seconds / 3600, "hour"),
+            _ => (seconds / 86_400, "day"),
+        };
+        write!(f, "{amount} {unit}{}", if amount == 1 { "" } else { "s" })
+    }
+}
+
+fn refresh() -> String {
+    format!("<meta http-equiv=\"refresh\" content=\"{REFRESH}\">")
 }
 
 /// Text that is only text, between tags and in quoted attributes.
@@ -175,12 +250,19 @@ struct JsonError<'a> {
     request_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     administrator: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[Missing]>::is_empty")]
+    missing: &'a [Missing],
 }
 
 const TEMPLATE: &str = include_str!("page.html");
 /// Nothing but the style in the page itself.
 const CONTENT_SECURITY_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+/// The same, and the one script that asks whether the application is ready, of this site only.
+const POLLING_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src \
+    'sha256-zwON7JYTCSXGXY8ehll+NX3QXidkm/kwtYRp6y0/GOs='; connect-src 'self'; base-uri 'none'; form-action 'none'";
+/// Its hash is in [`POLLING_SECURITY_POLICY`].
+const SCRIPT: &str = r#"(function(){var ready=document.body.dataset.ready;setInterval(function(){fetch(ready,{cache:"no-store"}).then(function(answer){if(answer.ok)location.reload()}).catch(function(){})},5000)})()"#;
 /// Seconds between two looks at a starting application.
 const REFRESH: u64 = 10;
 /// Everything a mail address in a link does not need as it is (RFC 6068).
@@ -202,7 +284,7 @@ mod tests {
             administrator: Some("admin@example.com"),
             hint: None,
             retry_after: None,
-            starting: false,
+            waiting: None,
         }
     }
 
@@ -251,13 +333,57 @@ mod tests {
         assert_eq!(detail, "What was sent is larger than this site takes. The limit is 16 MiB.");
     }
 
-    #[test]
-    fn the_starting_page_looks_again_by_itself() {
-        let page = Page { starting: true, ..page(503) };
+    fn waiting(stage: Stage, poll: Option<&'static str>) -> Page<'static> {
+        static MISSING: std::sync::LazyLock<Vec<Missing>> = std::sync::LazyLock::new(|| {
+            let part = |name: &str, state, seconds| Missing {
+                name: name.to_owned(),
+                state,
+                since: Duration::from_secs(seconds),
+            };
+            vec![part("app", "is not running yet", 130), part("<b>", "cannot be reached", 5)]
+        });
+        Page { waiting: Some(Waiting { stage, missing: &MISSING, poll }), ..page(503) }
+    }
 
+    #[test]
+    fn a_page_for_those_who_wait_looks_again_by_itself() {
+        let page = waiting(Stage::Starting, None);
         assert!(html(&page).contains("<meta http-equiv=\"refresh\" content=\"10\">"));
-        assert!(!html(&page).contains("503"));
+        assert!(!html(&page).contains("503") && !html(&page).contains("<script"));
         assert_eq!(page.response(Accept::Html).headers()[header::RETRY_AFTER], "10");
+
+        let polling = waiting(Stage::Starting, Some("/da/health_check?ready=1&x=\""));
+        let text = html(&polling);
+        assert!(text.contains("<body data-ready=\"/da/health_check?ready=1&amp;x=&quot;\">"), "{text}");
+        assert!(text.contains("<noscript><meta http-equiv=\"refresh\" content=\"10\"></noscript>"), "{text}");
+    }
+
+    #[test]
+    fn the_one_script_is_the_one_that_the_policy_allows() {
+        let polling = waiting(Stage::Gone, Some("/ready"));
+        let text = html(&polling);
+        let script = text.split_once("<script>").unwrap().1.split_once("</script>").unwrap().0;
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, script.as_bytes());
+        let hash = data_encoding::BASE64.encode(digest.as_ref());
+        let response = polling.response(Accept::Html);
+        let policy = response.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+        assert!(policy.contains(&format!("script-src 'sha256-{hash}'; connect-src 'self'")), "{hash}: {policy}");
+    }
+
+    #[test]
+    fn it_says_which_part_is_missing_and_since_when() {
+        let page = waiting(Stage::Starting, None);
+        let text = html(&page);
+        assert!(text.contains("<li><code>app</code> is not running yet, for 2 minutes</li>"), "{text}");
+        assert!(text.contains("<li><code>&lt;b&gt;</code> cannot be reached, for less than a minute</li>"), "{text}");
+        let missing = &json(&page)["error"]["missing"];
+        assert_eq!(missing[0], serde_json::json!({ "name": "app", "state": "is not running yet", "seconds": 130 }));
+    }
+
+    #[test]
+    fn each_stage_has_words_of_its_own() {
+        let titles = [Stage::Starting, Stage::Gone, Stage::Stopping].map(|stage| waiting(stage, None).words().title);
+        assert_eq!(titles, ["Starting up", "The application has stopped answering", "Being shut down or restarted"]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use http::StatusCode;
 
+use super::Stage;
+
 /// What a status means, in words for whoever sees the page.
 pub(super) struct Words {
     pub(super) title: &'static str,
@@ -12,13 +14,25 @@ pub(super) struct Words {
 }
 
 impl Words {
-    /// The words for an application that is on its way up.
-    pub(super) fn starting() -> Self {
-        Self::again(
-            "Starting up",
-            "The application is starting. This takes a minute or two after an update or a restart.",
-            "You do not need to do anything: this page looks again every ten seconds.",
-        )
+    /// For whoever has to wait for the application.
+    pub(super) fn waiting(stage: Stage) -> Self {
+        match stage {
+            Stage::Starting => Self::again(
+                "Starting up",
+                "The application is starting. This takes a minute or two after an update or a restart.",
+                "You do not need to do anything: this page looks again by itself.",
+            ),
+            Stage::Gone => Self::again(
+                "The application has stopped answering",
+                "It was there before; it is being restarted, or it has failed.",
+                "This page looks again by itself. If you were sending something, check then whether it has arrived.",
+            ),
+            Stage::Stopping => Self::again(
+                "Being shut down or restarted",
+                "This site is being shut down, or restarted for maintenance.",
+                "This page looks again by itself. If you were sending something, send it again then.",
+            ),
+        }
     }
 
     pub(super) fn of(status: StatusCode) -> Self {

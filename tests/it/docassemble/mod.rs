@@ -1,6 +1,8 @@
 //! docassemble's own configuration, in the built binary, on the ports that it says.
 
 mod configuration;
+mod neighbours;
+mod starting;
 
 use std::{fs, os::unix::fs::chown, process::Command};
 

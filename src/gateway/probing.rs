@@ -1,0 +1,109 @@
+//! Looks at the applications' own pages that say whether they are ready.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    config::HostName,
+    http::path::Path,
+    proxy::probe,
+    runtime::{Current, Runtime},
+    upstream::{Finding, Phase, Upstream, UpstreamStream},
+};
+
+/// Goes on for as long as the runtime it runs on; `changed` says that another configuration is in force.
+pub(super) async fn look_after(current: Arc<Current>, changed: Arc<Notify>) {
+    let mut looked: HashMap<String, Instant> = HashMap::new();
+    loop {
+        let runtime = current.load_full();
+        looked.retain(|name, _| runtime.upstreams.contains_key(name));
+        let mut looks = JoinSet::new();
+        for upstream in runtime.upstreams.values() {
+            let last = looked.get(&*upstream.name);
+            if last.is_none_or(|last| last.elapsed() >= pause(upstream)) {
+                looks.spawn(look(Arc::clone(&runtime), Arc::clone(upstream)));
+            }
+        }
+        drop(runtime);
+        while let Some(looked_at) = looks.join_next().await {
+            if let Ok(name) = looked_at {
+                looked.insert(name, Instant::now());
+            }
+        }
+        timeout(SOON / 2, changed.notified()).await.ok();
+    }
+}
+
+/// Between two looks at an application.
+fn pause(upstream: &Upstream) -> Duration {
+    match upstream.readiness.as_ref().map(|readiness| readiness.phase()) {
+        Some(Phase::Ready) => LATER,
+        // Asked at once where another configuration has made a new application of it.
+        Some(Phase::Unknown) => Duration::ZERO,
+        _ => SOON,
+    }
+}
+
+/// Looks at one application, and answers its name.
+async fn look(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
+    let name = upstream.name.to_string();
+    let (Some(readiness), Some(target)) = (&upstream.readiness, &upstream.plan.ready_path) else {
+        // For the starting page, which says what is missing.
+        if runtime.upstreams.values().any(|other| other.is_starting()) {
+            reach(&upstream).await;
+        }
+        return name;
+    };
+    let host = runtime.plan.host.as_ref().map_or("localhost", HostName::as_str);
+    let target = as_sent(&runtime, &upstream, host, target);
+    let mut found = Finding::Refused;
+    for endpoint in upstream.endpoints() {
+        found = probe(endpoint, upstream.plan.protocol, &target, host).await;
+        if found == Finding::Ready {
+            break;
+        }
+    }
+    if let Some(phase) = readiness.found(found) {
+        match phase {
+            Phase::Ready => tracing::info!(upstream = name, "ready"),
+            Phase::Stopping => tracing::info!(upstream = name, "says that it is not ready any more"),
+            Phase::Gone => tracing::warn!(upstream = name, "cannot be connected to any more"),
+            Phase::Starting | Phase::Unknown => {
+                tracing::info!(upstream = name, found = ?found, "not ready; clients see the starting page");
+            }
+        }
+    }
+    name
+}
+
+/// Notes whether an application without such a page can be connected to at all.
+async fn reach(upstream: &Upstream) {
+    for endpoint in upstream.endpoints() {
+        match timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await {
+            Ok(Ok(_)) => drop(endpoint.connected()),
+            Ok(Err(_)) | Err(_) => drop(endpoint.refused()),
+        }
+    }
+}
+
+/// `target`, a page as browsers see it, as the application does.
+fn as_sent(runtime: &Runtime, upstream: &Upstream, host: &str, target: &str) -> String {
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
+    let Ok(path) = Path::read(path) else { return target.to_owned() };
+    match runtime.routes.find(host, &path) {
+        Some(found) if found.value.plan.strip_prefix && found.value.upstream.name == upstream.name => {
+            found.strip(target).into_owned()
+        }
+        _ => target.to_owned(),
+    }
+}
+
+/// Between two looks while something is not ready.
+const SOON: Duration = Duration::from_secs(1);
+/// Between two looks at what is.
+const LATER: Duration = Duration::from_secs(5);
