@@ -14,9 +14,9 @@ use super::{
     address::Trusted,
     ciphers::Cipher,
     plan::{
-        AccessLogPlan, CertificatePlan, EndpointAddress, HostName, HttpsRedirect, LimitsPlan, ListenAddress,
-        ListenerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SpoolPlan, TlsPlan, TrustedProxies,
-        UpstreamPlan,
+        AccessLogPlan, CertificatePlan, EndpointAddress, ErrorLogPlan, HostName, HttpsRedirect, LimitsPlan,
+        ListenAddress, ListenerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SpoolPlan, TlsPlan,
+        TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -50,6 +50,10 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         routes: routes?,
         access_log: match file.access_log? {
             Some(log) => Some(lower_access_log(log, reading)?),
+            None => None,
+        },
+        error_log: match file.error_log? {
+            Some(log) => Some(lower_error_log(log, reading)?),
             None => None,
         },
         admin: file.admin?,
@@ -348,18 +352,24 @@ fn lower_access_log(log: raw::AccessLog, reading: &mut Reading<'_>) -> Result<Ac
     let rotate = match log.rotate? {
         // Nothing to rotate; the default is for files.
         Some(_) if sink == LogSink::Stdout => None,
-        Some(rotate) => {
-            let size = rotate.size.and_then(|size| match size.0 {
-                0..ROTATED_AT_LEAST => {
-                    Err(reading.refuse_at("access_log.rotate.size", "rotated all the time; write `64KiB` or more"))
-                }
-                size => Ok(size),
-            });
-            Some(RotatePlan { size: size?, keep: u32::try_from(rotate.keep?.get()).unwrap_or(u32::MAX) })
-        }
-        None => None,
+        rotate => lower_rotate("access_log", rotate, reading)?,
     };
     Ok(AccessLogPlan { sink, format: log.format?, rotate })
+}
+
+fn lower_error_log(log: raw::ErrorLog, reading: &mut Reading<'_>) -> Result<ErrorLogPlan, Told> {
+    Ok(ErrorLogPlan { path: log.path?.0, rotate: lower_rotate("error_log", log.rotate?, reading)? })
+}
+
+fn lower_rotate(log: &str, rotate: Option<raw::Rotate>, reading: &mut Reading<'_>) -> Result<Option<RotatePlan>, Told> {
+    let Some(rotate) = rotate else { return Ok(None) };
+    let size = rotate.size.and_then(|size| match size.0 {
+        0..ROTATED_AT_LEAST => {
+            Err(reading.refuse_at(&format!("{log}.rotate.size"), "rotated all the time; write `64KiB` or more"))
+        }
+        size => Ok(size),
+    });
+    Ok(Some(RotatePlan { size: size?, keep: u32::try_from(rotate.keep?.get()).unwrap_or(u32::MAX) }))
 }
 
 const ROTATED_AT_LEAST: u64 = 64 * 1024;

@@ -38,6 +38,8 @@ pub struct Plan {
     pub upstreams: BTreeMap<String, UpstreamPlan>,
     pub routes: Vec<RoutePlan>,
     pub access_log: Option<AccessLogPlan>,
+    /// Where warnings and errors are written, besides standard error.
+    pub error_log: Option<ErrorLogPlan>,
     pub admin: Option<AdminAddress>,
     /// Traffic threads.
     pub workers: NonZeroUsize,
@@ -317,6 +319,14 @@ pub struct AccessLogPlan {
     pub sink: LogSink,
     pub format: LogFormat,
     /// `None`: others rotate it, or nobody has to.
+    pub rotate: Option<RotatePlan>,
+}
+
+/// The file that warnings and errors are written to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ErrorLogPlan {
+    pub path: PathBuf,
+    /// `None`: others rotate it.
     pub rotate: Option<RotatePlan>,
 }
 

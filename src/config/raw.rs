@@ -39,6 +39,8 @@ keys! {
         routes: Vec<Route> = required,
         /// One line a request. `null`: none.
         access_log: Option<AccessLog> = "{}",
+        /// A file for warnings and errors, as nginx writes them, besides standard error. `null`: none.
+        error_log: Option<ErrorLog> = "null",
         /// Where `vestibule` commands reach the running one: `unix:/path`. `null`: nowhere.
         admin: Option<AdminAddress> = "null",
         /// Traffic threads. `auto`: one a processor.
@@ -208,6 +210,16 @@ keys! {
         format: LogFormat = "combined",
         /// When the file is put aside and a new one begun. `null`: others do it (their renames are noticed, nobody needs
         /// to tell us). Of no concern to standard output.
+        rotate: Option<Rotate> = "{}",
+    }
+}
+
+keys! {
+    /// A file for warnings and errors.
+    struct ErrorLog {
+        /// The file.
+        path: FilePath = required,
+        /// As that of the access log.
         rotate: Option<Rotate> = "{}",
     }
 }

@@ -34,6 +34,9 @@ use secrets::SecretFault;
 use sockets::{BindError, BoundListener, Sockets};
 use user::User;
 
+/// The access log and the error log, as far as they could be opened.
+type Logs = (Option<Result<LogOutput, OutputError>>, Option<Result<LogOutput, OutputError>>);
+
 /// Everything of the system that a [`Plan`] asks for, opened.
 #[derive(Debug)]
 pub struct Provisions {
@@ -42,6 +45,8 @@ pub struct Provisions {
     /// In the order of the plan; self-signed if it names none and has a TLS listener.
     pub certificates: Vec<CertificateMaterial>,
     pub access_log: Option<LogOutput>,
+    /// The file for warnings and errors.
+    pub error_log: Option<LogOutput>,
     /// The folder that bodies are spooled in.
     pub spool: OwnedFd,
     /// Mode 0600, not blocking. `None` also where whoever this is for has it already.
@@ -77,35 +82,41 @@ impl Provisions {
         held: Option<&Plan>,
         owner: Option<&User>,
     ) -> Result<Self, ProvisionFaults> {
-        let access_log = plan.access_log.as_ref().map(|log| LogOutput::open(&log.sink));
-        Self::open(plan, secrets::read(plan), access_log, sockets, held, owner)
+        let access_log = plan.access_log.as_ref().map(|log| LogOutput::open(&log.sink, owner));
+        let error_log = plan.error_log.as_ref().map(|log| LogOutput::file(&log.path, owner));
+        Self::open(plan, secrets::read(plan), (access_log, error_log), sockets, held, owner)
     }
 
     /// Opens everything for another process that is to serve `plan`, which is in force.
     ///
     /// With `certificates`, as they were when it was put in force: what has become of their files since then is the
-    /// matter of the next reload. Where the log cannot be opened, lines go on to `log`, which is open still.
+    /// matter of the next reload. Where a log cannot be opened, lines go on to that of `logs`, which is open still.
     pub fn gather_again(
         plan: &Plan,
         certificates: Vec<CertificateMaterial>,
-        log: Option<LogOutput>,
+        logs: (Option<LogOutput>, Option<LogOutput>),
         sockets: &mut Sockets,
         owner: Option<&User>,
     ) -> Result<Self, ProvisionFaults> {
-        let access_log = plan.access_log.as_ref().map(|plan| match (LogOutput::open(&plan.sink), log) {
-            (Err(fault), Some(log)) => {
-                tracing::error!("access_log.path: {fault}; lines go on to the file there was");
-                Ok(log)
-            }
-            (opened, _) => opened,
-        });
-        Self::open(plan, Ok(certificates), access_log, sockets, None, owner)
+        let or_before =
+            |opened: Result<LogOutput, OutputError>, before: Option<LogOutput>, key: &str| match (opened, before) {
+                (Err(fault), Some(before)) => {
+                    tracing::error!("{key}.path: {fault}; lines go on to the file there was");
+                    Ok(before)
+                }
+                (opened, _) => opened,
+            };
+        let access_log =
+            plan.access_log.as_ref().map(|plan| or_before(LogOutput::open(&plan.sink, owner), logs.0, "access_log"));
+        let error_log =
+            plan.error_log.as_ref().map(|plan| or_before(LogOutput::file(&plan.path, owner), logs.1, "error_log"));
+        Self::open(plan, Ok(certificates), (access_log, error_log), sockets, None, owner)
     }
 
     fn open(
         plan: &Plan,
         certificates: Result<Vec<CertificateMaterial>, Vec<SecretFault>>,
-        access_log: Option<Result<LogOutput, OutputError>>,
+        (access_log, error_log): Logs,
         sockets: &mut Sockets,
         held: Option<&Plan>,
         owner: Option<&User>,
@@ -119,6 +130,10 @@ impl Provisions {
         });
         let access_log = access_log.transpose().unwrap_or_else(|fault| {
             faults.push(ProvisionFault::AccessLog { fault });
+            None
+        });
+        let error_log = error_log.transpose().unwrap_or_else(|fault| {
+            faults.push(ProvisionFault::ErrorLog { fault });
             None
         });
         let spool = spool(&plan.spool.path, owner)
@@ -146,7 +161,7 @@ impl Provisions {
         };
         let (listeners, admin) =
             sockets.hand(plan, held).map_err(|source| ProvisionFaults(vec![ProvisionFault::Descriptors { source }]))?;
-        Ok(Self { listeners, certificates, access_log, spool, admin, denied, files })
+        Ok(Self { listeners, certificates, access_log, error_log, spool, admin, denied, files })
     }
 }
 
@@ -196,6 +211,8 @@ pub enum ProvisionFault {
     Listener { position: usize, fault: BindError },
     #[error("access_log.path: {fault}")]
     AccessLog { fault: OutputError },
+    #[error("error_log.path: {fault}")]
+    ErrorLog { fault: OutputError },
     #[error(
         "spool.path: cannot use the folder {}: {}; name one that the user Vestibule runs as can write in",
         path.display(), source
@@ -218,6 +235,7 @@ impl ProvisionFault {
             Self::Secret(fault) => fault.at().to_owned(),
             Self::Listener { position, .. } => format!("listeners[{position}].address"),
             Self::AccessLog { .. } => "access_log.path".to_owned(),
+            Self::ErrorLog { .. } => "error_log.path".to_owned(),
             Self::Spool { .. } => "spool.path".to_owned(),
             Self::Files { position, .. } => format!("routes[{position}].files"),
             Self::Denied { .. } => "routes".to_owned(),
@@ -360,10 +378,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, moved) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
         fs::write(&path, "kept\n").unwrap();
-        let mut before = output::open(&path).unwrap();
+        let mut before = output::open(&path, None).unwrap();
         fs::rename(&path, &moved).unwrap();
 
-        let mut after = output::open(&path).unwrap();
+        let mut after = output::open(&path, None).unwrap();
         before.write_all(b"old\n").unwrap();
         after.write_all(b"new\n").unwrap();
 

@@ -7,9 +7,9 @@ use std::{
     path::{Path, PathBuf, absolute},
 };
 
-use rustix::fs::OFlags;
+use rustix::fs::{Gid, OFlags, Uid, fchown};
 
-use super::folder;
+use super::{folder, user::User};
 use crate::config::{LogSink, untrusted_for_logs};
 
 /// An open log.
@@ -24,35 +24,67 @@ pub enum LogOutput {
 }
 
 impl LogOutput {
-    pub fn open(sink: &LogSink) -> Result<Self, OutputError> {
+    /// `owner` is who carries the traffic for us, and may own the folder.
+    pub fn open(sink: &LogSink, owner: Option<&User>) -> Result<Self, OutputError> {
         match sink {
             LogSink::Stdout => Ok(Self::Stdout),
-            LogSink::File(path) => Ok(Self::File { path: path.clone(), file: open(path)? }),
+            LogSink::File(path) => Self::file(path, owner),
+        }
+    }
+
+    pub fn file(path: &Path, owner: Option<&User>) -> Result<Self, OutputError> {
+        Ok(Self::File { path: path.to_owned(), file: open(path, owner.map(User::uid))? })
+    }
+
+    /// `None` of standard output.
+    pub fn into_file(self) -> Option<File> {
+        match self {
+            Self::File { file, .. } => Some(file),
+            Self::Stdout => None,
         }
     }
 }
 
 /// Opens the log at `path` to append, made with mode 0640 if it is missing, in a folder made with mode 0755 if only that
-/// is missing.
+/// is missing. As root it is made for the group `adm`, where there is one, as Debian's logs are.
 ///
 /// Also for a reopening (SIGUSR1): the file that has been moved away is complete once the old one is dropped.
 ///
 /// # Errors
 ///
-/// Besides what the system refuses: as root, a path that others could lead elsewhere.
-pub fn open(path: &Path) -> Result<File, OutputError> {
+/// Besides what the system refuses: as root, a path that others could lead elsewhere. A folder of `owner`'s is none, as
+/// no link in it is followed and no file with another name written to.
+pub fn open(path: &Path, owner: Option<Uid>) -> Result<File, OutputError> {
     let mut options = OpenOptions::new();
     options.append(true).create(true).mode(0o640);
     let mut real = path.to_owned();
-    if rustix::process::geteuid().is_root()
-        && let Some(file) = followed(path).map_err(|why| OutputError::Untrusted { path: path.to_owned(), why })?
-    {
+    let root = rustix::process::geteuid().is_root();
+    let untrusted = |why| OutputError::Untrusted { path: path.to_owned(), why };
+    if root && let Some(file) = followed(path, owner).map_err(untrusted)? {
         // What was looked at, and no link that has come since.
         options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
         real = file;
     }
-    let opened = folder::make_for(&real).and_then(|()| options.open(&real));
-    opened.map_err(|source| OutputError::Open { path: path.to_owned(), source })
+    let new = root && fs::symlink_metadata(&real).is_err();
+    let failed = |source| OutputError::Open { path: path.to_owned(), source };
+    let file = folder::make_for(&real).and_then(|()| options.open(&real)).map_err(failed)?;
+    let found = file.metadata().map_err(failed)?;
+    if root && found.is_file() && found.nlink() > 1 {
+        return Err(untrusted(format!(
+            "it has {} names, one of which may be of a file of the system's",
+            found.nlink()
+        )));
+    }
+    if new && let Some(group) = uzers::get_group_by_name("adm") {
+        fchown(&file, None, Some(Gid::from_raw(group.gid()))).ok();
+    }
+    Ok(file)
+}
+
+/// Whether the files in the folder of `path` are for us to rename; whose they are otherwise rotates them.
+pub(super) fn may_rotate(path: &Path) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    !root || path.parent().is_none_or(|folder| untrusted_for_logs(folder).is_none())
 }
 
 /// Whether `path` is, or is a link to, something other than a file in a folder: `/dev/stdout`, `/proc/self/fd/2`.
@@ -61,7 +93,7 @@ pub(super) fn is_device(path: &Path) -> bool {
 }
 
 /// The file that root opens for `path`, which nobody else chooses; `None` for a device. Otherwise why not.
-fn followed(path: &Path) -> Result<Option<PathBuf>, String> {
+fn followed(path: &Path, owner: Option<Uid>) -> Result<Option<PathBuf>, String> {
     let mut last = None;
     for here in way(path) {
         if is_system(&here) {
@@ -69,7 +101,17 @@ fn followed(path: &Path) -> Result<Option<PathBuf>, String> {
         }
         let folder = here.parent().unwrap_or(&here);
         if let Some(why) = untrusted_for_logs(folder) {
-            return Err(why);
+            let is_owners = fs::metadata(folder).is_ok_and(|found| {
+                owner.is_some_and(|owner| found.uid() == owner.as_raw()) && found.mode() & 0o002 == 0
+            });
+            let above = folder.parent().and_then(untrusted_for_logs);
+            if !is_owners || above.is_some() {
+                return Err(above.unwrap_or(why));
+            }
+            if fs::symlink_metadata(&here).is_ok_and(|found| !found.is_file()) {
+                return Err(format!("{} is no file; remove it", here.display()));
+            }
+            return Ok(Some(here));
         }
         // In a folder such as /tmp anybody makes links and files.
         let shared = fs::metadata(folder).is_ok_and(|found| found.mode() & 0o022 != 0);
@@ -140,15 +182,15 @@ mod tests {
         fs::create_dir(&logs).unwrap();
 
         chown(&logs, Some(12345), None).unwrap();
-        let refused = open(&path).unwrap_err().to_string();
+        let refused = open(&path, None).unwrap_err().to_string();
         assert!(refused.contains("belongs to the user 12345") && !path.exists(), "{refused}");
         chown(&logs, Some(0), None).unwrap();
         mode(&logs, 0o777);
-        open(&path).unwrap_err();
+        open(&path, None).unwrap_err();
         mode(&logs, 0o755);
         symlink("elsewhere", &path).unwrap();
         lchown(&path, Some(12345), None).unwrap();
-        open(&path).unwrap_err();
+        open(&path, None).unwrap_err();
         assert!(!logs.join("elsewhere").exists());
     }
 
@@ -159,10 +201,10 @@ mod tests {
             mode(folder.path(), shared);
             let path = folder.path().join(format!("{shared:o}.log"));
 
-            open(&path).unwrap();
-            open(&path).unwrap();
+            open(&path, None).unwrap();
+            open(&path, None).unwrap();
             chown(&path, Some(12345), None).unwrap();
-            let refused = open(&path).unwrap_err().to_string();
+            let refused = open(&path, None).unwrap_err().to_string();
             assert!(refused.contains("12345"), "{refused}");
         }
     }
@@ -174,7 +216,7 @@ mod tests {
         fs::write(&path, "").unwrap();
         chown(&path, Some(12345), None).unwrap();
 
-        open(&path).unwrap();
+        open(&path, None).unwrap();
     }
 
     #[test]
@@ -186,10 +228,10 @@ mod tests {
         symlink("disk/real", &far).unwrap();
         symlink("/dev/null", &device).unwrap();
 
-        open(&near).unwrap();
-        open(&near).unwrap();
+        open(&near, None).unwrap();
+        open(&near, None).unwrap();
         assert!(folder.path().join("disk/real").exists());
-        open(&device).unwrap();
+        open(&device, None).unwrap();
         assert!(is_device(&device) && !is_device(&near));
     }
 
@@ -198,12 +240,42 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file.as_file()));
 
-        open(Path::new(&path)).unwrap();
+        open(Path::new(&path), None).unwrap();
 
         assert!(is_device(Path::new(&path)));
         for path in ["/dev/stdout", "/dev/fd/1", "/dev/pts/0"] {
             assert!(is_device(Path::new(path)), "{path}");
         }
         assert!(!is_device(Path::new("/dev/shm/access.log")));
+    }
+
+    #[test]
+    fn root_writes_in_a_folder_of_the_workers_user_where_nothing_leads_elsewhere() {
+        let Some(folder) = folder() else { return };
+        let theirs = folder.path().join("nginx");
+        fs::create_dir(&theirs).unwrap();
+        let user = Uid::from_raw(12345);
+        chown(&theirs, Some(12345), None).unwrap();
+        let path = theirs.join("access.log");
+
+        assert!(open(&path, None).is_err(), "nobody said whose it may be");
+        drop(open(&path, Some(user)).unwrap());
+        let adm = uzers::get_group_by_name("adm").map_or(0, |group| group.gid());
+        let made = fs::metadata(&path).unwrap();
+        assert_eq!((made.uid(), made.gid(), made.mode() & 0o777), (0, adm, 0o640));
+        assert!(!may_rotate(&path), "they could exchange names while we do");
+
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "").unwrap();
+        let (link, name) = (theirs.join("link.log"), theirs.join("name.log"));
+        symlink(&victim, &link).unwrap();
+        fs::hard_link(&victim, &name).unwrap();
+        for path in [&link, &name] {
+            let refused = open(path, Some(user)).unwrap_err().to_string();
+            assert!(refused.contains("no file") || refused.contains("2 names"), "{refused}");
+        }
+        assert_eq!(fs::read(&victim).unwrap(), b"");
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(open(&path, Some(user)).is_err(), "anybody's");
     }
 }

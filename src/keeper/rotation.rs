@@ -1,4 +1,4 @@
-//! The file of the access log, when others move it away and when it has grown.
+//! The file of a log, when others move it away and when it has grown.
 //!
 //! Whoever writes the log knows nothing of paths: it is given another file to go on with. What comes in between goes to
 //! the file it has, wherever that has been moved, so that no line is lost.
@@ -29,15 +29,19 @@ pub struct WatchedLog {
     file: File,
     rotate: Option<RotatePlan>,
     device: bool,
+    /// Whose the folder may be.
+    owner: Option<Uid>,
     /// Something has failed, and was told: not to be tried again before.
     next_attempt: Option<Instant>,
 }
 
 impl WatchedLog {
-    /// Looks after `file`, which was opened at `path`.
-    pub fn new(path: PathBuf, file: File, rotate: Option<RotatePlan>) -> Self {
+    /// Looks after `file`, which was opened at `path`; in a folder of `owner`'s, who could lead us elsewhere, without
+    /// rotating it.
+    pub fn new(path: PathBuf, file: File, rotate: Option<RotatePlan>, owner: Option<Uid>) -> Self {
+        let rotate = rotate.filter(|_| output::may_rotate(&path));
         let device = output::is_device(&path) || !file.metadata().is_ok_and(|found| found.is_file());
-        Self { path, file, rotate, device, next_attempt: None }
+        Self { path, file, rotate, device, owner, next_attempt: None }
     }
 
     /// The file that is written to, for another one who is to write.
@@ -55,7 +59,7 @@ impl WatchedLog {
 
     /// Opens the path anew, whatever there is.
     pub fn reopen(&mut self) -> Result<File, OutputError> {
-        self.go_on_in(output::open(&self.path)?)
+        self.go_on_in(output::open(&self.path, self.owner)?)
     }
 
     fn look_at(&mut self, now: Instant) -> Option<File> {
@@ -65,14 +69,14 @@ impl WatchedLog {
         match self.look_now() {
             Ok(file) => {
                 if self.next_attempt.take().is_some() {
-                    info!(path = %self.path.display(), "the file of the access log is in order again");
+                    info!(path = %self.path.display(), "the file of the log is in order again");
                 }
                 file
             }
             Err(error) => {
                 if self.next_attempt.replace(now + PAUSE).is_none() {
                     let error = &error as &dyn std::error::Error;
-                    error!(error, every = ?PAUSE, "the access log goes on in the file it has, and this is tried again");
+                    error!(error, every = ?PAUSE, "the log goes on in the file it has, and this is tried again");
                 }
                 None
             }
@@ -100,7 +104,7 @@ impl WatchedLog {
         make_room(&file, keep).map_err(|error| self.failed(error))?;
         let aside = numbered(&file, 1);
         fs::rename(&file, &aside).map_err(|error| self.failed(error))?;
-        let new = output::open(&self.path).inspect_err(|_| {
+        let new = output::open(&self.path, self.owner).inspect_err(|_| {
             // It stays where it was. Should somebody have put a file there just now, the next look finds that one.
             renameat_with(CWD, &aside, CWD, &file, RenameFlags::NOREPLACE).ok();
         })?;
@@ -178,9 +182,9 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             prepare(folder.path());
             let path = folder.path().join(name);
-            let file = output::open(&path).unwrap();
+            let file = output::open(&path, None).unwrap();
             let rotate = rotate.map(|(size, keep)| RotatePlan { size, keep });
-            let log = WatchedLog::new(path, file.try_clone().unwrap(), rotate);
+            let log = WatchedLog::new(path, file.try_clone().unwrap(), rotate, None);
             Self { folder, log, file }
         }
 
@@ -396,7 +400,7 @@ mod tests {
         let rotate = Some(RotatePlan { size: 0, keep: 1 });
         for path in [link, "/dev/stderr".into(), "/proc/self/fd/1".into(), "/dev/null".into()] {
             // As when standard output is a file.
-            let mut log = WatchedLog::new(path.clone(), tempfile::tempfile().unwrap(), rotate);
+            let mut log = WatchedLog::new(path.clone(), tempfile::tempfile().unwrap(), rotate, None);
 
             assert!(log.look().is_none(), "{}", path.display());
         }

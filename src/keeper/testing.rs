@@ -31,6 +31,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
         upstreams: BTreeMap::new(),
         routes: Vec::new(),
         access_log: None,
+        error_log: None,
         admin: None,
         workers: NonZeroUsize::new(2).unwrap(),
         administrator: None,

@@ -57,6 +57,8 @@ pub(super) enum ToWorker {
     Tickets(TicketKeys),
     /// Answer, if alive.
     Beat(u64),
+    /// Go on with another file for warnings and errors, which comes along.
+    ReopenErrors,
 }
 
 /// A plan and what goes with it. Descriptors come in the order of the fields.
@@ -69,6 +71,7 @@ pub(super) struct Handover {
     denied: Denied,
     /// Whether there is the descriptor of a file. Standard output is inherited.
     access_log: bool,
+    error_log: bool,
     admin: bool,
     /// To become this user before anything else.
     pub(super) user: Option<User>,
@@ -120,19 +123,32 @@ impl Handover {
             };
             listeners.push(HandedListener { plan, address, sockets });
         }
-        let log = match provisions.access_log {
+        let file = |log| match log {
             Some(LogOutput::File { file, .. }) => Some(OwnedFd::from(file)),
             Some(LogOutput::Stdout) | None => None,
         };
-        let access_log = log.is_some();
-        descriptors.extend(log);
+        let logs = [provisions.access_log, provisions.error_log].map(file);
+        let [access_log, error_log] = [0, 1].map(|log: usize| logs[log].is_some());
+        descriptors.extend(logs.into_iter().flatten());
         descriptors.push(provisions.spool);
         let admin = provisions.admin.is_some();
         descriptors.extend(provisions.admin.map(OwnedFd::from));
         let (plan, certificates) = (plan.clone(), provisions.certificates);
         let denied = Arc::unwrap_or_clone(provisions.denied);
         (
-            Self { generation, plan, listeners, certificates, denied, access_log, admin, user, held, tickets },
+            Self {
+                generation,
+                plan,
+                listeners,
+                certificates,
+                denied,
+                access_log,
+                error_log,
+                admin,
+                user,
+                held,
+                tickets,
+            },
             descriptors,
         )
     }
@@ -162,12 +178,16 @@ impl Handover {
             Some(LogSink::Stdout) => Some(LogOutput::Stdout),
             _ => None,
         };
+        let error_log = match &self.plan.error_log {
+            Some(log) if self.error_log => Some(LogOutput::File { path: log.path.clone(), file: next()?.into() }),
+            _ => None,
+        };
         let spool = next()?;
         let admin = if self.admin { Some(next()?.into()) } else { None };
         let denied = Arc::new(std::mem::take(&mut self.denied));
         let files: Vec<Roots> = roots(&self.plan, &denied).map_err(|faults| faults.to_string())?;
         let certificates = std::mem::take(&mut self.certificates);
-        Ok(Provisions { listeners, certificates, access_log, spool, admin, denied, files })
+        Ok(Provisions { listeners, certificates, access_log, error_log, spool, admin, denied, files })
     }
 }
 

@@ -23,6 +23,8 @@ use crate::{
     admin::{Order, Outcome},
     drain::Cut,
     gateway::{Gateway, News, StartError},
+    keeper::output::LogOutput,
+    telemetry::error_log,
 };
 
 /// What a worker runs as.
@@ -81,7 +83,8 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
         RunsAs::Process => sandbox::enter(handover.user.as_ref(), &handover.plan)?,
         RunsAs::Thread => Vec::new(),
     };
-    let provisions = handover.provisions(descriptors).map_err(WorkerError::Handover)?;
+    let mut provisions = handover.provisions(descriptors).map_err(WorkerError::Handover)?;
+    write_errors_to(provisions.error_log.take());
     let Handover { generation, plan, held, tickets, .. } = *handover;
     let drain = plan.drain;
     let (orders, mut ordered) = unbounded_channel();
@@ -117,6 +120,10 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
     let number = |count| u32::try_from(count).unwrap_or(u32::MAX);
     drop(say(Word::Ended { requests: number(requests), tunnels: number(tunnels) }));
     Ok(())
+}
+
+fn write_errors_to(log: Option<LogOutput>) {
+    error_log::write_to(log.and_then(LogOutput::into_file));
 }
 
 /// What there is to do next.
@@ -200,6 +207,11 @@ impl Worker {
         match message {
             ToWorker::Start(_) => tracing::error!("told to start once more"),
             ToWorker::Apply(handover) => return Some(self.apply(*handover, descriptors)),
+            ToWorker::ReopenErrors => {
+                if let Some(file) = descriptors.into_iter().next() {
+                    error_log::write_to(Some(file.into()));
+                }
+            }
             ToWorker::Reopen => {
                 if let Some(file) = descriptors.into_iter().next() {
                     self.gateway.reopen(file.into());
@@ -231,7 +243,7 @@ impl Worker {
     }
 
     fn apply(&mut self, mut handover: Handover, descriptors: Vec<OwnedFd>) -> Word {
-        let provisions = match handover.provisions(descriptors) {
+        let mut provisions = match handover.provisions(descriptors) {
             Ok(provisions) => provisions,
             Err(fault) => {
                 tracing::error!(fault, "the configuration cannot be put in force");
@@ -239,9 +251,11 @@ impl Worker {
             }
         };
         let (generation, drain) = (handover.generation, handover.plan.drain);
+        let errors = provisions.error_log.take();
         match self.gateway.apply(generation, handover.plan, provisions) {
             Ok(()) => {
                 self.drain = drain;
+                write_errors_to(errors);
                 Word::Applied
             }
             Err(error) => {

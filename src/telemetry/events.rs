@@ -1,7 +1,7 @@
 //! The event log: what happens to the gateway, on standard error.
 //!
 //! `VESTIBULE_LOG`, or else `RUST_LOG`, says what is wanted (`info` by default; `vestibule=debug,hyper=warn`).
-//! `VESTIBULE_LOG_FORMAT=json` writes one JSON object a line.
+//! `VESTIBULE_LOG_FORMAT=json` writes one JSON object a line. Warnings and errors may go to a file as well ([`super::error_log`]).
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -12,7 +12,13 @@ use std::{
 };
 
 use tracing::{Subscriber, error, warn};
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt as _,
+};
+
+use super::error_log::ErrorLog;
 
 /// Sends the events of this process to standard error, panics as well. The binary calls it first.
 ///
@@ -84,14 +90,16 @@ fn text<W>(filter: EnvFilter, colours: bool, writer: W) -> impl Subscriber + Sen
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    tracing_subscriber::fmt().compact().with_env_filter(filter).with_ansi(colours).with_writer(writer).finish()
+    let lines = fmt::layer().compact().with_ansi(colours).with_writer(writer);
+    tracing_subscriber::registry().with(filter).with(lines).with(ErrorLog)
 }
 
 fn json<W>(filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).with_writer(writer).finish()
+    let lines = fmt::layer().json().flatten_event(true).with_writer(writer);
+    tracing_subscriber::registry().with(filter).with(lines).with(ErrorLog)
 }
 
 const DEFAULT: &str = "info";

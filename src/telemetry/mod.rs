@@ -4,6 +4,7 @@
 //! a path.
 
 pub mod access_log;
+pub mod error_log;
 pub mod events;
 
 use std::error::Error;

@@ -97,3 +97,29 @@ fn a_full_disk_costs_lines_that_are_counted_and_no_request() {
     let events = served.events();
     assert_eq!(events.matches("cannot write the access log").count(), 1, "{events}");
 }
+
+#[test]
+fn warnings_and_errors_are_in_a_file_that_others_may_rename() {
+    let served = Served::start(
+        "listeners: [{ address: '127.0.0.1:0' }]\nupstreams: { app: { endpoints: ['127.0.0.1:1'], hold: 0 } }\n\
+         routes: [{ prefix: /, upstream: app }]\nerror_log: { path: error.log }\n",
+    );
+    let mut stream = connect(served.address(0));
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    assert_eq!(status(&read_response(&mut stream)), 503);
+    let said = "[warn]";
+    wait_for("the worker's warning", || served.log("error.log").contains("endpoint cannot be connected to"));
+    let line = served.log("error.log").lines().next().unwrap().to_owned();
+    assert!(line.contains(said) && line.contains("#0: ") && line.contains(", upstream: app"), "{line}");
+    assert!(!served.log("error.log").contains("listening"), "only what an operator can act on");
+
+    fs::rename(served.path("error.log"), served.path("error.log.1")).unwrap();
+    wait_for("a new file", || served.path("error.log").exists());
+    served.rewrite("listeners: nonsense\n");
+    wait_for("the keeper's error", || served.log("error.log").contains("[error]"));
+    assert!(served.log("error.log").contains("configuration refused"), "{}", served.log("error.log"));
+
+    fs::rename(served.path("error.log"), served.path("error.log.2")).unwrap();
+    served.signal("USR1");
+    wait_for("a new file after USR1", || served.path("error.log").exists());
+}

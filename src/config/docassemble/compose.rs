@@ -81,6 +81,7 @@ impl Composer<'_> {
         }
         let log = if *web_server == WebServer::Apache { "/var/log/apache2" } else { "/var/log/nginx" };
         keys.push(("access_log", map([("path", word(&format!("{log}/access.log"))), ("format", word("combined"))])));
+        keys.push(("error_log", map([("path", word(&format!("{log}/error.log")))])));
         keys.push(("admin", word(&format!("unix:{}", super::ADMIN))));
         // What their programs are given under Supervisor, less a moment: `stopwaitsecs` is 60 for Apache, 20 for nginx.
         keys.push(("drain", word(if *web_server == WebServer::Apache { "58s" } else { "18s" })));

@@ -85,6 +85,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         upstreams: BTreeMap::from([("app".to_owned(), upstream)]),
         routes: vec![route],
         access_log: Some(AccessLogPlan { sink: LogSink::Stdout, format: LogFormat::Combined, rotate: None }),
+        error_log: None,
         admin: None,
         workers: std::thread::available_parallelism().unwrap(),
         administrator: None,

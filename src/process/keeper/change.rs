@@ -139,7 +139,8 @@ impl Keeper {
             return Ok(None);
         }
         let generation = self.generation + 1;
-        let (plan, log) = (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions));
+        let (plan, (log, errors)) =
+            (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions, candidate.user.as_ref()));
         let certificates = candidate.provisions.certificates.clone();
         let user = candidate.user.clone();
         let applied = match candidate.takes.clone() {
@@ -159,8 +160,9 @@ impl Keeper {
             self.let_go = Some(Instant::now() + 2 * LET_GO);
         }
         self.watcher.watch(config::dependencies(&plan));
-        (self.generation, self.plan, self.certificates, self.log, self.user) =
-            (generation, plan, certificates, log, user);
+        (self.generation, self.plan, self.certificates, self.user) = (generation, plan, certificates, user);
+        (self.log, self.errors) = (log, errors);
+        self.write_errors();
         self.refused = None;
         self.restart = None;
         self.quick_crashes = 0;

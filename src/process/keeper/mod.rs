@@ -18,6 +18,7 @@ mod workers;
 use std::{
     collections::{BTreeMap, VecDeque},
     ffi::OsString,
+    fs::File,
     io,
     os::fd::OwnedFd,
     path::PathBuf,
@@ -49,11 +50,12 @@ use super::{
 };
 use crate::{
     admin::{Order, Outcome, Refusal, Report},
-    config::{self, Plan, Source},
+    config::{self, Plan, RotatePlan, Source},
     keeper::{
         ProvisionFaults, Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets,
         user::User,
     },
+    telemetry::error_log,
     tls::{CertificateMaterial, LIFETIME_SECONDS, TicketKeys},
 };
 
@@ -82,6 +84,8 @@ pub(super) struct Keeper {
     tickets: TicketKeys,
     rotate_tickets: Instant,
     log: Option<WatchedLog>,
+    /// The file for warnings and errors.
+    errors: Option<WatchedLog>,
 
     /// At most one of them is serving, but for those in `superseded`, and at most one starting.
     workers: Vec<Worker>,
@@ -145,7 +149,8 @@ impl Keeper {
         history.push(1, "start", &text);
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
         keeper.certificates.clone_from(&provisions.certificates);
-        keeper.log = watched(&keeper.plan, &provisions);
+        (keeper.log, keeper.errors) = watched(&keeper.plan, &provisions, keeper.user.as_ref());
+        keeper.write_errors();
         let plan = keeper.plan.clone();
         let started = keeper.begin_worker(1, &plan, provisions, BTreeMap::new()).map_err(ServeError::System)?;
         match keeper.until_ready(started).await {
@@ -195,6 +200,7 @@ impl Keeper {
             tickets,
             rotate_tickets: now + TICKETS,
             log: None,
+            errors: None,
             workers: Vec::new(),
             superseded: Vec::new(),
             next_worker: 0,
@@ -443,9 +449,9 @@ impl Keeper {
 
     /// What another worker for the configuration in force is to be handed.
     fn gather_again(&mut self) -> Result<Provisions, ProvisionFaults> {
-        let log = self.log.as_ref().and_then(|log| log.output().ok());
+        let logs = [&self.log, &self.errors].map(|log| log.as_ref().and_then(|log| log.output().ok()));
         let certificates = self.certificates.clone();
-        Provisions::gather_again(&self.plan, certificates, log, &mut self.sockets, self.user.as_ref())
+        Provisions::gather_again(&self.plan, certificates, logs.into(), &mut self.sockets, self.user.as_ref())
     }
 
     fn begin_worker(
@@ -542,10 +548,13 @@ impl Keeper {
         }
     }
 
-    /// Rotates the access log where it is time, and follows where others have moved it.
+    /// Rotates the logs where it is time, and follows where others have moved them.
     fn look_at_log(&mut self) {
         if let Some(file) = self.log.as_mut().and_then(WatchedLog::look) {
             self.log_to(&file.into());
+        }
+        if let Some(file) = self.errors.as_mut().and_then(WatchedLog::look) {
+            self.errors_to(file);
         }
     }
 
@@ -555,8 +564,36 @@ impl Keeper {
             Some(Err(error)) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the access log stays as it is");
             }
-            None => tracing::info!("there is no log file to reopen"),
+            None if self.errors.is_none() => tracing::info!("there is no log file to reopen"),
+            None => {}
         }
+        match self.errors.as_mut().map(WatchedLog::reopen) {
+            Some(Ok(file)) => self.errors_to(file),
+            Some(Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the error log stays as it is");
+            }
+            None => {}
+        }
+    }
+
+    /// Writes the warnings and errors of this process where they are to go.
+    fn write_errors(&self) {
+        let output = self.errors.as_ref().and_then(|log| log.output().ok());
+        error_log::write_to(output.and_then(LogOutput::into_file));
+    }
+
+    /// Has every process write warnings and errors to `file`.
+    fn errors_to(&self, file: File) {
+        for worker in &self.workers {
+            match file.try_clone() {
+                Ok(file) => worker.tell_with(ToWorker::ReopenErrors, vec![file.into()]),
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "a worker stays with the old error log");
+                }
+            }
+        }
+        error_log::write_to(Some(file));
+        tracing::info!("error log reopened");
     }
 
     /// Has every worker that writes to the log go on in `file`.
@@ -645,14 +682,20 @@ fn worker_user(plan: &Plan, options: &Options) -> Result<Option<User>, ServeErro
     Ok(if is_root && !options.single { Some(User::find(&plan.user)?) } else { None })
 }
 
-/// The log file among `provisions`, to be looked after.
-fn watched(plan: &Plan, provisions: &Provisions) -> Option<WatchedLog> {
-    let Some(LogOutput::File { path, file }) = &provisions.access_log else { return None };
-    let rotate = plan.access_log.as_ref().and_then(|log| log.rotate);
+/// The access log and the error log among `provisions`, to be looked after.
+fn watched(plan: &Plan, provisions: &Provisions, user: Option<&User>) -> (Option<WatchedLog>, Option<WatchedLog>) {
+    let access = plan.access_log.as_ref().and_then(|log| log.rotate);
+    let errors = plan.error_log.as_ref().and_then(|log| log.rotate);
+    let watch = |output: &Option<LogOutput>, rotate| watched_log(output.as_ref(), rotate, user);
+    (watch(&provisions.access_log, access), watch(&provisions.error_log, errors))
+}
+
+fn watched_log(output: Option<&LogOutput>, rotate: Option<RotatePlan>, user: Option<&User>) -> Option<WatchedLog> {
+    let Some(LogOutput::File { path, file }) = output else { return None };
     match file.try_clone() {
-        Ok(file) => Some(WatchedLog::new(path.clone(), file, rotate)),
+        Ok(file) => Some(WatchedLog::new(path.clone(), file, rotate, user.map(User::uid))),
         Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "the access log is not looked after");
+            tracing::error!(error = &error as &dyn std::error::Error, path = %path.display(), "a log is not looked after");
             None
         }
     }

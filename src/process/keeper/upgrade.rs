@@ -329,7 +329,8 @@ impl Keeper {
     /// Opens what the plan in force asks for, and takes note of it.
     fn provide(&mut self) -> Result<Provisions, String> {
         let provisions = self.gather_again().map_err(|faults| faults.to_string())?;
-        self.log = watched(&self.plan, &provisions);
+        (self.log, self.errors) = watched(&self.plan, &provisions, self.user.as_ref());
+        self.write_errors();
         Ok(provisions)
     }
 
