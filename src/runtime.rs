@@ -34,6 +34,10 @@ pub struct Runtime {
     /// The applications' own health pages.
     health_paths: HashSet<String>,
     pub spool: Arc<Spool>,
+    /// What log servers may send.
+    pub logs: Option<Roots>,
+    /// Held while the logs are collected: when that was done last.
+    pub logs_collected: tokio::sync::Mutex<Option<Instant>>,
     /// Requests that keep this generation, up to the last byte of each.
     pub exchanges: Gauge,
     since: Instant,
@@ -57,7 +61,7 @@ impl Runtime {
     /// What `before`, the generation in force, has and is to go on is taken from it.
     pub fn build(
         plan: Plan,
-        roots: Vec<Roots>,
+        mut roots: Vec<Roots>,
         spool: Arc<Spool>,
         generation: u64,
         before: Option<&Self>,
@@ -68,6 +72,7 @@ impl Runtime {
             (name.clone(), Upstream::succeeding(before, plan, metrics.upstream(name)))
         };
         let upstreams: BTreeMap<_, _> = plan.upstreams.iter().map(upstream).collect();
+        let logs = roots.split_off(plan.routes.len().min(roots.len())).pop();
         let routes = RouteTable::new(plan.routes.iter().zip(roots).map(|(route, files)| {
             let name: Arc<str> = match &route.host {
                 Some(host) => format!("{host}{}", route.prefix).into(),
@@ -93,7 +98,19 @@ impl Runtime {
             .collect();
         let health_paths = plan.upstreams.values().filter_map(|upstream| upstream.health_path.clone()).collect();
         let (exchanges, since) = (Gauge::default(), Instant::now());
-        Self { generation, plan, routes, upstreams, hosts, health_paths, spool, exchanges, since }
+        Self {
+            generation,
+            plan,
+            routes,
+            upstreams,
+            hosts,
+            health_paths,
+            spool,
+            logs,
+            logs_collected: tokio::sync::Mutex::default(),
+            exchanges,
+            since,
+        }
     }
 
     /// How long ago it was put in force.

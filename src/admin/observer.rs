@@ -13,7 +13,7 @@ use super::{
     Orders, Outcome, Report, Status, UpstreamStatus, timestamp,
 };
 use crate::{
-    config::Protocol,
+    config::{Protocol, without_passwords},
     drain::Drain,
     listener::Connections,
     metrics::{ListenerMetrics, Metrics},
@@ -107,7 +107,7 @@ impl AdminState for Observer {
     }
 
     fn config(&self) -> serde_json::Value {
-        serde_json::to_value(&self.current.load().plan).expect("a plan has text keys only")
+        without_passwords(&self.current.load().plan)
     }
 
     fn order(&self, order: Order) -> Option<oneshot::Receiver<Outcome>> {

@@ -1,5 +1,7 @@
 //! The processes behind endpoints.
 
 mod process;
+mod supervisord;
 
 pub use process::{NotReady, Process};
+pub use supervisord::{ProgramState, Supervisord, SupervisordError};

@@ -45,6 +45,15 @@ pub fn takes(old: &Plan, new: &Plan, single: bool) -> Takes {
     }
 }
 
+/// `plan` as JSON, with its passwords empty.
+pub fn without_passwords(plan: &Plan) -> Json {
+    let mut json = serde_json::to_value(plan).expect("a plan has text keys only");
+    if let Json::Object(keys) = &mut json {
+        hide_passwords(keys);
+    }
+    json
+}
+
 fn tree(plan: &Plan) -> Json {
     let mut tree = serde_json::to_value(plan).expect("a plan has text keys only");
     if let Json::Object(keys) = &mut tree {
@@ -52,6 +61,7 @@ fn tree(plan: &Plan) -> Json {
         for key in ["sources", "docassemble", "warnings"] {
             keys.remove(key);
         }
+        hide_passwords(keys);
         // The key path of a certificate is where it stands, which is no difference by itself.
         let certificates = keys.get_mut("tls").and_then(|tls| tls.get_mut("certificates")).and_then(Json::as_array_mut);
         for certificate in certificates.into_iter().flatten() {
@@ -59,6 +69,18 @@ fn tree(plan: &Plan) -> Json {
         }
     }
     tree
+}
+
+/// A password is neither shown nor, as `/config` does not tell it, compared.
+fn hide_passwords(keys: &mut Map<String, Json>) {
+    for (name, value) in keys.iter_mut() {
+        match value {
+            Json::String(text) if name == "password" => text.clear(),
+            Json::Object(keys) => hide_passwords(keys),
+            Json::Array(items) => items.iter_mut().filter_map(Json::as_object_mut).for_each(hide_passwords),
+            _ => {}
+        }
+    }
 }
 
 fn compare(at: &str, old: &Json, new: &Json, lines: &mut Vec<String>) {

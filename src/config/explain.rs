@@ -44,8 +44,11 @@ fn warnings(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 fn listeners(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "Listeners: where connections are taken")?;
     for listener in &plan.listeners {
-        let ListenerPlan { address, tls, redirect, proxy_protocol } = listener;
+        let ListenerPlan { address, tls, redirect, proxy_protocol, log_server } = listener;
         write!(f, "  {address}: ")?;
+        if let Some(server) = log_server {
+            write!(f, "the logs in {}, for {} only; ", server.folder.display(), list(&server.allow.networks))?;
+        }
         match (redirect, tls) {
             (Some(redirect), _) => {
                 let port = if redirect.port == 443 { String::new() } else { format!(":{}", redirect.port) };

@@ -15,8 +15,8 @@ use super::{
     ciphers::Cipher,
     plan::{
         AccessLogPlan, CertificatePlan, EndpointAddress, ErrorLogPlan, HostName, HttpsRedirect, LimitsPlan,
-        ListenAddress, ListenerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SpoolPlan, TlsPlan,
-        TrustedProxies, UpstreamPlan,
+        ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SpoolPlan,
+        SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -30,8 +30,10 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     let names = file.upstreams.as_ref().map(|upstreams| upstreams.keys().cloned().collect()).map_err(|told| *told);
     let upstreams = file.upstreams.and_then(|upstreams| lower_upstreams(upstreams, reading));
     let listeners =
-        file.listeners.and_then(|listeners| lower_listeners(listeners, &file.host, &trusted_proxies, reading));
-    let routes = file.routes.and_then(|routes| lower_routes(routes, &names, reading));
+        file.listeners.and_then(|listeners| lower_listeners(listeners, &file.host, &trusted_proxies, &names, reading));
+    let only_logs =
+        listeners.as_ref().is_ok_and(|listeners| listeners.iter().all(|listener| listener.log_server.is_some()));
+    let routes = file.routes.and_then(|routes| lower_routes(routes, &names, only_logs, reading));
     let tls = file.tls.and_then(|tls| lower_tls(tls, reading));
     refuse_circles(&listeners, &upstreams, reading);
     let spool = file.spool.and_then(|spool| lower_spool(&spool, reading));
@@ -130,6 +132,7 @@ fn lower_listeners(
     listeners: Vec<raw::Listener>,
     host: &Result<Option<HostName>, Told>,
     trusted: &Result<TrustedProxies, Told>,
+    upstreams: &Result<BTreeSet<String>, Told>,
     reading: &mut Reading<'_>,
 ) -> Result<Vec<ListenerPlan>, Told> {
     if listeners.is_empty() {
@@ -145,7 +148,7 @@ fn lower_listeners(
         {
             reading.refuse_at(&format!("{at}.address"), format!("`{first}` listens on this address already"));
         }
-        lower_listener(&listener, &at, host, trusted, reading)
+        lower_listener(listener, &at, host, trusted, upstreams, reading)
     };
     listeners.into_iter().enumerate().map(lower).collect::<Vec<_>>().into_iter().collect()
 }
@@ -155,13 +158,14 @@ fn listener_address(listener: &raw::Listener) -> Result<ListenAddress, Told> {
 }
 
 fn lower_listener(
-    listener: &raw::Listener,
+    listener: raw::Listener,
     at: &str,
     host: &Result<Option<HostName>, Told>,
     trusted: &Result<TrustedProxies, Told>,
+    upstreams: &Result<BTreeSet<String>, Told>,
     reading: &mut Reading<'_>,
 ) -> Result<ListenerPlan, Told> {
-    let redirect = lower_redirect(listener, at, host, reading);
+    let redirect = lower_redirect(&listener, at, host, reading);
     if let (Ok(Some(_)), Ok(address), Ok(trusted)) = (listener.proxy_protocol, &listener.address, trusted) {
         let (anybody, who) = match address {
             ListenAddress::Tcp(_) => (!trusted.networks.is_empty(), "the network of your load balancer"),
@@ -179,7 +183,36 @@ fn lower_listener(
         tls: listener.tls?,
         redirect: redirect?,
         proxy_protocol: listener.proxy_protocol?.is_some(),
+        log_server: match listener.log_server? {
+            Some(server) => Some(lower_log_server(server, at, upstreams, reading)?),
+            None => None,
+        },
     })
+}
+
+fn lower_log_server(
+    server: raw::LogServer,
+    at: &str,
+    upstreams: &Result<BTreeSet<String>, Told>,
+    reading: &mut Reading<'_>,
+) -> Result<LogServerPlan, Told> {
+    let at = format!("{at}.log_server");
+    if let (Ok(Some(name)), Ok(upstreams)) = (&server.index, upstreams)
+        && !upstreams.contains(name)
+    {
+        reading.refuse_at(&format!("{at}.index"), format!("no upstream is named `{name}`"));
+    }
+    let supervisor = match server.supervisor? {
+        Some(supervisor) => {
+            let (username, password) = (supervisor.username?, supervisor.password?);
+            if username.is_some() != password.is_some() {
+                reading.refuse_at(&format!("{at}.supervisor"), "write both `username` and `password`, or neither");
+            }
+            Some(SupervisorPlan { address: supervisor.address?, program: supervisor.program?, username, password })
+        }
+        None => None,
+    };
+    Ok(LogServerPlan { folder: server.folder?.0, allow: trust(server.allow?), index: server.index?, supervisor })
 }
 
 fn lower_redirect(
@@ -292,9 +325,10 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
 fn lower_routes(
     routes: Vec<raw::Route>,
     upstreams: &Result<BTreeSet<String>, Told>,
+    only_logs: bool,
     reading: &mut Reading<'_>,
 ) -> Result<Vec<RoutePlan>, Told> {
-    if routes.is_empty() {
+    if routes.is_empty() && !only_logs {
         return Err(
             reading.refuse_at("routes", "at least one route is needed, such as `- { prefix: /, upstream: app }`")
         );

@@ -35,7 +35,7 @@ use std::{
     time::Duration,
 };
 
-pub use difference::{Takes, difference, takes};
+pub use difference::{Takes, difference, takes, without_passwords};
 pub use environment::Environment;
 pub use error::{ConfigError, Fault, Names, Origin, Position, Problem};
 pub use explain::explain;

@@ -53,6 +53,24 @@ pub struct Plan {
     pub limits: LimitsPlan,
 }
 
+impl Plan {
+    /// Every folder that files are sent from, after the key that says so.
+    pub fn served_folders(&self) -> impl Iterator<Item = (String, &PathBuf)> {
+        let routes = self.routes.iter().flat_map(|route| {
+            route.files.iter().map(move |folder| (format!("routes[{}].files", route.prefix), folder))
+        });
+        routes.chain(
+            self.log_servers()
+                .map(|(address, server)| (format!("listeners[{address}].log_server.folder"), &server.folder)),
+        )
+    }
+
+    /// The log servers, with the addresses they listen on.
+    pub fn log_servers(&self) -> impl Iterator<Item = (&ListenAddress, &LogServerPlan)> {
+        self.listeners.iter().filter_map(|listener| Some((&listener.address, listener.log_server.as_ref()?)))
+    }
+}
+
 /// What a plan that was read from docassemble's configuration has to look after beside it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct DocassemblePlan {
@@ -62,6 +80,8 @@ pub struct DocassemblePlan {
     pub awaited: Vec<PathBuf>,
     /// Folders that are never served.
     pub private: Vec<PathBuf>,
+    /// Where docassemble's supervisord would be reached from the internet, if nothing else is in the way.
+    pub supervisors: Vec<SocketAddr>,
 }
 
 /// One address that is listened on.
@@ -73,6 +93,52 @@ pub struct ListenerPlan {
     pub redirect: Option<HttpsRedirect>,
     /// Every connection must begin with a PROXY protocol header (v1 or v2).
     pub proxy_protocol: bool,
+    /// It serves a folder of logs and nothing else.
+    pub log_server: Option<LogServerPlan>,
+}
+
+/// A folder of logs for other machines of the same site.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct LogServerPlan {
+    pub folder: PathBuf,
+    /// Who may connect; nobody else is answered.
+    pub allow: TrustedProxies,
+    /// A key of [`Plan::upstreams`], which is asked for the index where it can be connected to.
+    pub index: Option<String>,
+    /// Has the logs collected before the index is made.
+    pub supervisor: Option<SupervisorPlan>,
+}
+
+/// A supervisord, and a program of its.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct SupervisorPlan {
+    pub address: EndpointAddress,
+    pub program: String,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+}
+
+/// A password: in no message, and in no answer of ours.
+#[derive(Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 /// Where a listener is bound.

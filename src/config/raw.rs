@@ -9,7 +9,9 @@ use super::{
     address::Trusted,
     ciphers::Cipher,
     keys::keys,
-    plan::{AdminAddress, EndpointAddress, HostName, ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Slash},
+    plan::{
+        AdminAddress, EndpointAddress, HostName, ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash,
+    },
     units::{Count, Size, Timeout, Wait},
     words::{
         AccelPrefix, Concurrency, FilePath, Https, MailAddress, PagePath, PageTarget, ProxyRequired, ServedFolder,
@@ -74,6 +76,38 @@ keys! {
         https_port: Option<Count<1, 65_535>> = "null",
         /// `required`: each connection begins with a PROXY protocol header (v1 or v2).
         proxy_protocol: Option<ProxyRequired> = "null",
+        /// It serves a folder of logs to other machines of the site, and nothing else. `null`: it serves the routes.
+        log_server: Option<LogServer> = "null",
+    }
+}
+
+keys! {
+    /// A folder of logs for other machines of the same site, as docassemble's log server has it: `/` is an index of names, one
+    /// a line, and `/name` that file.
+    struct LogServer {
+        /// The folder.
+        folder: ServedFolder = "/usr/share/docassemble/log",
+        /// Who may connect: networks, addresses, `loopback`, `private`. Everybody else is answered 403.
+        allow: Vec<Trusted> = "[private, loopback]",
+        /// The name of an upstream that makes the index, at `/listlog`; without it, and where it cannot be connected to, we
+        /// do.
+        index: Option<String> = "null",
+        /// Has the logs collected before we make the index. `null`: it is made of what is there.
+        supervisor: Option<Supervisor> = "null",
+    }
+}
+
+keys! {
+    /// A supervisord that is asked to run a program.
+    struct Supervisor {
+        /// Where it listens.
+        address: EndpointAddress = "127.0.0.1:9001",
+        /// The program, which ends by itself.
+        program: String = "sync",
+        /// What it wants to be told, if anything; with `password`.
+        username: Option<String> = "null",
+        /// Shown nowhere.
+        password: Option<Secret> = "null",
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::{
-    plan::{LogFormat, LogSink, PathPrefix, Protocol, Slash},
+    plan::{LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash},
     read::{Scalar, or_variable, suggestion, unexpected},
     units::Count,
 };
@@ -237,6 +237,14 @@ impl Scalar for SiteOrigin {
             None if text == "*" => Ok(Self(text.to_owned())),
             _ => Err(unexpected::<Self>(text)),
         }
+    }
+}
+
+impl Scalar for Secret {
+    const EXPECTED: &'static str = "text";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        Ok(Self::new(text.to_owned()))
     }
 }
 

@@ -214,6 +214,7 @@ impl Gateway {
         gateway.apply_beside(generation, plan, provisions, held)?;
         let looking = probing::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.changed));
         gateway.control.spawn(looking);
+        gateway.control.spawn(probing::warn_of_open_supervisors(Arc::clone(&gateway.current)));
         Ok(gateway)
     }
 

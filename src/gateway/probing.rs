@@ -9,7 +9,8 @@ use tokio::{
 };
 
 use crate::{
-    config::HostName,
+    backends::Supervisord,
+    config::{EndpointAddress, HostName, SupervisorPlan},
     http::path::Path,
     proxy::probe,
     runtime::{Current, Runtime},
@@ -36,6 +37,27 @@ pub(super) async fn look_after(current: Arc<Current>, changed: Arc<Notify>) {
             }
         }
         timeout(SOON / 2, changed.notified()).await.ok();
+    }
+}
+
+/// Looks once whether anybody on the internet may command the programs of this machine.
+pub(super) async fn warn_of_open_supervisors(current: Arc<Current>) {
+    let runtime = current.load_full();
+    for address in runtime.plan.docassemble.iter().flat_map(|docassemble| &docassemble.supervisors) {
+        let plan = SupervisorPlan {
+            address: EndpointAddress::Tcp { host: address.ip().to_string(), port: address.port() },
+            program: String::new(),
+            username: None,
+            password: None,
+        };
+        if Supervisord(&plan).is_open().await {
+            tracing::warn!(
+                %address,
+                "supervisord answers anybody here, who may then start and stop every program: bind it to 127.0.0.1 \
+                 ([inet_http_server] port), give it a username and a password (DASUPERVISORUSERNAME, DASUPERVISORPASSWORD), \
+                 or close the port"
+            );
+        }
     }
 }
 

@@ -53,7 +53,7 @@ pub struct Provisions {
     pub admin: Option<UnixListener>,
     /// What is never served, whatever `files` says: the configuration, certificates and their storage.
     pub denied: Arc<Denied>,
-    /// What `files` of each route may name, in the order of the routes.
+    /// What `files` of each route may name, in the order of the routes; the last are what log servers may send.
     pub files: Vec<Roots>,
 }
 
@@ -183,6 +183,16 @@ pub fn roots(plan: &Plan, denied: &Arc<Denied>) -> Result<Vec<Roots>, ProvisionF
             }
             Err(fault) => faults.push(ProvisionFault::Files { position, fault }),
         }
+    }
+    let logs: Vec<_> = plan.log_servers().map(|(_, server)| server.folder.clone()).collect();
+    match Roots::open(&logs, denied) {
+        Ok((roots, missing)) => {
+            for missing in missing {
+                tracing::warn!("{missing}");
+            }
+            files.push(roots);
+        }
+        Err(fault) => faults.push(ProvisionFault::Denied { fault }),
     }
     if faults.is_empty() { Ok(files) } else { Err(ProvisionFaults(faults)) }
 }

@@ -11,6 +11,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
         tls: true,
         redirect: None,
         proxy_protocol: false,
+        log_server: None,
     };
     let second = Duration::from_secs(1);
     Plan {

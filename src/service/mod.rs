@@ -7,6 +7,7 @@ mod answer;
 mod connection;
 mod hops;
 mod log;
+mod log_server;
 #[cfg(test)]
 mod tests;
 
@@ -89,6 +90,9 @@ async fn respond(
     check_limits(request, &runtime.plan.limits)?;
     // One reading of where the request is going, for everything below.
     headers::check_framing(&request.headers)?;
+    if let Some(server) = &connection.listener.log_server {
+        return log_server::answer(server, request, connection, log).await.map(Reached::Response);
+    }
     let authority = Authority::read(&request.headers, &request.uri, request.version)?;
     if request.method == Method::OPTIONS && request.uri.path() == "*" {
         return Ok(Reached::Response(answer::about_the_server()));

@@ -20,7 +20,7 @@ use super::{
         trust::untrusted,
     },
     reader::ROOT,
-    settings::{Placed, Settings, WebServer},
+    settings::{Placed, Settings, Supervisor, WebServer},
 };
 
 /// A configuration that was made of docassemble's.
@@ -45,12 +45,18 @@ pub(in super::super) fn compose(settings: &Settings, file: &Path) -> Result<Comp
             problem: "neither `web` nor `log` is among the roles of this machine, so it needs no front door".to_owned(),
         });
     }
-    let mut composer = Composer { settings, warnings: settings.warnings.clone(), awaited: Vec::new() };
-    let tree = composer.tree();
     let root = installed();
+    let (warnings, awaited, log_folder) = (settings.warnings.clone(), Vec::new(), root.join("log"));
+    let mut composer = Composer { settings, warnings, awaited, log_folder };
+    let roots = [root.join("log"), root.clone()];
+    if settings.role.log {
+        composer.log_folder = composer.folder("log", settings.log_folder.as_ref(), &roots);
+    }
+    let tree = composer.tree();
     let folders = ["config", "backup", "certs"].map(|name| root.join(name));
     let private = folders.into_iter().chain([PathBuf::from(CERTIFICATES)]).collect();
-    let plan = DocassemblePlan { file: file.to_owned(), awaited: composer.awaited, private };
+    let supervisors = settings.public_addresses.iter().map(|address| (*address, SUPERVISOR_PORT).into()).collect();
+    let plan = DocassemblePlan { file: file.to_owned(), awaited: composer.awaited, private, supervisors };
     Ok(Composed { tree, plan, warnings: composer.warnings })
 }
 
@@ -58,6 +64,7 @@ struct Composer<'s> {
     settings: &'s Settings,
     warnings: Vec<Fault>,
     awaited: Vec<PathBuf>,
+    log_folder: PathBuf,
 }
 
 impl Composer<'_> {
@@ -103,7 +110,24 @@ impl Composer<'_> {
                 listeners.push(map(address.into_iter().chain(self.redirect(behind_balancer.position))));
             }
         }
+        if self.settings.role.log {
+            // Where nginx had it, and where Apache had it.
+            listeners.extend(
+                [8082, 8080].map(|port| map([("address", any(port, START)), ("log_server", self.log_server())])),
+            );
+        }
         list(listeners, START)
+    }
+
+    fn log_server(&self) -> Node {
+        let folder = text(&self.log_folder.to_string_lossy(), START);
+        let supervisor = match &self.settings.supervisor {
+            Some(Placed { value: Supervisor { username, password }, position }) => {
+                map([("username", text(username, *position)), ("password", text(password, *position))])
+            }
+            None => map([]),
+        };
+        map([("folder", folder), ("index", word("log")), ("supervisor", supervisor)])
     }
 
     fn redirect(&self, position: Position) -> Vec<(&'static str, Node)> {
@@ -233,6 +257,10 @@ impl Composer<'_> {
                 upstreams.push(("websockets", map([("endpoints", endpoints), ("hold", word("5s"))])));
             }
         }
+        if self.settings.role.log {
+            let endpoint = list([word(LOG_SOCKET)], START);
+            upstreams.push(("log", map([("protocol", word("uwsgi")), ("endpoints", endpoint), ("hold", word("0"))])));
+        }
         map(upstreams)
     }
 
@@ -320,6 +348,10 @@ fn map<'k>(entries: impl IntoIterator<Item = (&'k str, Node)>) -> Node {
 const START: Position = Position::start(Origin::Docassemble);
 /// Where docassemble's uWSGI listens.
 const SOCKET: &str = "unix:/var/run/uwsgi/docassemble.sock";
+/// Where docassemble's supervisord listens, on every address.
+const SUPERVISOR_PORT: u16 = 9001;
+/// Where docassemble's list of logs listens, where there is one.
+const LOG_SOCKET: &str = "unix:/var/run/uwsgi/docassemblelog.sock";
 /// Where docassemble installs certificates.
 const CERTIFICATES: &str = "/etc/ssl/docassemble";
 /// Where certbot keeps the certificates in use.

@@ -4,7 +4,7 @@
 //! application reads the same files, and the two have to come to the same. Where docassemble goes on with a default after
 //! a complaint, so do we, with a warning; refused is what would leave us without a site, or with another one.
 
-use std::path::Path;
+use std::{net::Ipv4Addr, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,8 @@ pub(in super::super) struct Settings {
     pub(super) certificate_folder: Option<Placed<String>>,
     pub(super) log_folder: Option<Placed<String>>,
     pub(super) supervisor: Option<Placed<Supervisor>>,
+    /// Addresses of this machine that are of the internet.
+    pub(super) public_addresses: Vec<Ipv4Addr>,
     pub(super) warnings: Vec<Fault>,
 }
 
@@ -195,7 +197,7 @@ pub(super) struct Machine {
     /// `hostname --fqdn`.
     pub(super) name: Option<String>,
     /// Its own addresses but those of loopback.
-    pub(super) addresses: Vec<std::net::Ipv4Addr>,
+    pub(super) addresses: Vec<Ipv4Addr>,
 }
 
 struct Reader<'l, 'a> {
@@ -237,6 +239,7 @@ impl Reader<'_, '_> {
             certificate_folder: self.text("cert install directory", None),
             log_folder: self.text("log", Variable::always("LOGDIRECTORY")),
             supervisor: self.supervisor(),
+            public_addresses: self.machine.addresses.iter().copied().filter(|address| is_public(*address)).collect(),
             host,
             root: root?,
             warnings: Vec::new(),
@@ -580,6 +583,13 @@ impl Reader<'_, '_> {
         }
         value
     }
+}
+
+/// An address of the internet, as far as that can be told from it.
+fn is_public(address: Ipv4Addr) -> bool {
+    let [first, second, ..] = address.octets();
+    let shared = first == 100 && (64..128).contains(&second);
+    !(address.is_private() || address.is_loopback() || address.is_link_local() || shared || first == 0 || first >= 224)
 }
 
 /// The words that docassemble and its scripts take for nothing.

@@ -457,6 +457,26 @@ fn the_role_of_the_machine_says_what_is_served() {
         problem,
         "environment: CONTAINERROLE: neither `web` nor `log` is among the roles of this machine, so it needs no front door"
     );
+    let logs = plan_of(
+        &settings(
+            "log: /usr/share/docassemble/log\nsupervisor: {username: a, password: b}\n",
+            &[("CONTAINERROLE", "log")],
+        ),
+        "",
+    );
+    let logs = logs.unwrap();
+    assert_eq!(addresses(&logs), ["[::]:8082", "[::]:8080"]);
+    let server = logs.listeners[0].log_server.as_ref().unwrap();
+    assert_eq!((server.folder.to_str(), server.index.as_deref()), (Some("/usr/share/docassemble/log"), Some("log")));
+    assert!(
+        server.allow.contains("10.0.0.9".parse().unwrap()) && !server.allow.contains("203.0.113.7".parse().unwrap())
+    );
+    let supervisor = server.supervisor.as_ref().unwrap();
+    assert_eq!((supervisor.program.as_str(), supervisor.password.as_ref().unwrap().expose()), ("sync", "b"));
+    assert!(!format!("{logs:?}").contains("Secret(b"));
+    let elsewhere = plan_of(&settings("log: /etc\n", &[("CONTAINERROLE", "web:log")]), "").unwrap();
+    assert_eq!(elsewhere.listeners.len(), 3);
+    assert!(elsewhere.warnings[0].contains("log: the application can write this file"), "{:?}", elsewhere.warnings);
     for roles in ["all", "web", "web:celery", ":all:", ""] {
         assert!(plan_of(&settings("a: b", &[("CONTAINERROLE", roles)]), "").is_ok(), "{roles}");
     }

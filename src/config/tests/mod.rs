@@ -71,6 +71,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
             tls: false,
             redirect: None,
             proxy_protocol: false,
+            log_server: None,
         }],
         host: None,
         aliases: Vec::new(),

@@ -22,7 +22,7 @@ impl Fence {
     pub(super) fn around(plan: &Plan) -> Result<Self, SandboxError> {
         let spool = &plan.spool.path;
         let folder = PathFd::new(spool).map_err(|source| SandboxError::Spool { path: spool.clone(), source })?;
-        let roots = plan.routes.iter().flat_map(|route| &route.files);
+        let roots = plan.served_folders().map(|(_, folder)| folder);
 
         let mut rules = Ruleset::default()
             .handle_access(AccessFs::from_all(NEWEST))?

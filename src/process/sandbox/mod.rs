@@ -71,13 +71,11 @@ pub(super) fn covers(old: &Plan, new: &Plan) -> Vec<String> {
     if old.spool.path != new.spool.path {
         lacking.push(format!("spool.path: {} is new", new.spool.path.display()));
     }
-    let open: Vec<PathBuf> = old.routes.iter().flat_map(|route| &route.files).map(|root| real(root)).collect();
-    for route in &new.routes {
-        for root in &route.files {
-            let place = real(root);
-            if !open.iter().any(|open| place.starts_with(open)) {
-                lacking.push(format!("routes[{}].files: {} is new", route.prefix, root.display()));
-            }
+    let open: Vec<PathBuf> = old.served_folders().map(|(_, root)| real(root)).collect();
+    for (key, root) in new.served_folders() {
+        let place = real(root);
+        if !open.iter().any(|open| place.starts_with(open)) {
+            lacking.push(format!("{key}: {} is new", root.display()));
         }
     }
     if names(old).next().is_none()

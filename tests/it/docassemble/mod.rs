@@ -1,6 +1,7 @@
 //! docassemble's own configuration, in the built binary, on the ports that it says.
 
 mod configuration;
+mod log_server;
 mod neighbours;
 mod starting;
 
