@@ -143,8 +143,8 @@ struct Options {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Read docassemble's own configuration and environment; keys of `--config` win [default:
-    /// /usr/share/docassemble/config/config.yml, or what `DA_CONFIG` says]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
+    /// /usr/share/docassemble/config/config.yml, or where `DA_CONFIG` or `DA_ROOT` say]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = DOCASSEMBLE)]
     docassemble: Option<PathBuf>,
 }
 
@@ -152,10 +152,11 @@ impl Options {
     fn source(&self) -> Source {
         match self.docassemble.clone() {
             Some(file) => {
-                let named = Some(file).filter(|file| !file.as_os_str().is_empty());
-                let known = || env::var_os("DA_CONFIG").filter(|file| !file.is_empty()).map(PathBuf::from);
-                let file = named.or_else(known).unwrap_or_else(|| DOCASSEMBLE.into());
-                Source::Docassemble { file, overlay: self.config.clone() }
+                let variable = |name| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+                let elsewhere =
+                    || variable("DA_CONFIG").or_else(|| Some(variable("DA_ROOT")?.join("config/config.yml")));
+                let named = Some(file.clone()).filter(|file| file != Path::new(DOCASSEMBLE));
+                Source::Docassemble { file: named.or_else(elsewhere).unwrap_or(file), overlay: self.config.clone() }
             }
             None => Source::Native(self.config.clone().unwrap_or_else(|| CONFIGURATION.into())),
         }

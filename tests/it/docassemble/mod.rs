@@ -1,6 +1,8 @@
 //! docassemble's own configuration, in the built binary, on the ports that it says.
 
 mod configuration;
+mod front_door;
+mod installed;
 mod log_server;
 mod neighbours;
 mod starting;

@@ -141,7 +141,10 @@ pub(crate) struct Backend {
 
 impl Backend {
     pub(crate) fn start(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), serve)
+    }
+
+    pub(crate) fn start_on(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
         let backend =
             Self { address: listener.local_addr().unwrap(), connections: Arc::default(), stopped: Arc::default() };
         let (connections, stopped) = (Arc::clone(&backend.connections), Arc::clone(&backend.stopped));
