@@ -11,14 +11,14 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`config`] | the only door for settings: text → tree → raw values → [`config::Plan`], or every fault at once |
+//! | [`config`] | the only door for settings: text → tree → raw values → [`config::Plan`], or every fault at once; docassemble's own configuration is another way to the tree |
 //! | [`http`] | the vocabulary of one exchange: bodies, errors, paths, hosts, header rules, pages, compression |
 //! | [`h1`] | HTTP/1.1 on the wire, bytes in and bytes out, for both sides |
 //! | [`metrics`], [`telemetry`], [`drain`] | counts; the access log and events; what a stop waits for |
 //! | [`spool`] | disk for bodies that do not fit in memory |
 //! | [`files`] | `X-Sendfile` and `X-Accel-Redirect`: a file under an allowed root becomes a response |
-//! | [`backends`] | processes of ours behind endpoints, none of which outlives us |
-//! | [`upstream`] | an application: endpoints, the queue before it, the connections to it |
+//! | [`backends`] | processes behind endpoints: ours, none of which outlives us, and those that supervisord knows |
+//! | [`upstream`] | an application: endpoints, whether it is ready, the queue before it, the connections to it |
 //! | [`route`], [`runtime`] | host and path → route; one immutable generation of all that a request needs |
 //! | [`tls`] | certificates by name, the terms of handshakes |
 //! | [`proxy`] | one exchange with an endpoint, over HTTP or uwsgi, and the tunnel of a websocket |
@@ -49,7 +49,8 @@
 //! one process), each with a runtime, a `SO_REUSEPORT` socket of every listener and a pool of connections of its own:
 //! nothing on the path of a request crosses threads. What is shared is shared on purpose: the queue and the counts of an
 //! [`upstream::Upstream`], the spool's space, the limit on connections, metrics. A configuration is read through one
-//! pointer ([`runtime::Current`]), once a request. One more runtime does what is not traffic (admin, places given on), one
+//! pointer ([`runtime::Current`]), once a request. One more runtime does what is not traffic (admin, places given on, looks at
+//! whether applications are ready), one
 //! more thread writes the access log, and the first one listens to the keeper.
 //!
 //! # Processes
@@ -62,6 +63,10 @@
 //! (`process::sandbox`): an ordinary user without capabilities, whose memory nobody else reads; of the disk the spool,
 //! `files`, the time zone and, where an endpoint is a name, what resolving takes; of the system calls those of traffic. A
 //! call of an intruder ends it.
+//!
+//! docassemble's `config.yml` can be written by the application, so root does not obey it: a process of ours without
+//! privilege reads it and answers with typed settings, in which no path is followed that is not in folders compiled in
+//! (`config::docassemble`).
 //!
 //! # The path of a reload
 //!
@@ -99,6 +104,9 @@
 //! | an idle tunnel | none beyond its sockets | |
 //! | what workers have said and the keeper has not heard | 64 words, and what a socket holds | fixed |
 //! | configurations that are remembered | 20 of 1 MiB at most | fixed |
+//! | docassemble's configuration: what is read, what its reader may say, how long | 1 MiB, 1 MiB, 10 s (50 s where docassemble fetches) | fixed |
+//! | an answer of supervisord, and how long it may take | 1 MiB, 5 s | fixed |
+//! | a look at whether an application is ready | 64 KiB, 5 s | fixed |
 //! | of an h2 connection: streams, each with bodies as above | 100 | `limits.streams` |
 //! | of an h2 connection: what is received ahead, what is held ready to send | 1 MiB, 64 KiB a stream | fixed |
 //!
