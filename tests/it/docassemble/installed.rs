@@ -203,7 +203,7 @@ fn application(uwsgi: &Path, root: &Path, mount: &str) -> Peer {
 }
 
 /// Answers a plain request with itself, and switches where it is asked to: then everything comes back.
-fn socket_server(mut stream: TcpStream) {
+pub(super) fn socket_server(mut stream: TcpStream) {
     let Some(request) = read_request(&mut stream) else { return };
     let text = String::from_utf8_lossy(&request).into_owned();
     if text.to_ascii_lowercase().contains("upgrade: websocket") {

@@ -1,5 +1,6 @@
 //! docassemble's own configuration, in the built binary, on the ports that it says.
 
+mod alongside;
 mod configuration;
 mod front_door;
 mod installed;
