@@ -20,6 +20,7 @@ use crate::{
     demo,
     keeper::user,
     process::{self, Ended, ServeError},
+    shim,
     telemetry::{access_log, chain, events},
     tls,
 };
@@ -27,9 +28,29 @@ use crate::{
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some(ended) = shim::main_if_called() {
+        return ended;
+    }
     events::init();
     // clap ends a bad command line with its own message and 2.
-    match Command::parse().verb {
+    run(Command::parse())
+}
+
+/// `vestibule check` of what is installed on this machine: docassemble's configuration where there is no other.
+pub(crate) fn check_installed() -> ExitCode {
+    let installed = |file: &str| Path::new(file).exists();
+    let mut arguments = vec!["vestibule", "check"];
+    if installed(DOCASSEMBLE) && !installed(CONFIGURATION) {
+        arguments.push("--docassemble");
+        if installed(OVERLAY) {
+            arguments.extend(["--config", OVERLAY]);
+        }
+    }
+    run(Command::parse_from(arguments))
+}
+
+fn run(command: Command) -> ExitCode {
+    match command.verb {
         Verb::Serve { options, serve: how } => with_source(&options, |source| serve(source, how)),
         Verb::Worker => exit_code(process::work()),
         Verb::DocassembleSettings { file, fetch } => {
@@ -163,7 +184,10 @@ impl Options {
     }
 }
 
+/// The configuration unless another one is named.
 const CONFIGURATION: &str = "/etc/vestibule/vestibule.yml";
+/// What the sample for supervisord adds to docassemble's.
+const OVERLAY: &str = "/etc/vestibule/overlay.yml";
 /// Where docassemble keeps its own configuration.
 const DOCASSEMBLE: &str = "/usr/share/docassemble/config/config.yml";
 

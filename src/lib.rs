@@ -29,6 +29,7 @@
 //! | [`gateway`] | the traffic as a table of contents: what is started in which order, another plan, the end |
 //! | [`process`] | **the processes**: the one that is the keeper, its loop, its workers; reload, crash, drain, upgrade |
 //! | [`demo`], [`cli`] | a front door to look at; the command line |
+//! | `shim` | what stands where scripts look for `nginx` |
 //!
 //! # The path of a request
 //!
@@ -150,6 +151,7 @@ pub mod proxy;
 pub mod route;
 pub mod runtime;
 pub mod service;
+mod shim;
 pub mod spool;
 pub mod telemetry;
 pub mod tls;

@@ -1,9 +1,9 @@
 //! The admin endpoint: how the gateway is, for people, probes and Prometheus.
 //!
-//! `GET /live`, `/ready`, `/status`, `/metrics` and `/config`, and `POST /reload`, `/rollback`, `/drain` and `/upgrade`,
-//! over a unix socket. Binding it (mode 0600), knowing the answers and obeying ([`AdminState`]) is left to others. Whoever
-//! can connect may ask: the permissions of the socket are the access control. No web page can reach a unix socket, so
-//! `Host` is not looked at.
+//! `GET /live`, `/ready`, `/status`, `/metrics` and `/config`, and `POST /reload`, `/rollback`, `/drain`, `/upgrade` and
+//! `/reopen`, over a unix socket. Binding it (mode 0600), knowing the answers and obeying ([`AdminState`]) is left to
+//! others. Whoever can connect may ask: the permissions of the socket are the access control. No web page can reach a
+//! unix socket, so `Host` is not looked at.
 //!
 //! A connection carries one exchange, and there are [`CONNECTIONS`] at most; one more waits in the backlog. Each is
 //! over after [`CONNECTION_TIMEOUT`] at the latest, whatever its peer does.

@@ -18,6 +18,8 @@ pub enum Order {
     Drain { wait: Duration },
     /// Let the program file as it is now on disk take over.
     Upgrade,
+    /// Open the access log anew, which has been moved away.
+    Reopen,
 }
 
 impl Order {
@@ -47,6 +49,7 @@ impl Order {
                 _ => return Err("wait is a time such as `10s`, an hour at most".to_owned()),
             },
             "/upgrade" => Self::Upgrade,
+            "/reopen" => Self::Reopen,
             _ => return Ok(None),
         };
         match argument {
@@ -63,6 +66,7 @@ impl Order {
             Self::Rollback { steps } => format!("/rollback?steps={steps}"),
             Self::Drain { wait } => format!("/drain?wait={}ms", wait.as_millis()),
             Self::Upgrade => "/upgrade".to_owned(),
+            Self::Reopen => "/reopen".to_owned(),
         }
     }
 }
@@ -90,6 +94,7 @@ mod tests {
             Order::Rollback { steps: 3 },
             Order::Drain { wait: Duration::from_millis(1500) },
             Order::Upgrade,
+            Order::Reopen,
         ] {
             let target = order.target();
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));

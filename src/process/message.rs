@@ -241,6 +241,9 @@ pub(super) enum Word {
         requests: u32,
         tunnels: u32,
     },
+    Reopen {
+        id: u32,
+    },
 }
 
 /// Bytes of a word: kind, id, argument; little endian.
@@ -273,6 +276,7 @@ impl Word {
             Self::Want { upstream } => (9, upstream, 0),
             Self::Alive { beat } => (10, 0, beat),
             Self::Ended { requests, tunnels } => (11, requests, u64::from(tunnels)),
+            Self::Reopen { id } => (12, id, 0),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -305,6 +309,7 @@ impl Word {
             9 => Self::Want { upstream: id },
             10 => Self::Alive { beat: argument },
             11 => Self::Ended { requests: id, tunnels: small()? },
+            12 => Self::Reopen { id },
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -338,6 +343,7 @@ mod tests {
             Word::Want { upstream: 2 },
             Word::Alive { beat: u64::MAX },
             Word::Ended { requests: 3, tunnels: u32::MAX },
+            Word::Reopen { id: 4 },
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }

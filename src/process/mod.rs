@@ -7,6 +7,7 @@
 //! | `link`, `message` | the socket between the two, and all that can be said on it |
 //! | `watch`, `history` | files that change; the configurations that were applied |
 //! | `signals`, `signal_mask` | what the system tells the keeper, and what is held meanwhile |
+//! | `pid_file` | the file that says which process we are |
 //!
 //! With `--single` the worker is a thread of the keeper: the same two sides and the same link, and nothing between them.
 //!
@@ -25,6 +26,7 @@ mod history;
 mod keeper;
 mod link;
 mod message;
+pub(crate) mod pid_file;
 mod sandbox;
 mod signal_mask;
 mod signals;
@@ -39,7 +41,10 @@ use std::{
 
 use tokio::task::LocalSet;
 
-pub(crate) use self::{keeper::Ended, signals::Signals};
+pub(crate) use self::{
+    keeper::Ended,
+    signals::{Signal, Signals},
+};
 use self::{keeper::Keeper, worker::RunsAs};
 use crate::{
     config::{self, ConfigError, Inspection, Plan, Source, Takes},

@@ -10,7 +10,7 @@ use super::signal_mask;
 
 /// What a signal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Signal {
+pub(crate) enum Signal {
     /// TERM, INT or QUIT.
     Stop,
     /// HUP.
@@ -52,7 +52,7 @@ impl Signals {
     }
 
     /// The next one; cancel-safe.
-    pub(super) async fn next(&mut self) -> Signal {
+    pub(crate) async fn next(&mut self) -> Signal {
         poll_fn(|cx| {
             let came =
                 self.0.iter_mut().find_map(|(meaning, caught)| caught.poll_recv(cx).is_ready().then_some(*meaning));

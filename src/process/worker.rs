@@ -281,6 +281,7 @@ impl Worker {
             Order::Rollback { steps } => Word::Rollback { id, steps },
             Order::Drain { wait } => Word::Drain { id, wait },
             Order::Upgrade => Word::Upgrade { id },
+            Order::Reopen => Word::Reopen { id },
         })
     }
 }

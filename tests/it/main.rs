@@ -13,6 +13,7 @@ mod files;
 mod forwarding;
 mod http1;
 mod http2;
+mod in_place_of_nginx;
 mod keeper;
 mod logs;
 mod memory;

@@ -385,7 +385,7 @@ fn passed(folder: &Path) -> (TcpListener, UnixListener, impl Fn() -> (OwnedFd, O
     (web, secure, move || (one.try_clone().unwrap().into(), two.try_clone().unwrap().into()))
 }
 
-fn request(mut stream: impl Read + Write, path: &str) -> String {
+pub(crate) fn request(mut stream: impl Read + Write, path: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -500,7 +500,7 @@ fn sockets_of_one_name_are_of_one_kind_or_the_start_fails_with_what_to_do() {
     assert!(served.events().contains("give each kind a `.socket` unit of its own"), "{}", served.events());
 }
 
-fn free_port() -> SocketAddr {
+pub(crate) fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -541,21 +541,32 @@ impl Application {
 }
 
 /// supervisord with our sample, whose paths alone are others.
-struct Supervisor {
+pub(crate) struct Supervisor {
     daemon: Child,
-    folder: tempfile::TempDir,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Supervisor {
     fn start(configuration: &str) -> Option<Self> {
+        Self::start_beside(served::folder(), configuration, "")
+    }
+
+    /// The same beside `programs`, which are read before, as docassemble's are; `{dir}` in them is the folder.
+    pub(crate) fn start_beside(folder: tempfile::TempDir, configuration: &str, programs: &str) -> Option<Self> {
         let supervisord = program("supervisord")?;
-        let folder = served::folder();
         served::write(folder.path(), configuration);
         let dir = folder.path().display();
-        let installed = "/usr/local/bin/vestibule serve --config /etc/vestibule/vestibule.yml";
+        let installed = "\ncommand=/usr/local/bin/vestibule serve --docassemble --config /etc/vestibule/overlay.yml\n";
         assert!(SUPERVISOR_SAMPLE.contains(installed));
-        let here = format!("{} serve --config {dir}/vestibule.yml", env!("CARGO_BIN_EXE_vestibule"));
-        let section = SUPERVISOR_SAMPLE.replace(installed, &here);
+        let here = format!(
+            "\ncommand={} serve --config {dir}/vestibule.yml\nstderr_logfile={dir}/events\n",
+            env!("CARGO_BIN_EXE_vestibule")
+        );
+        fs::create_dir(folder.path().join("conf.d")).unwrap();
+        let programs = programs.replace("{dir}", folder.path().to_str().unwrap());
+        fs::write(folder.path().join("conf.d/docassemble.conf"), programs).unwrap();
+        let sample = SUPERVISOR_SAMPLE.replace(installed, &here);
+        fs::write(folder.path().join("conf.d/vestibule.conf"), sample).unwrap();
         let user = if rustix::process::geteuid().is_root() { "user=root\n" } else { "" };
         let text = format!(
             "[unix_http_server]\nfile={dir}/supervisor.sock\n\
@@ -564,7 +575,7 @@ impl Supervisor {
              [rpcinterface:supervisor]\n\
              supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface\n\
              [supervisorctl]\nserverurl=unix://{dir}/supervisor.sock\n\
-             {section}\nstderr_logfile={dir}/events\n"
+             [include]\nfiles={dir}/conf.d/*.conf\n"
         );
         fs::write(folder.path().join("supervisord.conf"), text).unwrap();
         let daemon = Command::new(supervisord)
@@ -577,7 +588,7 @@ impl Supervisor {
         Some(Self { daemon, folder })
     }
 
-    fn control(&self, arguments: &[&str]) -> String {
+    pub(crate) fn control(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(program("supervisorctl").unwrap());
         let output = command.arg("-c").arg(self.folder.path().join("supervisord.conf")).args(arguments).output();
         String::from_utf8(output.unwrap().stdout).unwrap()
@@ -585,7 +596,11 @@ impl Supervisor {
 
     /// In which state it sees the program, and its pid.
     fn state(&self) -> (String, Option<u32>) {
-        let said = self.control(&["status", "vestibule"]);
+        self.state_of("vestibule")
+    }
+
+    pub(crate) fn state_of(&self, program: &str) -> (String, Option<u32>) {
+        let said = self.control(&["status", program]);
         let mut words = said.split_whitespace().skip(1);
         let state = words.next().unwrap_or_default().to_owned();
         let pid = words.skip_while(|word| *word != "pid").nth(1);
@@ -594,9 +609,13 @@ impl Supervisor {
 
     /// Waits until it sees the program in `state`; answers the pid.
     fn until(&self, state: &str) -> Option<u32> {
+        self.until_is("vestibule", state)
+    }
+
+    pub(crate) fn until_is(&self, program: &str, state: &str) -> Option<u32> {
         let end = Instant::now() + 3 * PATIENCE;
         loop {
-            let (seen, pid) = self.state();
+            let (seen, pid) = self.state_of(program);
             if seen == state {
                 return pid;
             }
@@ -604,11 +623,11 @@ impl Supervisor {
         }
     }
 
-    fn log(&self, name: &str) -> String {
+    pub(crate) fn log(&self, name: &str) -> String {
         fs::read_to_string(self.folder.path().join(name)).unwrap_or_default()
     }
 
-    fn events(&self) -> String {
+    pub(crate) fn events(&self) -> String {
         self.log("events")
     }
 
@@ -618,7 +637,7 @@ impl Supervisor {
         stream
     }
 
-    fn status(&self) -> serde_json::Value {
+    pub(crate) fn status(&self) -> serde_json::Value {
         serde_json::from_str(&body(&request(self.connect("admin.sock"), "/status"))).unwrap()
     }
 
@@ -633,10 +652,12 @@ impl Supervisor {
         });
         u32::try_from(serving.unwrap()["pid"].as_u64().unwrap()).unwrap()
     }
-}
 
-impl Drop for Supervisor {
-    fn drop(&mut self) {
+    /// Stops everything, as a container does that is stopped.
+    pub(crate) fn stop(&mut self) {
+        if matches!(self.daemon.try_wait(), Ok(Some(_))) {
+            return;
+        }
         // It stops what it has begun, which it gives `stopwaitsecs`.
         signal("TERM", self.daemon.id());
         let end = Instant::now() + STOPWAITSECS + PATIENCE;
@@ -648,6 +669,12 @@ impl Drop for Supervisor {
         }
         drop(self.daemon.kill());
         drop(self.daemon.wait());
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -751,7 +778,7 @@ fn when_the_keeper_is_killed_its_worker_ends_what_it_began_and_the_next_keeper_h
 }
 
 /// Whether it has not ended; whoever adopts it may be late to take note.
-fn lives(pid: u32) -> bool {
+pub(crate) fn lives(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z"))
 }

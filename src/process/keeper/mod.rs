@@ -55,7 +55,7 @@ use crate::{
         ProvisionFaults, Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets,
         user::User,
     },
-    telemetry::error_log,
+    telemetry::{chain, error_log},
     tls::{CertificateMaterial, LIFETIME_SECONDS, TicketKeys},
 };
 
@@ -239,7 +239,8 @@ impl Keeper {
             match event {
                 Event::Signal(Signal::Stop) => return self.stop().await,
                 Event::Signal(Signal::Reload) => drop(self.reload("SIGHUP").await),
-                Event::Signal(Signal::Reopen) => self.reopen_log(),
+                // The log says what came of it.
+                Event::Signal(Signal::Reopen) => drop(self.reopen_log()),
                 Event::Signal(Signal::Upgrade) => {
                     if let Err(refused) = self.upgrade(None).await {
                         tracing::error!("not upgraded: {refused}");
@@ -342,6 +343,7 @@ impl Keeper {
             Order::Drain { wait } => Ok(self.drain(wait)),
             // The outcome comes from the program that takes over, unless there is none.
             Order::Upgrade => self.upgrade(Some((worker, id))).await.map(|()| String::new()),
+            Order::Reopen => self.reopen_log(),
         };
         self.answer(worker, id, outcome);
     }
@@ -558,22 +560,33 @@ impl Keeper {
         }
     }
 
-    fn reopen_log(&mut self) {
-        match self.log.as_mut().map(WatchedLog::reopen) {
-            Some(Ok(file)) => self.log_to(&file.into()),
-            Some(Err(error)) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the access log stays as it is");
+    /// Goes on in files that are opened now, under the names that the logs have.
+    fn reopen_log(&mut self) -> Outcome {
+        let access = self.log.as_mut().map(WatchedLog::reopen);
+        let errors = self.errors.as_mut().map(WatchedLog::reopen);
+        let (mut done, mut failed) = (Vec::new(), Vec::new());
+        for (name, reopened) in [("access log", access), ("error log", errors)] {
+            match reopened {
+                Some(Ok(file)) if name == "access log" => {
+                    self.log_to(&file.into());
+                    done.push(format!("{name} reopened"));
+                }
+                Some(Ok(file)) => {
+                    self.errors_to(file);
+                    done.push(format!("{name} reopened"));
+                }
+                Some(Err(error)) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the {name} stays as it is");
+                    failed.push(format!("the {name} stays as it is: {}", chain(&error)));
+                }
+                None => {}
             }
-            None if self.errors.is_none() => tracing::info!("there is no log file to reopen"),
-            None => {}
         }
-        match self.errors.as_mut().map(WatchedLog::reopen) {
-            Some(Ok(file)) => self.errors_to(file),
-            Some(Err(error)) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the error log stays as it is");
-            }
-            None => {}
+        if done.is_empty() && failed.is_empty() {
+            tracing::info!("there is no log file to reopen");
+            done.push("there is no log file to reopen".to_owned());
         }
+        if failed.is_empty() { Ok(done.join("\n")) } else { Err(failed.join("\n")) }
     }
 
     /// Writes the warnings and errors of this process where they are to go.
@@ -665,6 +678,7 @@ fn event(worker: WorkerId, deed: Deed) -> Event {
         Deed::Said(Word::Rollback { id, steps }) => (id, Order::Rollback { steps }),
         Deed::Said(Word::Drain { id, wait }) => (id, Order::Drain { wait }),
         Deed::Said(Word::Upgrade { id }) => (id, Order::Upgrade),
+        Deed::Said(Word::Reopen { id }) => (id, Order::Reopen),
         deed => return Event::Deed(worker, deed),
     };
     Event::Order(worker, id, order)

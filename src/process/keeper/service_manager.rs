@@ -3,25 +3,21 @@
 use std::{
     env,
     ffi::OsStr,
-    fs::{self, OpenOptions},
-    io::{self, Write},
+    io,
     os::{
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
-            fs::OpenOptionsExt,
             net::{SocketAddr, UnixDatagram},
         },
     },
-    path::{Path, PathBuf},
-    process,
+    path::PathBuf,
     time::Duration,
 };
 
-use rustix::fs::OFlags;
 use sd_notify::NotifyState;
 
-use crate::admin::Refusal;
+use crate::{admin::Refusal, process::pid_file};
 
 /// Tells the service manager how we are. Does nothing where there is none.
 pub(super) struct ServiceManager {
@@ -40,8 +36,8 @@ struct Ear {
 impl ServiceManager {
     /// Writes the pid file, unless it is written: over an upgrade the pid stays the same.
     pub(super) fn new(pid_file: Option<PathBuf>) -> io::Result<Self> {
-        if let Some(file) = pid_file.as_ref().filter(|file| !is_ours(file)) {
-            write(file)
+        if let Some(file) = pid_file.as_ref().filter(|file| !pid_file::is_ours(file)) {
+            pid_file::write(file)
                 .map_err(|error| io::Error::new(error.kind(), format!("cannot write {}: {error}", file.display())))?;
         }
         let ear = env::var_os("NOTIFY_SOCKET").and_then(|name| {
@@ -111,7 +107,7 @@ impl ServiceManager {
     /// Removes the pid file.
     pub(super) fn ended(&self) {
         if let Some(file) = &self.pid_file {
-            remove(file);
+            pid_file::remove(file);
         }
     }
 }
@@ -128,26 +124,6 @@ impl Ear {
         socket.set_write_timeout(Some(PATIENCE))?;
         Ok(Self { socket, address })
     }
-}
-
-/// Unless it is somebody else's by now.
-fn remove(file: &Path) {
-    if is_ours(file)
-        && let Err(error) = fs::remove_file(file)
-    {
-        tracing::warn!(file = %file.display(), error = &error as &dyn std::error::Error, "the pid file stays");
-    }
-}
-
-/// Through no link: root is not to be led to another file.
-fn write(file: &Path) -> io::Result<()> {
-    let flags = OFlags::NOFOLLOW.bits().cast_signed();
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(file)?;
-    writeln!(file, "{}", process::id())
-}
-
-fn is_ours(file: &Path) -> bool {
-    fs::read_to_string(file).is_ok_and(|text| text.trim() == process::id().to_string())
 }
 
 /// How long we wait for a manager that has too much to read.

@@ -122,7 +122,9 @@ fn told(answer: &str) -> Vec<String> {
     assert_eq!(status(answer), 200, "{answer}");
     body(answer)
         .lines()
-        .map(|line| line.split_once(':').map_or(line.to_owned(), |(name, value)| name.to_lowercase() + ":" + value))
+        .map(|line| {
+            line.split_once(':').map_or_else(|| line.to_owned(), |(name, value)| name.to_lowercase() + ":" + value)
+        })
         .collect()
 }
 
