@@ -165,8 +165,9 @@ struct Options {
     config: Option<PathBuf>,
     /// Read docassemble's own configuration and environment; keys of `--config` win [default:
     /// /usr/share/docassemble/config/config.yml, or where `DA_CONFIG` or `DA_ROOT` say]
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = DOCASSEMBLE)]
-    docassemble: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[allow(clippy::option_option, reason = "not asked for, asked for, and asked for with a file")]
+    docassemble: Option<Option<PathBuf>>,
 }
 
 impl Options {
@@ -176,8 +177,8 @@ impl Options {
                 let variable = |name| env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
                 let elsewhere =
                     || variable("DA_CONFIG").or_else(|| Some(variable("DA_ROOT")?.join("config/config.yml")));
-                let named = Some(file.clone()).filter(|file| file != Path::new(DOCASSEMBLE));
-                Source::Docassemble { file: named.or_else(elsewhere).unwrap_or(file), overlay: self.config.clone() }
+                let file = file.or_else(elsewhere).unwrap_or_else(|| DOCASSEMBLE.into());
+                Source::Docassemble { file, overlay: self.config.clone() }
             }
             None => Source::Native(self.config.clone().unwrap_or_else(|| CONFIGURATION.into())),
         }

@@ -34,9 +34,10 @@
 //! # The path of a request
 //!
 //! A connection is accepted into a task of its own, where a PROXY header is read if the listener requires one and TLS
-//! is agreed under a deadline ([`listener`]). Its requests are read by [`h1`], or by hyper for HTTP/2, and each goes
+//! is agreed under a deadline ([`listener`]). On a listener with a log server there is only that. Its requests are read by [`h1`], or by hyper for HTTP/2, and each goes
 //! through [`service::serve`], which is the law and reads from top to bottom: the log record, the listener's redirect,
-//! one reading of host, path and client, the host rule, the route, the body's announced length, the headers made true,
+//! one reading of host, path and client, the host rule, the route, whether its application is ready at all (if not, a page
+//! that says what is missing), the body's announced length, the headers made true,
 //! the body collected, a place waited for, the exchange, and the answer with its `Location`, its file and its
 //! compression. A websocket's handshake takes that path as any request and leaves it with its 101, as a tunnel. Whatever
 //! happens, one line is logged, when the last byte has gone or the client has.
@@ -49,10 +50,10 @@
 //! Traffic runs on one thread a core (`workers` in the configuration, [`service::TrafficThread`] in the code; all of them are in
 //! one process), each with a runtime, a `SO_REUSEPORT` socket of every listener and a pool of connections of its own:
 //! nothing on the path of a request crosses threads. What is shared is shared on purpose: the queue and the counts of an
-//! [`upstream::Upstream`], the spool's space, the limit on connections, metrics. A configuration is read through one
-//! pointer ([`runtime::Current`]), once a request. One more runtime does what is not traffic (admin, places given on, looks at
-//! whether applications are ready), one
-//! more thread writes the access log, and the first one listens to the keeper.
+//! [`upstream::Upstream`], whether it is ready, the chain of proxies seen last, the collecting of logs, the spool's space,
+//! the limit on connections, metrics. A configuration is read through one pointer ([`runtime::Current`]), once a request.
+//! One more runtime does what is not traffic (admin, places given on, looks at whether applications are ready), one more
+//! thread writes the access log, and the first one listens to the keeper.
 //!
 //! # Processes
 //!
@@ -108,6 +109,8 @@
 //! | docassemble's configuration: what is read, what its reader may say, how long | 1 MiB, 1 MiB, 10 s (50 s where docassemble fetches) | fixed |
 //! | an answer of supervisord, and how long it may take | 1 MiB, 5 s | fixed |
 //! | a look at whether an application is ready | 64 KiB, 5 s | fixed |
+//! | an index of logs, and how long collecting them is waited for | 10 000 names, 30 s | fixed |
+//! | a line of the error log; what is kept of a chain of proxies | 4000 characters; 500 of two requests | fixed |
 //! | of an h2 connection: streams, each with bodies as above | 100 | `limits.streams` |
 //! | of an h2 connection: what is received ahead, what is held ready to send | 1 MiB, 64 KiB a stream | fixed |
 //!

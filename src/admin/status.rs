@@ -42,7 +42,7 @@ pub struct HopsStatus {
     pub trusted: Option<HopStatus>,
     /// The last request noted that somebody else spoke for a client in.
     pub untrusted: Option<HopStatus>,
-    /// Where browsers see https and the application is told http: since when, and what to do.
+    /// Where browsers see https and the application is told http: what to do, and when that was seen last.
     pub mismatch: Option<String>,
 }
 

@@ -3,7 +3,12 @@
 //! One exchange a connection, over TCP or a unix socket, with HTTP Basic authentication where supervisord wants it
 //! (`[inet_http_server]`, `username` and `password`). An answer has [`MOST`] bytes and [`LONGEST`] at most.
 
-use std::{fmt::Write as _, io, time::Duration};
+use std::{
+    fmt::Write as _,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -50,7 +55,7 @@ pub enum SupervisordError {
     #[error("supervisord at {0} did not answer as it should: {1}")]
     Answer(EndpointAddress, String),
     /// `code` is one of supervisord's, such as 10 (`BAD_NAME`) or 60 (`ALREADY_STARTED`).
-    #[error("supervisord refused: {text} ({code})")]
+    #[error("supervisord refuses: {text} ({code})")]
     Fault { code: i64, text: String },
 }
 
@@ -142,7 +147,13 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 async fn connect(address: &EndpointAddress) -> io::Result<Box<dyn Stream>> {
     Ok(match address {
         EndpointAddress::Tcp { host, port } => {
-            Box::new(TcpStream::connect((host.trim_matches(['[', ']']), *port)).await?)
+            if host.eq_ignore_ascii_case("localhost") {
+                // As for any endpoint: no resolver is asked.
+                let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+                Box::new(TcpStream::connect(&loopback.map(|address| SocketAddr::new(address, *port))[..]).await?)
+            } else {
+                Box::new(TcpStream::connect((host.trim_matches(['[', ']']), *port)).await?)
+            }
         }
         EndpointAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),
     })

@@ -172,7 +172,10 @@ fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(ready) = ready_path {
             writeln!(f, "    until {ready} answers 200, clients see the starting page")?;
         }
-        if !plan.routes.iter().any(|route| route.upstream == *name) {
+        let lists = plan.log_servers().any(|(_, server)| server.index.as_deref() == Some(name));
+        if lists {
+            writeln!(f, "    it makes the index of logs")?;
+        } else if !plan.routes.iter().any(|route| route.upstream == *name) {
             writeln!(f, "    no route leads here")?;
         }
     }

@@ -33,6 +33,9 @@ pub fn unusable_folders(plan: &Plan) -> Vec<Problem> {
     if let Some(LogSink::File(path)) = plan.access_log.as_ref().map(|log| &log.sink) {
         note("access_log.path".to_owned(), folders.log(path));
     }
+    if let Some(log) = &plan.error_log {
+        note("error_log.path".to_owned(), folders.log(&log.path));
+    }
     note("spool.path".to_owned(), folders.ours(&plan.spool.path));
     for (position, listener) in plan.listeners.iter().enumerate() {
         if let ListenAddress::Unix(path) = &listener.address {
@@ -45,6 +48,11 @@ pub fn unusable_folders(plan: &Plan) -> Vec<Problem> {
     for (position, route) in plan.routes.iter().enumerate() {
         for (place, folder) in route.files.iter().enumerate() {
             note(format!("routes[{position}].files[{place}]"), folders.served(folder));
+        }
+    }
+    for (position, listener) in plan.listeners.iter().enumerate() {
+        if let Some(server) = &listener.log_server {
+            note(format!("listeners[{position}].log_server.folder"), folders.served(&server.folder));
         }
     }
     problems

@@ -36,6 +36,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     let routes = file.routes.and_then(|routes| lower_routes(routes, &names, only_logs, reading));
     let tls = file.tls.and_then(|tls| lower_tls(tls, reading));
     refuse_circles(&listeners, &upstreams, reading);
+    refuse_indexes_that_hold(&listeners, &upstreams, reading);
     let spool = file.spool.and_then(|spool| lower_spool(&spool, reading));
     let limits = file.limits.and_then(|limits| lower_limits(&limits, reading));
 
@@ -66,6 +67,27 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         spool: spool?,
         limits: limits?,
     })
+}
+
+/// Where an index cannot be had from its upstream it is made here, at once.
+fn refuse_indexes_that_hold(
+    listeners: &Result<Vec<ListenerPlan>, Told>,
+    upstreams: &Result<BTreeMap<String, UpstreamPlan>, Told>,
+    reading: &mut Reading<'_>,
+) {
+    let (Ok(listeners), Ok(upstreams)) = (listeners, upstreams) else { return };
+    for (position, listener) in listeners.iter().enumerate() {
+        let index = listener.log_server.as_ref().and_then(|server| server.index.as_ref());
+        if let Some(upstream) = index.and_then(|name| upstreams.get(name))
+            && !upstream.hold.is_zero()
+        {
+            let problem = format!(
+                "`{}` is waited for where it cannot be connected to, and the index is made here then; write `hold: 0` for it",
+                upstream.name
+            );
+            reading.refuse_at(&format!("listeners[{position}].log_server.index"), problem);
+        }
+    }
 }
 
 /// An upstream that is one of our own listeners would be sent its own requests for ever.
@@ -166,6 +188,11 @@ fn lower_listener(
     reading: &mut Reading<'_>,
 ) -> Result<ListenerPlan, Told> {
     let redirect = lower_redirect(&listener, at, host, reading);
+    if listener.log_server.as_ref().is_ok_and(Option::is_some)
+        && listener.redirect.is_ok_and(|redirect| redirect.is_some())
+    {
+        reading.refuse_at(&format!("{at}.log_server"), "this listener redirects everything; take one of the two out");
+    }
     if let (Ok(Some(_)), Ok(address), Ok(trusted)) = (listener.proxy_protocol, &listener.address, trusted) {
         let (anybody, who) = match address {
             ListenAddress::Tcp(_) => (!trusted.networks.is_empty(), "the network of your load balancer"),
@@ -200,7 +227,8 @@ fn lower_log_server(
     if let (Ok(Some(name)), Ok(upstreams)) = (&server.index, upstreams)
         && !upstreams.contains(name)
     {
-        reading.refuse_at(&format!("{at}.index"), format!("no upstream is named `{name}`"));
+        let near = suggestion(name, upstreams.iter().map(String::as_str));
+        reading.refuse_at(&format!("{at}.index"), format!("no upstream is named `{name}`{near}"));
     }
     let supervisor = match server.supervisor? {
         Some(supervisor) => {

@@ -25,7 +25,6 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 
 use self::traffic::{Bound, Command, ListenerId, Share, SocketId, Switch, Terms};
-use crate::service::Hops;
 use crate::{
     admin::{self, Observer, Orders, Report},
     config::{ListenAddress, ListenerPlan, LogSink, Plan},
@@ -34,6 +33,7 @@ use crate::{
     listener::Connections,
     metrics::Metrics,
     runtime::{Current, Runtime},
+    service::Hops,
     spool::Spool,
     telemetry::access_log::{self, AccessLog, Format, FormatError},
     tls::{Certificate, CertificateError, CertificateStore, ServerConfigs, TicketKeys, Ticketer},

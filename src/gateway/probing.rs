@@ -1,6 +1,10 @@
-//! Looks at the applications' own pages that say whether they are ready.
+//! Looks at the applications' own pages that say whether they are ready, and once at what should not be open.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::Notify,
@@ -20,23 +24,26 @@ use crate::{
 /// Goes on for as long as the runtime it runs on; `changed` says that another configuration is in force.
 pub(super) async fn look_after(current: Arc<Current>, changed: Arc<Notify>) {
     let mut looked: HashMap<String, Instant> = HashMap::new();
+    // Each by itself: one that is slow to answer is no reason to look at others later.
+    let mut looks = JoinSet::new();
+    let mut looking: HashSet<String> = HashSet::new();
     loop {
         let runtime = current.load_full();
         looked.retain(|name, _| runtime.upstreams.contains_key(name));
-        let mut looks = JoinSet::new();
-        for upstream in runtime.upstreams.values() {
-            let last = looked.get(&*upstream.name);
-            if last.is_none_or(|last| last.elapsed() >= pause(upstream)) {
+        for (name, upstream) in &runtime.upstreams {
+            let last = looked.get(name);
+            if last.is_none_or(|last| last.elapsed() >= pause(upstream)) && looking.insert(name.clone()) {
                 looks.spawn(look(Arc::clone(&runtime), Arc::clone(upstream)));
             }
         }
         drop(runtime);
-        while let Some(looked_at) = looks.join_next().await {
-            if let Ok(name) = looked_at {
+        timeout(SOON / 2, changed.notified()).await.ok();
+        while let Some(done) = looks.try_join_next() {
+            if let Ok(name) = done {
+                looking.remove(&name);
                 looked.insert(name, Instant::now());
             }
         }
-        timeout(SOON / 2, changed.notified()).await.ok();
     }
 }
 
@@ -74,7 +81,7 @@ fn pause(upstream: &Upstream) -> Duration {
 /// Looks at one application, and answers its name.
 async fn look(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
     let name = upstream.name.to_string();
-    let (Some(readiness), Some(target)) = (&upstream.readiness, &upstream.plan.ready_path) else {
+    let Some(target) = &upstream.plan.ready_path else {
         // For the starting page, which says what is missing.
         if runtime.upstreams.values().any(|other| other.is_starting()) {
             reach(&upstream).await;
@@ -90,16 +97,7 @@ async fn look(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
             break;
         }
     }
-    if let Some(phase) = readiness.found(found) {
-        match phase {
-            Phase::Ready => tracing::info!(upstream = name, "ready"),
-            Phase::Stopping => tracing::info!(upstream = name, "says that it is not ready any more"),
-            Phase::Gone => tracing::warn!(upstream = name, "cannot be connected to any more"),
-            Phase::Starting | Phase::Unknown => {
-                tracing::info!(upstream = name, found = ?found, "not ready; clients see the starting page");
-            }
-        }
-    }
+    upstream.looked_at(found);
     name
 }
 

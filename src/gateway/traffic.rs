@@ -19,14 +19,13 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::service::Hops;
 use crate::{
     config::ListenerPlan,
     drain::{Drain, Tasks},
     listener::{Connections, Listener, Socket},
     metrics::Metrics,
     runtime::Current,
-    service::TrafficThread,
+    service::{Hops, TrafficThread},
     telemetry::access_log::{Format, LogWriter},
     tls::{CertificateStore, ServerConfigs},
 };

@@ -57,21 +57,26 @@ impl LogOutput {
 pub fn open(path: &Path, owner: Option<Uid>) -> Result<File, OutputError> {
     let mut options = OpenOptions::new();
     options.append(true).create(true).mode(0o640);
-    let mut real = path.to_owned();
+    let (mut real, mut plain) = (path.to_owned(), false);
     let root = rustix::process::geteuid().is_root();
     let untrusted = |why| OutputError::Untrusted { path: path.to_owned(), why };
     if root && let Some(file) = followed(path, owner).map_err(untrusted)? {
         // What was looked at, and no link that has come since.
-        options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        // Nor a pipe, which would be waited for.
+        options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
         real = file;
+        plain = true;
     }
     let new = root && fs::symlink_metadata(&real).is_err();
     let failed = |source| OutputError::Open { path: path.to_owned(), source };
     let file = folder::make_for(&real).and_then(|()| options.open(&real)).map_err(failed)?;
     let found = file.metadata().map_err(failed)?;
+    if plain && !found.is_file() {
+        return Err(untrusted("it is no file; remove it".to_owned()));
+    }
     if root && found.is_file() && found.nlink() > 1 {
         return Err(untrusted(format!(
-            "it has {} names, one of which may be of a file of the system's",
+            "it has {} names, one of which may be of a file of the system's; remove it",
             found.nlink()
         )));
     }

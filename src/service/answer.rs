@@ -46,7 +46,9 @@ impl Answer {
         }
         let id = log.request_id().to_string();
         let runtime = Rc::clone(log.runtime());
-        let missing: Vec<_> = runtime.upstreams.values().filter_map(|upstream| upstream.missing()).collect();
+        let shown = error.status == StatusCode::SERVICE_UNAVAILABLE;
+        let missing: Vec<_> =
+            runtime.upstreams.values().filter(|_| shown).filter_map(|upstream| upstream.missing()).collect();
         let mut page = Page::of(error, &id);
         page.administrator = runtime.plan.administrator.as_deref();
         page.waiting = waiting(error, &runtime, &log, &missing);
@@ -73,7 +75,8 @@ fn waiting<'a>(
         },
         Side::Gateway | Side::Downstream => return None,
     };
-    let poll = upstream.and_then(ready).or_else(|| runtime.upstreams.values().find_map(ready));
+    // Of this one alone: another may be ready all the time.
+    let poll = upstream.and_then(ready);
     Some(Waiting { stage, missing, poll })
 }
 

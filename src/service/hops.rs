@@ -37,7 +37,7 @@ pub struct Hop {
     pub at: SystemTime,
     /// Who connected to us.
     pub peer: String,
-    /// `X-Forwarded-For` and `Forwarded` as they came, cut off where they are long.
+    /// `X-Forwarded-For`, `-Proto` and `-Host` and `Forwarded` as they came, cut off where they are long.
     pub said: String,
     /// Whom the application is told of.
     pub client: String,
@@ -90,8 +90,21 @@ impl Hops {
             let mut seen = self.lock();
             *(if origin.trusted { &mut seen.trusted } else { &mut seen.untrusted }) = Some(hop);
         }
-        if let Some(problem) = mismatch(peer, origin, headers) {
-            self.mismatched(Mismatch { at, peer: show(peer), problem });
+        match mismatch(peer, origin, headers) {
+            Some(problem) => self.mismatched(Mismatch { at, peer: show(peer), problem }),
+            None => self.is_well(peer, origin),
+        }
+    }
+
+    /// Forgets a mismatch that has been mended, or was of another time.
+    fn is_well(&self, peer: &Peer, origin: &Origin) {
+        let mut seen = self.lock();
+        let over = seen.mismatch.as_ref().is_some_and(|mismatch| {
+            let mended = origin.scheme == Scheme::Https && mismatch.peer == show(peer);
+            mended || mismatch.at.elapsed().is_ok_and(|age| age > FORGOTTEN)
+        });
+        if over {
+            seen.mismatch = None;
         }
     }
 
@@ -119,6 +132,10 @@ fn mismatch(peer: &Peer, origin: &Origin, headers: &HeaderMap) -> Option<String>
     if origin.scheme == Scheme::Https {
         return None;
     }
+    // What a client of the internet says of itself is no sign of anything.
+    if !origin.trusted && !is_near(peer) {
+        return None;
+    }
     let by_page =
         [header::ORIGIN, header::REFERER].iter().any(|name| is_page_of_https(headers, name, origin.host.text()));
     if origin.trusted {
@@ -128,9 +145,7 @@ fn mismatch(peer: &Peer, origin: &Origin, headers: &HeaderMap) -> Option<String>
                 .to_owned()
         });
     }
-    // What a client of the internet says of itself is no sign of anything.
-    let by_proxy = is_near(peer) && says_https(headers);
-    (by_page || by_proxy)
+    (by_page || says_https(headers))
         .then(|| format!("{} is not in `trusted_proxies`; if it is your proxy, add it there", show(peer)))
 }
 
@@ -187,6 +202,8 @@ const HOST: &str = "x-forwarded-host";
 const PAUSE: Duration = Duration::from_millis(100);
 /// Between two events about the same.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How long a mismatch is shown that has not been seen again.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// Characters of what a request says that are kept.
 const LONGEST: usize = 500;
 
@@ -236,7 +253,8 @@ mod tests {
             ("10.0.0.1:1", false, "", vec![https], Some("10.0.0.1 is not in `trusted_proxies`")),
             ("127.0.0.1:1", false, "", vec![("forwarded", "for=1.2.3.4;Proto=HTTPS")], Some("127.0.0.1 is not in")),
             ("203.0.113.7:1", false, "", vec![https], None),
-            ("203.0.113.7:1", false, "", vec![page], Some("203.0.113.7 is not in")),
+            ("203.0.113.7:1", false, "", vec![page], None),
+            ("192.168.1.1:1", false, "", vec![page], Some("192.168.1.1 is not in")),
             ("10.0.0.1:1", false, "10.0.0.0/8", vec![https], None),
             ("10.0.0.1:1", false, "10.0.0.0/8", vec![page], Some("have it set `X-Forwarded-Proto: https`")),
             ("10.0.0.1:1", true, "", vec![https, page], None),

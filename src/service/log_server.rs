@@ -1,7 +1,7 @@
 //! The log server: a folder of logs for other machines of the same site.
 //!
 //! docassemble's page of logs asks for `/`, a name a line, and then for `/name`. Who may ask is decided by the address that
-//! connects, whatever headers say. The index is made by the application where it has one for that; otherwise here, after
+//! connects (or that a PROXY header names, where the listener requires one), whatever other headers say. The index is made by the application where it has one for that; otherwise here, after
 //! supervisord has had the logs collected.
 
 use std::{
@@ -199,7 +199,7 @@ fn names(folder: &FilePath) -> io::Result<Vec<String>> {
         let entry = entry?;
         if let Ok(name) = entry.file_name().into_string()
             && is_plain(name.as_bytes())
-            && entry.path().is_file()
+            && entry.file_type()?.is_file()
         {
             names.push(name);
         }

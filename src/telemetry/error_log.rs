@@ -1,7 +1,8 @@
 //! What an operator can act on, in a file of its own: one line an event, as readers of nginx's error log know it.
 //!
 //! `2026/11/26 09:00:00 [warn] 4711#0: endpoint cannot be connected to, upstream: "app"`. Each line is one write to a file
-//! that was opened to append, so that the lines of several processes stay whole. Standard error has them as well, and more.
+//! that was opened to append, so that the lines of several processes stay whole. It is written whatever `VESTIBULE_LOG` leaves out
+//! on standard error.
 
 use std::{
     fmt::{self, Write as _},
@@ -79,7 +80,7 @@ impl Visit for Text {
     }
 }
 
-/// Characters of one line: a page of memory, within which appending is one write.
+/// Characters of one line.
 const LONGEST: usize = 4000;
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use std::{
 
 use tracing::{Subscriber, error, warn};
 use tracing_subscriber::{
-    EnvFilter,
+    EnvFilter, Layer as _,
+    filter::LevelFilter,
     fmt::{self, MakeWriter},
     layer::SubscriberExt as _,
 };
@@ -91,7 +92,7 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let lines = fmt::layer().compact().with_ansi(colours).with_writer(writer);
-    tracing_subscriber::registry().with(filter).with(lines).with(ErrorLog)
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(ErrorLog.with_filter(LevelFilter::WARN))
 }
 
 fn json<W>(filter: EnvFilter, writer: W) -> impl Subscriber + Send + Sync
@@ -99,7 +100,7 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let lines = fmt::layer().json().flatten_event(true).with_writer(writer);
-    tracing_subscriber::registry().with(filter).with(lines).with(ErrorLog)
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(ErrorLog.with_filter(LevelFilter::WARN))
 }
 
 const DEFAULT: &str = "info";

@@ -115,8 +115,27 @@ impl Upstream {
         if let Some(readiness) = &self.readiness
             && self.endpoints.iter().all(|endpoint| endpoint.unreachable_for().is_some())
         {
-            // Who looks at it says so.
-            readiness.found(Finding::Refused);
+            self.tell(readiness.found(Finding::Refused), Finding::Refused);
+        }
+    }
+
+    /// Takes note of what a look at its page has found.
+    pub fn looked_at(&self, found: Finding) {
+        if let Some(readiness) = &self.readiness {
+            self.tell(readiness.found(found), found);
+        }
+    }
+
+    fn tell(&self, begun: Option<Phase>, found: Finding) {
+        let upstream = &*self.name;
+        match begun {
+            None => {}
+            Some(Phase::Ready) => tracing::info!(upstream, "ready"),
+            Some(Phase::Stopping) => tracing::info!(upstream, "says that it is not ready any more"),
+            Some(Phase::Gone) => tracing::warn!(upstream, "cannot be connected to any more"),
+            Some(Phase::Starting | Phase::Unknown) => {
+                tracing::info!(upstream, ?found, "not ready; clients see the starting page");
+            }
         }
     }
 

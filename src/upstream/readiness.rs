@@ -113,7 +113,8 @@ impl Readiness {
         self.known().since.elapsed()
     }
 
-    /// Takes a finding for known; answers the phase that this begins, if it is another.
+    /// Takes a finding for known; answers the phase that this begins, if it is another, for an operator to be told.
+    #[must_use]
     pub fn found(&self, finding: Finding) -> Option<Phase> {
         let mut known = self.known();
         if finding != Finding::Silent || known.last.is_none() {
@@ -201,7 +202,7 @@ mod tests {
         ] {
             let readiness = Readiness::default();
             for finding in findings {
-                readiness.found(*finding);
+                let _begun = readiness.found(*finding);
             }
             assert_eq!((readiness.is_starting(), readiness.lets_go()), (starting, lets_go), "{findings:?}");
             assert_eq!(readiness.words(), words, "{findings:?}");

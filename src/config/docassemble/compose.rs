@@ -5,17 +5,19 @@
 use std::{
     env, fs,
     io::Read as _,
+    os::unix::fs::OpenOptionsExt,
     path::{Component, Path, PathBuf},
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
+use rustix::fs::OFlags;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::{
     super::{
         LONGEST_FILE,
         error::{Fault, Origin, Position},
-        plan::DocassemblePlan,
+        plan::{DocassemblePlan, HostName},
         tree::{Key, Node, Value},
         trust::untrusted,
     },
@@ -87,8 +89,12 @@ impl Composer<'_> {
             keys.push(("administrator", text(&administrator.value, administrator.position)));
         }
         let log = if *web_server == WebServer::Apache { "/var/log/apache2" } else { "/var/log/nginx" };
-        keys.push(("access_log", map([("path", word(&format!("{log}/access.log"))), ("format", word("combined"))])));
-        keys.push(("error_log", map([("path", word(&format!("{log}/error.log")))])));
+        // Where logrotate looks after the folder, as Debian's packages have it, two would rotate.
+        let rotated = Path::new("/etc/logrotate.d").join(log.trim_start_matches("/var/log/")).exists();
+        let rotate = || rotated.then(|| ("rotate", Node::scalar("null", true, START)));
+        let file = |name: &str| vec![("path", word(&format!("{log}/{name}")))].into_iter().chain(rotate());
+        keys.push(("access_log", map(file("access.log").chain([("format", word("combined"))]))));
+        keys.push(("error_log", map(file("error.log"))));
         keys.push(("admin", word(&format!("unix:{}", super::ADMIN))));
         // What their programs are given under Supervisor, less a moment: `stopwaitsecs` is 60 for Apache, 20 for nginx.
         keys.push(("drain", word(if *web_server == WebServer::Apache { "58s" } else { "18s" })));
@@ -156,8 +162,10 @@ impl Composer<'_> {
     /// The first of docassemble's certificates that is there; none: one is made.
     fn certificate(&mut self) -> Option<Node> {
         let mut candidates = Vec::new();
-        if let (Some(used), Some(host)) = (&self.settings.lets_encrypt, &self.settings.host) {
-            let live = Path::new(LIVE).join(&host.value);
+        // Read anew, since it becomes part of a path.
+        let host = self.settings.host.as_ref().and_then(|host| HostName::parse(&host.value));
+        if let (Some(used), Some(host)) = (&self.settings.lets_encrypt, host) {
+            let live = Path::new(LIVE).join(host.as_str());
             candidates.push((live.join("fullchain.pem"), live.join("privkey.pem"), None));
             if !live.join("fullchain.pem").exists() {
                 let problem = format!(
@@ -183,7 +191,7 @@ impl Composer<'_> {
             candidates.into_iter().find(|(certificate, key, _)| self.is_usable(certificate, key))?;
         let path = |path: &Path| text(&path.to_string_lossy(), position);
         let mut files = vec![("certificate", path(&certificate)), ("key", path(&key))];
-        if let Some(chain) = chain.filter(|chain| chain.exists()) {
+        if let Some(chain) = chain.filter(|chain| chain.exists() && untrusted(chain).is_none()) {
             files.push(("chain", path(&chain)));
         }
         Some(map([("files", map(files))]))
@@ -194,21 +202,15 @@ impl Composer<'_> {
         if !certificate.exists() || !key.exists() {
             return false;
         }
-        if is_sample(certificate) {
-            let problem =
-                format!("{} is docassemble's sample, whose key everybody has: not used", certificate.display());
-            self.warn(self.settings.https.position, "use https", problem);
-            return false;
+        let unused = format!("{} is not used:", certificate.display());
+        // Before anything in them is opened: others could have put there what root waits for, or must not read.
+        let why = untrusted(certificate).or_else(|| untrusted(key)).or_else(|| {
+            is_sample(certificate).then(|| "it is docassemble's sample, whose key everybody has".to_owned())
+        });
+        if let Some(why) = &why {
+            self.warn(self.settings.https.position, "use https", format!("{unused} {why}"));
         }
-        if let Some(why) = untrusted(certificate).or_else(|| untrusted(key)) {
-            self.warn(
-                self.settings.https.position,
-                "use https",
-                format!("{} is not used: {why}", certificate.display()),
-            );
-            return false;
-        }
-        true
+        why.is_none()
     }
 
     fn certificate_folder(&mut self) -> PathBuf {
@@ -319,7 +321,12 @@ fn installed() -> PathBuf {
 /// Whether it is one of the certificates that docassemble's image comes with, whose keys are in its public repository.
 fn is_sample(certificate: &Path) -> bool {
     let mut pem = Vec::new();
-    let read = fs::File::open(certificate).and_then(|file| file.take(LONGEST_FILE).read_to_end(&mut pem));
+    // A pipe in its place would be waited for.
+    let mut options = fs::OpenOptions::new();
+    let opened = options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(certificate);
+    let file = opened.and_then(|file| Ok((file.metadata()?.is_file(), file)));
+    let read =
+        file.and_then(|(is_file, file)| if is_file { file.take(LONGEST_FILE).read_to_end(&mut pem) } else { Ok(0) });
     read.is_ok()
         && CertificateDer::from_pem_slice(&pem).is_ok_and(|certificate| {
             let digest = digest(&SHA256, &certificate);

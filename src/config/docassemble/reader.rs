@@ -7,7 +7,6 @@
 
 use std::{
     env,
-    ffi::OsString,
     fs::{self, OpenOptions},
     io::{self, Read as _, Write as _},
     net::Ipv4Addr,
@@ -20,6 +19,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::OFlags,
+    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
     time::Timespec,
 };
 use serde_json::Value as Json;
@@ -68,8 +68,8 @@ fn in_a_process(file: &Path, user: &str, fetch: bool) -> io::Result<Answer> {
     } else {
         command.env_clear().envs(VARIABLES.iter().filter_map(|name| Some((name, env::var_os(name)?))));
     }
-    let longest = if fetch { FETCHING } else { PARSING };
-    let said = run(&mut command, longest)?;
+    let longest = if fetch { FETCHING + PARSING } else { PARSING };
+    let said = run(&mut command, "its reader", longest)?;
     serde_json::from_slice(&said).map_err(|error| io::Error::other(format!("its reader did not do its part: {error}")))
 }
 
@@ -129,7 +129,7 @@ fn fetched(file: &Path, position: Position) -> io::Result<Node> {
     let python = python().ok_or_else(|| io::Error::other("there is no docassemble on this machine"))?;
     let mut command = Command::new(&python);
     command.arg("-c").arg(FETCH).arg(file).args(KEYS).current_dir("/tmp").env("DA_CONFIG_FILE", file);
-    let said = run(&mut command, FETCHING)?;
+    let said = run(&mut command, "docassemble's own reader", FETCHING)?;
     let said = String::from_utf8_lossy(&said);
     let json =
         said.lines().rev().find_map(|line| line.strip_prefix(FETCHED)).and_then(|json| serde_json::from_str(json).ok());
@@ -171,11 +171,11 @@ fn node(json: &Json, position: Position) -> Node {
 }
 
 /// What `command` prints; it is ended when it takes longer, or says more.
-fn run(command: &mut Command, longest: Duration) -> io::Result<Vec<u8>> {
+fn run(command: &mut Command, who: &str, longest: Duration) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + longest;
-    let program = OsString::from(command.get_program());
-    // What it says otherwise may hold what it read.
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    // What it says otherwise may hold what it read. A group of its own, so that what it begins ends with it.
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    let mut child = command.spawn()?;
     let said = child.stdout.take().map_or_else(
         || Ok(Vec::new()),
         |mut output| {
@@ -186,10 +186,7 @@ fn run(command: &mut Command, longest: Duration) -> io::Result<Vec<u8>> {
                 let left = Timespec::try_from(left).unwrap_or_default();
                 let ready = poll(&mut [PollFd::new(&output, PollFlags::IN)], Some(&left))?;
                 if ready == 0 {
-                    return Err(io::Error::other(format!(
-                        "{} took longer than {longest:?}",
-                        program.to_string_lossy()
-                    )));
+                    return Err(io::Error::other(format!("{who} took longer than {longest:?}")));
                 }
                 match output.read(&mut piece)? {
                     0 => return Ok(said),
@@ -199,15 +196,23 @@ fn run(command: &mut Command, longest: Duration) -> io::Result<Vec<u8>> {
             }
         },
     );
-    if said.is_err() {
-        child.kill().ok();
+    // Who has said all has a moment to end; whoever has not, and all that it began, is ended.
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    if let Some(pid) = pid {
+        let ended = said.is_ok() && {
+            let ended = pidfd_open(pid, PidfdFlags::empty())?;
+            poll(&mut [PollFd::new(&ended, PollFlags::IN)], Some(&GRACE))? > 0
+        };
+        if !ended {
+            kill_process_group(pid, Signal::KILL).ok();
+        }
     }
     let status = child.wait()?;
     let said = said?;
     if status.success() {
         return Ok(said);
     }
-    Err(io::Error::other(format!("{} ended with {status}", program.to_string_lossy())))
+    Err(io::Error::other(format!("{who} ended with {status}")))
 }
 
 /// As `hostname --fqdn` has it, of what is on this machine: no resolver is asked.
@@ -246,7 +251,8 @@ fn addresses() -> Vec<Ipv4Addr> {
 pub(super) const ROOT: &str = "/usr/share/docassemble";
 const PARSING: Duration = Duration::from_secs(10);
 /// docassemble's Python takes seconds to begin, and asks a cloud.
-const FETCHING: Duration = Duration::from_secs(50);
+const FETCHING: Duration = Duration::from_secs(40);
+const GRACE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 const MOST_SAID: usize = 1 << 20;
 const MOST_ADDRESSES: usize = 8;
 /// Loads the configuration as docassemble does, and prints the keys that are named.

@@ -305,6 +305,39 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
 }
 
 #[test]
+fn a_log_server_is_held_to_its_upstream_and_to_its_listener() {
+    let with = |server: &str, more: &str| {
+        format!(
+            "listeners: [{{ address: '127.0.0.1:8082', {server} }}]\nhost: a.example\n\
+             upstreams: {{ log: {{ endpoints: ['127.0.0.1:1'], {more} }} }}\nroutes: []\n"
+        )
+    };
+    assert_eq!(faults(&with("log_server: { index: log }", "hold: 0")), [""; 0], "no route is needed");
+    for (text, expected) in [
+        (
+            with("log_server: { index: log }", ""),
+            "1:55: listeners[0].log_server.index: `log` is waited for where it cannot be connected to, and the index is made \
+             here then; write `hold: 0` for it",
+        ),
+        (
+            with("log_server: { index: lgo }", "hold: 0"),
+            "1:55: listeners[0].log_server.index: no upstream is named `lgo`; did you mean `log`?",
+        ),
+        (
+            with("redirect: https, log_server: {}", ""),
+            "1:49: listeners[0].log_server: this listener redirects everything; take one of the two out",
+        ),
+        (
+            with("log_server: { supervisor: { username: a } }", ""),
+            "1:60: listeners[0].log_server.supervisor: write both `username` and `password`, or neither",
+        ),
+    ] {
+        let told = faults(&text);
+        assert!(told.iter().any(|fault| fault.ends_with(expected.split_once(": ").unwrap().1)), "{told:?}");
+    }
+}
+
+#[test]
 fn listeners_upstreams_and_routes_are_held_to_each_other() {
     let upstreams = "upstreams: { app: { endpoints: ['a:1'] } }\n";
     let routes = "routes: [{ prefix: /, upstream: app }]\n";

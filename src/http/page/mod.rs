@@ -260,9 +260,9 @@ const CONTENT_SECURITY_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 /// The same, and the one script that asks whether the application is ready, of this site only.
 const POLLING_SECURITY_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src \
-    'sha256-zwON7JYTCSXGXY8ehll+NX3QXidkm/kwtYRp6y0/GOs='; connect-src 'self'; base-uri 'none'; form-action 'none'";
+    'sha256-Oy6S9FcgBzYOxiQ/xq0+aDCJY5zr+CYQRii1W6AkqY8='; connect-src 'self'; base-uri 'none'; form-action 'none'";
 /// Its hash is in [`POLLING_SECURITY_POLICY`].
-const SCRIPT: &str = r#"(function(){var ready=document.body.dataset.ready;setInterval(function(){fetch(ready,{cache:"no-store"}).then(function(answer){if(answer.ok)location.reload()}).catch(function(){})},5000)})()"#;
+const SCRIPT: &str = r#"(function(){var ready=document.body.dataset.ready;setInterval(function(){fetch(ready,{cache:"no-store"}).then(function(answer){if(answer.ok)location.replace(location.pathname+location.search)}).catch(function(){})},5000)})()"#;
 /// Seconds between two looks at a starting application.
 const REFRESH: u64 = 10;
 /// Everything a mail address in a link does not need as it is (RFC 6068).

@@ -107,8 +107,8 @@ impl Keeper {
     }
 
     /// What a reload would do, in words. Binds nothing.
-    pub(super) fn dry_run(&mut self) -> Outcome {
-        let text = config::text(&self.source).map_err(|error| faults(&error).join("\n"))?;
+    pub(super) async fn dry_run(&mut self) -> Outcome {
+        let text = self.text().await.map_err(|faults| faults.join("\n"))?;
         let plan = config::check_text(&self.source, &text, inspections()).map_err(|error| faults(&error).join("\n"))?;
         Ok(rehearsal(&self.plan, &plan, self.takes(&plan)))
     }
@@ -167,7 +167,11 @@ impl Keeper {
         self.restart = None;
         self.quick_crashes = 0;
         self.warn();
-        let changed = if words.is_empty() { "the content of certificates".to_owned() } else { words.join("; ") };
+        let changed = match (words.is_empty(), is_same) {
+            (false, _) => words.join("; "),
+            (true, false) => "the content of certificates".to_owned(),
+            (true, true) => "a password, or where it was read".to_owned(),
+        };
         tracing::info!(generation, cause, %changed, "configuration in force");
         Ok(Some(generation))
     }

@@ -337,7 +337,7 @@ impl Keeper {
     /// Carries out what an operator asked of `worker`, and answers.
     async fn obey(&mut self, worker: WorkerId, id: u32, order: Order) {
         let outcome = match order {
-            Order::Reload { dry_run: true } => self.dry_run(),
+            Order::Reload { dry_run: true } => self.dry_run().await,
             Order::Reload { dry_run: false } => self.reload("`vestibule reload`").await,
             Order::Rollback { steps } => self.roll_back(steps).await,
             Order::Drain { wait } => Ok(self.drain(wait)),
@@ -526,8 +526,8 @@ impl Keeper {
         }
     }
 
-    /// Connections to these wait for nobody.
-    /// Tells what is not as it should be in what is in force.
+    /// Tells what is not as it should be in what is in force: warnings of the configuration, and sockets that connections wait in
+    /// for nobody.
     fn warn(&self) {
         for warning in &self.plan.warnings {
             tracing::warn!("{warning}");

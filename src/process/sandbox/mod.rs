@@ -52,9 +52,9 @@ pub(super) fn enter(user: Option<&User>, plan: &Plan) -> Result<Vec<String>, San
     weaknesses.extend(fence.close()?);
     // Last, since what is above takes calls that it forbids.
     weaknesses.extend(Calls { names }.restrict()?);
-    if let Some((upstream, name)) = self::names(plan).next() {
+    if let Some((key, name)) = self::names(plan).next() {
         weaknesses.push(format!(
-            "upstreams.{upstream}.endpoints: `{name}` is a name: to resolve it, the worker can read what its user may \
+            "{key}: `{name}` is a name: to resolve it, the worker can read what its user may \
              read beneath /etc; an address instead of the name would close that"
         ));
     }
@@ -79,21 +79,25 @@ pub(super) fn covers(old: &Plan, new: &Plan) -> Vec<String> {
         }
     }
     if names(old).next().is_none()
-        && let Some((upstream, name)) = names(new).next()
+        && let Some((key, name)) = names(new).next()
     {
-        lacking
-            .push(format!("upstreams.{upstream}.endpoints: `{name}` is a name, and there was none to resolve before"));
+        lacking.push(format!("{key}: `{name}` is a name, and there was none to resolve before"));
     }
     lacking
 }
 
-/// Endpoints that have to be resolved, with their upstreams.
-fn names(plan: &Plan) -> impl Iterator<Item = (&str, &str)> {
-    plan.upstreams.iter().flat_map(|(upstream, plan)| {
-        plan.endpoints.iter().filter_map(move |endpoint| match endpoint {
-            EndpointAddress::Tcp { host, .. } if !is_literal(host) => Some((upstream.as_str(), host.as_str())),
-            EndpointAddress::Tcp { .. } | EndpointAddress::Unix(_) => None,
-        })
+/// Addresses that have to be resolved, after the keys that name them.
+fn names(plan: &Plan) -> impl Iterator<Item = (String, &str)> {
+    let endpoints = plan.upstreams.iter().flat_map(|(upstream, plan)| {
+        plan.endpoints.iter().map(move |endpoint| (format!("upstreams.{upstream}.endpoints"), endpoint))
+    });
+    let supervisors = plan.log_servers().filter_map(|(address, server)| {
+        let supervisor = server.supervisor.as_ref()?;
+        Some((format!("listeners[{address}].log_server.supervisor.address"), &supervisor.address))
+    });
+    endpoints.chain(supervisors).filter_map(|(key, endpoint)| match endpoint {
+        EndpointAddress::Tcp { host, .. } if !is_literal(host) => Some((key, host.as_str())),
+        EndpointAddress::Tcp { .. } | EndpointAddress::Unix(_) => None,
     })
 }
 

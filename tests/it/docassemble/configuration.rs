@@ -159,3 +159,33 @@ fn a_rollback_goes_back_to_what_config_yml_said() {
         assert_eq!(body(&get(80, "/one/")), "ok");
     });
 }
+
+#[test]
+fn root_opens_no_certificate_where_the_application_may_put_what_it_likes() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let folder = folder();
+    let certificates = folder.path().join("certs");
+    fs::create_dir(&certificates).unwrap();
+    Command::new("mkfifo").arg(certificates.join("nginx.crt")).status().unwrap();
+    fs::write(certificates.join("nginx.key"), "").unwrap();
+    std::os::unix::fs::chown(&certificates, Some(super::www_data()), None).unwrap();
+    let file = folder.path().join("config.yml");
+    let text =
+        format!("use https: True\nexternal hostname: a.example\ncert install directory: {}\n", certificates.display());
+    fs::write(&file, text).unwrap();
+
+    // Were it opened, this would wait for ever.
+    let mut command = Command::new("timeout");
+    command
+        .arg("10")
+        .arg(env!("CARGO_BIN_EXE_vestibule"))
+        .args(["explain", "--docassemble"])
+        .arg(&file)
+        .env("DA_ROOT", folder.path());
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains("nginx.crt is not used:") && said.contains("self-signed"), "{said}");
+}

@@ -159,7 +159,7 @@ fn f70_without_a_certificate_one_is_made_and_never_the_public_sample_is_served()
         assert_eq!(status["certificates"][0]["source"], "self-signed", "{status}");
         assert_eq!(status["certificates"][0]["names"][0], HOST);
         assert!(
-            site.served.events().contains("docassemble's sample, whose key everybody has"),
+            site.served.events().contains("it is docassemble's sample, whose key everybody has"),
             "{}",
             site.served.events()
         );
