@@ -252,11 +252,23 @@ fn check(source: &Source) -> ExitCode {
 
 fn explain(source: &Source, outer: Option<Outer>) -> ExitCode {
     match (config::load(source), outer) {
-        (Ok(plan), None) => say(&config::explain(&plan)),
+        (Ok(plan), None) => {
+            say(&config::explain(&plan));
+            say(&proxies_as_seen(&plan));
+        }
         (Ok(plan), Some(outer)) => say(&config::explain_outer(&plan, outer)),
         (Err(error), _) => return refused(&error),
     }
     ExitCode::SUCCESS
+}
+
+/// What requests have shown of the proxies in front, where a gateway with this configuration runs and we may ask it.
+fn proxies_as_seen(plan: &config::Plan) -> String {
+    let Some(AdminAddress::Unix(socket)) = &plan.admin else { return String::new() };
+    let asked = block_on(admin::client::get(socket, "/status"));
+    let status: Option<admin::Status> =
+        asked.ok().and_then(Result::ok).and_then(|answer| serde_json::from_slice(&answer.body).ok());
+    status.map(|status| admin::render_hops(&status.hops)).unwrap_or_default()
 }
 
 /// The exit code of what has come to its end, or could not begin.

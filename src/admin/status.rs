@@ -172,7 +172,7 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         table(endpoints.collect(), text)?;
     }
 
-    render_hops(&status.hops, text)?;
+    text.push_str(&render_hops(&status.hops));
 
     writeln!(text, "\ncertificates")?;
     let certificates = status.certificates.iter().map(|certificate| {
@@ -185,8 +185,15 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
     table(certificates.collect(), text)
 }
 
-/// Writes the chain of proxies, where one has been seen.
-fn render_hops(hops: &HopsStatus, text: &mut String) -> fmt::Result {
+/// The chain of proxies as text for a terminal; nothing where none has been seen.
+#[must_use]
+pub fn render_hops(hops: &HopsStatus) -> String {
+    let mut text = String::new();
+    write_hops(hops, &mut text).expect("a string takes every write");
+    text
+}
+
+fn write_hops(hops: &HopsStatus, text: &mut String) -> fmt::Result {
     let HopsStatus { trusted, untrusted, mismatch } = hops;
     if trusted.is_none() && untrusted.is_none() && mismatch.is_none() {
         return Ok(());

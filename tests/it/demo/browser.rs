@@ -16,17 +16,17 @@ use serde_json::{Value, json};
 use crate::support::{body, program, read_response, status};
 
 /// A browser with a fresh profile, closed when dropped.
-pub(super) struct Browser {
+pub(crate) struct Browser {
     driver: Child,
     address: SocketAddr,
     session: String,
     /// Profile and downloads, and room for files of the test.
-    pub(super) folder: tempfile::TempDir,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Browser {
     /// `None` where there is no Chromium, or no driver for it.
-    pub(super) fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let (browser, driver) = (program("chromium")?, program("chromedriver")?);
         let folder = tempfile::tempdir().unwrap();
         let mut driver = Command::new(driver)
@@ -60,37 +60,37 @@ impl Browser {
         Some(this)
     }
 
-    pub(super) fn downloads(&self) -> PathBuf {
+    pub(crate) fn downloads(&self) -> PathBuf {
         self.folder.path().join("downloads")
     }
 
     /// Opens `url`; returns when it is loaded.
-    pub(super) fn open(&self, url: &str) {
+    pub(crate) fn open(&self, url: &str) {
         self.command("POST", "/url", &json!({ "url": url }));
     }
 
     /// The title of the page, also while another is on its way.
-    pub(super) fn title(&self) -> String {
+    pub(crate) fn title(&self) -> String {
         self.command("GET", "/title", &Value::Null).as_str().expect("text").to_owned()
     }
 
     /// The text of the first element that `selector` selects, as it is seen.
-    pub(super) fn text(&self, selector: &str) -> String {
+    pub(crate) fn text(&self, selector: &str) -> String {
         let text = self.command("GET", &format!("/element/{}/text", self.element(selector)), &Value::Null);
         text.as_str().expect("text").to_owned()
     }
 
-    pub(super) fn click(&self, selector: &str) {
+    pub(crate) fn click(&self, selector: &str) {
         self.command("POST", &format!("/element/{}/click", self.element(selector)), &json!({}));
     }
 
     /// Types; for a file input, chooses the file at this path.
-    pub(super) fn type_into(&self, selector: &str, text: &str) {
+    pub(crate) fn type_into(&self, selector: &str, text: &str) {
         self.command("POST", &format!("/element/{}/value", self.element(selector)), &json!({ "text": text }));
     }
 
     /// What has been written to the console since it was last asked for.
-    pub(super) fn console(&self) -> Vec<String> {
+    pub(crate) fn console(&self) -> Vec<String> {
         let log = self.command("POST", "/se/log", &json!({ "type": "browser" }));
         log.as_array().expect("entries").iter().map(ToString::to_string).collect()
     }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that cannot do its part fails the test that called it")]
 
-mod browser;
+pub(crate) mod browser;
 
 use std::{
     fs,

@@ -50,6 +50,9 @@ fn the_chain_of_proxies_is_shown_as_seen_and_a_mismatch_is_a_warning() {
             events.contains("browsers see https and the application is told http: 127.0.0.1 is not in"),
             "{events}"
         );
+        let config = site.served.path("da/config.yml");
+        let explained = site.served.order(&["explain", "--docassemble", config.to_str().unwrap()]);
+        assert!(explained.contains("\nproxies, as seen\n  WARNING: browsers see https"), "{explained}");
         let shown = site.served.order(&["status"]);
         for text in
             ["proxies, as seen\n  WARNING: browsers see https", "127.0.0.1 (NOT trusted) at", "10.0.0.1 (trusted) at"]

@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{
+    super::demo::browser::Browser,
     super::support::{body, header, network::in_network, raw, read_request, status, wait_for},
     Site,
 };
@@ -175,5 +176,21 @@ fn one_that_does_not_say_anything_is_taken_for_ready() {
         let site = Site::start(CONFIG, OVERLAY);
         assert_eq!(body(&get("/da/")), "app");
         assert_eq!(readiness(&site), "unknown");
+    });
+}
+
+#[test]
+fn a_browser_that_waits_is_shown_the_application_when_it_is_there() {
+    in_network(|| {
+        let site = Site::start(CONFIG, OVERLAY);
+        wait_until(&site, "starting");
+        let Some(browser) = Browser::start() else { return };
+        browser.open("http://127.0.0.1/da/interview?i=1");
+        assert_eq!(browser.title(), "Starting up");
+
+        let _application = Application::start("200 OK");
+        wait_for("the application to be shown", || browser.text("body") == "app");
+        let console = browser.console();
+        assert!(!console.iter().any(|line| line.contains("Content Security Policy")), "{console:?}");
     });
 }
