@@ -1,6 +1,7 @@
 //! A docassemble as its image has it, everything in its own place: real uWSGI with an application of the tests', a socket
 //! server on port 5000, certificates in `/etc/ssl/docassemble`, logs in `/var/log`; and the built binary in front, which is
-//! told nothing but `--docassemble`. The places are folders of the test's own, in a mount namespace.
+//! told nothing but `--docassemble`, and an `overlay.yml` where a test has one. The places are folders of the test's own, in
+//! a mount namespace.
 
 use std::{
     fs,
@@ -13,11 +14,12 @@ use std::{
 
 use rcgen::{CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls_pki_types::CertificateDer;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     super::support::{
-        Backend, Peer,
+        Backend, Peer, body,
         clients::{block_on, client, connect_from, tls_connect},
         program, raw, read_head, read_request, read_rest,
         served::{Served, folder},
@@ -32,8 +34,8 @@ pub(super) const HOST: &str = "justice.example.com";
 /// A site that is up, in a network of its own.
 pub(super) struct Installed {
     pub(super) served: Served,
-    _application: Peer,
-    _sockets: Backend,
+    application: Option<Peer>,
+    _sockets: Option<Backend>,
     /// What a browser has to believe in.
     pub(super) authority: CertificateDer<'static>,
 }
@@ -47,21 +49,32 @@ impl Installed {
 
     /// The same with variables, and once `prepare` has seen the folder that stands for `/`.
     pub(super) fn start_with(config: &str, variables: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> Option<Self> {
-        let uwsgi = program("uwsgi")?;
-        let root = folder();
-        for path in
-            ["etc/ssl/docassemble", "var/log/nginx", "var/log/apache2", "var/lib", "run/uwsgi", "da/config", "da/log"]
-        {
-            fs::create_dir_all(root.path().join(path)).unwrap();
-        }
-        let authority = certify(&root.path().join("etc/ssl/docassemble"), "nginx", HOST, true);
-        configure(root.path(), config);
-        prepare(root.path());
-        let mount =
-            config.lines().find_map(|line| line.strip_prefix("root: ")).unwrap_or("/").trim_end_matches('/').to_owned();
-        let application = application(&uwsgi, root.path(), if mount.is_empty() { "/" } else { &mount });
+        program("uwsgi")?;
+        let (root, authority) = lay_out(config, prepare);
+        let application = application(root.path());
         let sockets = Backend::start_on(TcpListener::bind("127.0.0.1:5000").unwrap(), socket_server);
+        let site = Self::serve(root, authority, variables, application, Some(sockets));
+        wait_for("the application to be ready", || {
+            site.served.status()["upstreams"].as_array().is_none_or(|upstreams| {
+                upstreams.iter().all(|upstream| upstream["readiness"].is_null() || upstream["readiness"] == "ready")
+            })
+        });
+        Some(site)
+    }
 
+    /// The front door alone: neither the application nor the socket server has been started.
+    pub(super) fn bare(config: &str, variables: &[(&str, &str)], prepare: impl FnOnce(&Path)) -> Self {
+        let (root, authority) = lay_out(config, prepare);
+        Self::serve(root, authority, variables, None, None)
+    }
+
+    fn serve(
+        root: TempDir,
+        authority: CertificateDer<'static>,
+        variables: &[(&str, &str)],
+        application: Option<Peer>,
+        sockets: Option<Backend>,
+    ) -> Self {
         let wrapper = root.path().join("vestibule");
         let script = SCRIPT.replace("VESTIBULE", env!("CARGO_BIN_EXE_vestibule"));
         fs::write(&wrapper, script.replace("ROOT", root.path().to_str().unwrap())).unwrap();
@@ -75,13 +88,23 @@ impl Installed {
             assert_eq!(served.child.try_wait().unwrap(), None, "{}", served.events());
             served.events().contains("listening")
         });
-        let site = Self { served, _application: application, _sockets: sockets, authority };
-        wait_for("the application to be ready", || {
-            site.served.status()["upstreams"].as_array().is_none_or(|upstreams| {
-                upstreams.iter().all(|upstream| upstream["readiness"].is_null() || upstream["readiness"] == "ready")
-            })
-        });
-        Some(site)
+        Self { served, application, _sockets: sockets, authority }
+    }
+
+    /// Starts the application, after the front door; answers whether it could.
+    pub(super) fn start_application(&mut self) -> bool {
+        self.application = application(self.served.folder.path());
+        self.application.is_some()
+    }
+
+    /// Ends the application.
+    pub(super) fn stop_application(&mut self) {
+        self.application = None;
+    }
+
+    /// The configuration in force.
+    pub(super) fn plan(&self) -> serde_json::Value {
+        serde_json::from_str(&body(&self.served.get("admin.sock", "/config"))).unwrap()
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -145,6 +168,28 @@ impl Installed {
     }
 }
 
+/// The folder that stands for `/`, with `config` and a certificate, once `prepare` has seen it; and who signed that.
+fn lay_out(config: &str, prepare: impl FnOnce(&Path)) -> (TempDir, CertificateDer<'static>) {
+    let root = folder();
+    for path in [
+        "etc/ssl/docassemble",
+        "var/log/nginx",
+        "var/log/apache2",
+        "var/lib",
+        "var/tmp",
+        "run/uwsgi",
+        "da/config",
+        "da/log",
+    ] {
+        fs::create_dir_all(root.path().join(path)).unwrap();
+    }
+    fs::set_permissions(root.path().join("var/tmp"), fs::Permissions::from_mode(0o1777)).unwrap();
+    let authority = certify(&root.path().join("etc/ssl/docassemble"), "nginx", HOST, true);
+    configure(root.path(), config);
+    prepare(root.path());
+    (root, authority)
+}
+
 /// Puts `config` in its place, as the application writes it.
 fn configure(root: &Path, config: &str) {
     let file = root.join("da/config/config.yml");
@@ -176,8 +221,12 @@ pub(super) fn certify(folder: &Path, name: &str, host: &str, together: bool) -> 
     root.der().clone()
 }
 
-/// uWSGI as docassemble's image has it.
-fn application(uwsgi: &Path, root: &Path, mount: &str) -> Peer {
+/// uWSGI as docassemble's image has it, at the `root` that its configuration says.
+fn application(root: &Path) -> Option<Peer> {
+    let uwsgi = program("uwsgi")?;
+    let config = fs::read_to_string(root.join("da/config/config.yml")).unwrap();
+    let mount = config.lines().find_map(|line| line.strip_prefix("root: ")).unwrap_or("/").trim_end_matches('/');
+    let mount = if mount.is_empty() { "/" } else { mount };
     fs::write(root.join("application.py"), include_str!("../support/application.py")).unwrap();
     fs::write(root.join("docassemble.wsgi"), "").unwrap();
     let mut command = Command::new(uwsgi);
@@ -199,7 +248,7 @@ fn application(uwsgi: &Path, root: &Path, mount: &str) -> Peer {
     wait_for("uWSGI", || {
         fs::read_to_string(root.join("uwsgi.log")).is_ok_and(|log| log.contains("spawned uWSGI worker 1"))
     });
-    peer
+    Some(peer)
 }
 
 /// Answers a plain request with itself, and switches where it is asked to: then everything comes back.
@@ -243,9 +292,12 @@ pub(super) fn upgrade(mut stream: impl Read + Write, path: &str, host: &str) -> 
     (head, String::from_utf8_lossy(&back).into_owned())
 }
 
+/// Everything else can be made read-only, and another user the one who starts it.
 const SCRIPT: &str = r#"#!/bin/sh
 [ "$1" = serve ] || exec VESTIBULE "$@"
 exec unshare --mount sh -c '
-    for place in etc/ssl var/log var/lib run; do mount --bind "ROOT/$place" "/$place" || exit 1; done
-    exec VESTIBULE serve --docassemble'
+    for place in etc/ssl var/log var/lib var/tmp run; do mount --bind "ROOT/$place" "/$place" || exit 1; done
+    [ -z "$READ_ONLY" ] || mount -o remount,bind,ro / || exit 1
+    [ -f ROOT/overlay.yml ] && set -- --config ROOT/overlay.yml
+    exec $BECOME VESTIBULE serve --docassemble "$@"' sh
 "#;

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 import time
 from urllib.parse import parse_qsl
@@ -25,6 +26,13 @@ def application(environ, start_response):
         status = next((value for name, value in pairs if name == "status"), "200 OK")
         start_response(status, [(name, value) for name, value in pairs if name != "status"])
         return [b""]
+    if path.endswith("/page"):
+        # The same, with a body that is worth compressing.
+        start_response("200 OK", parse_qsl(query, keep_blank_values=True) + [("Content-Length", "4000")])
+        return [b"text" * 1000]
+    if path.endswith("/health_check") and query == "ready=1" and os.path.exists("unready"):
+        start_response("400 Bad Request", [("Content-Type", "text/html"), ("Content-Length", "3")])
+        return [b"not"]
     if path.endswith("/digest"):
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         answer = ("%d %s" % (len(body), hashlib.sha256(body).hexdigest())).encode()

@@ -144,6 +144,10 @@ impl Backend {
         Self::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), serve)
     }
 
+    pub(crate) fn start_at(address: &str, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
+        Self::start_on(TcpListener::bind(address).unwrap(), serve)
+    }
+
     pub(crate) fn start_on(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Self {
         let backend =
             Self { address: listener.local_addr().unwrap(), connections: Arc::default(), stopped: Arc::default() };
@@ -176,7 +180,11 @@ impl Backend {
 
     /// Answers with the request as it was received, head and body.
     pub(crate) fn echoing() -> Self {
-        Self::start(|mut stream| {
+        Self::echoing_at("127.0.0.1:0")
+    }
+
+    pub(crate) fn echoing_at(address: &str) -> Self {
+        Self::start_at(address, |mut stream| {
             while let Some(request) = read_request(&mut stream) {
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", request.len());
                 if stream.write_all(head.as_bytes()).is_err() || stream.write_all(&request).is_err() {

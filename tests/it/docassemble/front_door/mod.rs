@@ -4,6 +4,10 @@
 //! each number is: in a row here, in a test of its own, or in a later version.
 
 mod alone;
+mod life_cycle;
+mod load;
+mod proxy;
+mod sockets;
 mod table;
 mod together;
 
