@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -32,6 +33,17 @@ fn on_site(config: &'static str, row: impl FnOnce(Installed) + Send + 'static) {
     });
 }
 
+/// The same, where nobody waits five seconds for a socket server that is not there.
+fn on_site_that_holds_sockets_briefly(config: &'static str, row: impl FnOnce(Installed) + Send + 'static) {
+    in_network(move || {
+        let overlay = "upstreams: { websockets: { hold: 200ms } }\n";
+        let prepare = |root: &Path| fs::write(root.join("overlay.yml"), overlay).unwrap();
+        if let Some(site) = Installed::start_with(config, &[], prepare) {
+            row(site);
+        }
+    });
+}
+
 #[test]
 fn f18_a_root_without_its_final_slash_is_taken_with_a_warning() {
     on_site("root: /da\n", |site| {
@@ -49,7 +61,7 @@ fn f19_index_html_at_the_root_is_the_applications() {
 
 #[test]
 fn f35_and_f87_the_socket_server_and_all_else_change_by_hot_reload_and_tunnels_live_on() {
-    on_site("root: /\n", |site| {
+    on_site_that_holds_sockets_briefly("root: /\n", |site| {
         let mut tunnel = connect(([127, 0, 0, 1], 80).into());
         write!(
             tunnel,
@@ -96,8 +108,8 @@ fn f36_an_exposed_socket_server_is_found_where_it_listens() {
 }
 
 #[test]
-fn f34_and_f38_a_socket_server_that_is_not_there_and_one_that_is_not_wanted() {
-    on_site("root: /\nwebsockets port: 5001\n", |site| {
+fn f34_a_socket_server_that_is_not_there_is_a_503_in_the_clients_form_and_one_that_is_back_answers_at_once() {
+    on_site_that_holds_sockets_briefly("root: /\nwebsockets port: 5001\n", |site| {
         let answer = site.ask(80, "GET /ws/socket.io/ HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n");
         assert_eq!((status(&answer), header(&answer, "content-type").as_deref()), (503, Some("application/json")));
         assert!(site.served.events().contains("127.0.0.1:5001"), "{}", site.served.events());
@@ -110,10 +122,17 @@ fn f34_and_f38_a_socket_server_that_is_not_there_and_one_that_is_not_wanted() {
             }
         });
         assert_eq!(status(&site.get(80, "/ws/socket.io/", HOST)), 200, "at once, when it is back");
+    });
+}
 
-        site.configure("root: /\nenable monitor: False\n");
+#[test]
+fn f38_a_socket_server_that_is_not_wanted_is_not_asked() {
+    on_site("root: /\nenable monitor: False\n", |site| {
         let answer = site.get(80, "/ws/socket.io/", HOST);
         assert!(body(&answer).contains("\"PATH_INFO\": \"/ws/socket.io/\""), "the application's to answer: {answer}");
+        let missing = site.get(80, "/ws/file?status=404%20Not%20Found", HOST);
+        assert_eq!(status(&missing), 404, "as docassemble answers");
+        assert!(!site.served.events().contains("WARN"), "{}", site.served.events());
     });
 }
 

@@ -1,6 +1,6 @@
 //! Of F05 to F108, what needs another configuration than the sites that rows share.
 
-use std::{fs, io::Write};
+use std::{fs, io::Write, thread};
 
 use super::super::{
     super::support::{
@@ -144,11 +144,7 @@ fn f107_no_answer_of_any_kind_has_a_server_or_a_version() {
 #[test]
 fn f108_every_error_is_a_page_for_people_and_json_for_programs() {
     with_every_error(|site| {
-        for (fields, form) in [
-            ("Accept: text/html\r\n", "text/html"),
-            ("", "text/html"),
-            ("Accept: application/json\r\n", "application/json"),
-        ] {
+        let held = |fields: &str, form: &str| {
             for (expected, answer) in refused(&site, fields) {
                 assert_eq!(status(&answer), expected, "{fields}: {answer}");
                 if expected == 301 {
@@ -159,7 +155,13 @@ fn f108_every_error_is_a_page_for_people_and_json_for_programs() {
                 let json = serde_json::from_str::<serde_json::Value>(&body(&answer));
                 assert_eq!(json.is_ok(), form == "application/json", "{expected} {fields}: {answer}");
             }
-        }
+        };
+        // Each of them waits for a deadline.
+        thread::scope(|scope| {
+            scope.spawn(|| held("Accept: text/html\r\n", "text/html"));
+            scope.spawn(|| held("", "text/html"));
+            scope.spawn(|| held("Accept: application/json\r\n", "application/json"));
+        });
         // Without a word about it, below `api/` it is a program.
         let api = site.get(80, "/da/api/slow?2", HOST);
         assert_eq!((status(&api), header(&api, "content-type").as_deref()), (504, Some("application/json")));

@@ -58,7 +58,9 @@ const TABLE: &[(u8, &[Held])] = &[
     (
         34,
         &[
-            Alone("f34_and_f38_a_socket_server_that_is_not_there_and_one_that_is_not_wanted"),
+            Alone(
+                "f34_a_socket_server_that_is_not_there_is_a_503_in_the_clients_form_and_one_that_is_back_answers_at_once",
+            ),
             Alone("f34_the_line_about_a_socket_server_that_refuses_names_the_setting_that_moves_it"),
         ],
     ),
@@ -71,7 +73,7 @@ const TABLE: &[(u8, &[Held])] = &[
         ],
     ),
     (37, &[Alone("f37_a_restart_of_the_socket_server_ends_its_tunnels_and_the_next_handshake_waits_for_it")]),
-    (38, &[Alone("f34_and_f38_a_socket_server_that_is_not_there_and_one_that_is_not_wanted")]),
+    (38, &[Alone("f38_a_socket_server_that_is_not_wanted_is_not_asked")]),
     (39, &[Later("one socket server is all that docassemble's configuration names")]),
     (40, &[Together]),
     (41, &[Together]),
@@ -106,7 +108,8 @@ const TABLE: &[(u8, &[Held])] = &[
     (
         63,
         &[
-            Alone("f63_six_are_inside_of_nginxs_line_and_five_of_apaches"),
+            Alone("f63_six_are_inside_where_nginx_was"),
+            Alone("f63_five_are_inside_where_apache_was"),
             Alone("f63_whoever_finds_the_queue_full_is_answered_503_with_a_time_to_come_back"),
         ],
     ),
@@ -140,7 +143,10 @@ const TABLE: &[(u8, &[Held])] = &[
         84,
         &[
             Alone("f84_and_f85_a_stop_of_the_whole_group_drains"),
-            Alone("f84_each_signal_to_stop_drains_within_what_supervisor_gives_and_a_second_one_does_not_wait"),
+            Alone("f84_term_stops_accepting_and_ends_what_is_inside"),
+            Alone("f84_int_stops_accepting_and_ends_what_is_inside"),
+            Alone("f84_quit_stops_accepting_and_ends_what_is_inside"),
+            Alone("f84_a_stop_takes_less_than_supervisor_gives_and_a_second_signal_does_not_wait"),
         ],
     ),
     (85, &[Alone("f84_and_f85_a_stop_of_the_whole_group_drains")]),
