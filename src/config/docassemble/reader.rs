@@ -75,7 +75,7 @@ fn in_a_process(file: &Path, user: &str, fetch: bool) -> io::Result<Answer> {
 
 fn answer(file: &Path, fetch: bool) -> Answer {
     let text = match text(file) {
-        Ok(text) => text,
+        Ok(text) => Some(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Answer::Unreadable(error.to_string()),
     };
@@ -83,6 +83,11 @@ fn answer(file: &Path, fetch: bool) -> Answer {
         Ok(tree) => tree,
         Err(fault) => return Answer::Refused(vec![fault]),
     };
+    // As while somebody writes it; docassemble does not take it for a configuration either.
+    if let Some(tree) = tree.as_ref().filter(|tree| tree.is_null()) {
+        let problem = "nothing is written in it".to_owned();
+        return Answer::Refused(vec![Fault { position: tree.position, at: String::new(), problem }]);
+    }
     let variables = |name: &str| env::var(name).ok();
     let machine = Machine { name: machine_name(), addresses: addresses() };
     let elsewhere = match read_tree(tree.as_ref(), &variables, &machine) {
@@ -108,8 +113,7 @@ fn answer(file: &Path, fetch: bool) -> Answer {
     }
 }
 
-/// The text of `file`; `None` where it is empty, as it is while somebody writes it.
-fn text(file: &Path) -> io::Result<Option<String>> {
+fn text(file: &Path) -> io::Result<String> {
     // A pipe in its place would be waited for.
     let mut options = OpenOptions::new();
     let opened = options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(file)?;
@@ -121,7 +125,7 @@ fn text(file: &Path) -> io::Result<Option<String>> {
     if text.len() as u64 > super::super::LONGEST_FILE {
         return Err(io::Error::other("it is longer than 1 MiB: hardly a configuration"));
     }
-    Ok(Some(text))
+    Ok(text)
 }
 
 /// What docassemble's own reader makes of `file`: the keys that concern us, all of them at `position`.

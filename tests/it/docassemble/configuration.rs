@@ -72,6 +72,13 @@ fn a_malformed_file_is_refused_with_its_place_and_at_reload_changes_nothing() {
         assert_eq!(status(&get(80, "/x")), 200, "as it was");
         assert!(!site.served.run(&["reload"]).status.success());
 
+        site.configure("");
+        wait_for("the refusal of nothing", || {
+            site.served.status()["processes"]["refused"]["faults"].to_string().contains("nothing is written in it")
+        });
+        assert_eq!(status(&get(80, "/x")), 200, "as it was");
+        site.configure("root: /da/\n  nonsense: [\n");
+
         let broken = site.served.path("da/config.yml");
         let (said, code) = vestibule(&["check", "--docassemble", broken.to_str().unwrap()]);
         assert_eq!(code, Some(78), "{said}");

