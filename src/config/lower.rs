@@ -37,6 +37,12 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     let tls = file.tls.and_then(|tls| lower_tls(tls, reading));
     refuse_circles(&listeners, &upstreams, reading);
     refuse_indexes_that_hold(&listeners, &upstreams, reading);
+    if let (Ok(Some(access)), Ok(Some(errors))) = (&file.access_log, &file.error_log)
+        && let (Ok(LogSink::File(access)), Ok(errors)) = (&access.path, &errors.path)
+        && *access == errors.0
+    {
+        reading.refuse_at("error_log.path", "this is the file of the access log; name another one");
+    }
     let spool = file.spool.and_then(|spool| lower_spool(&spool, reading));
     let limits = file.limits.and_then(|limits| lower_limits(&limits, reading));
 
@@ -236,7 +242,17 @@ fn lower_log_server(
             if username.is_some() != password.is_some() {
                 reading.refuse_at(&format!("{at}.supervisor"), "write both `username` and `password`, or neither");
             }
-            Some(SupervisorPlan { address: supervisor.address?, program: supervisor.program?, username, password })
+            if username.as_ref().is_some_and(|username| username.contains(':')) {
+                reading.refuse_at(&format!("{at}.supervisor.username"), "it cannot have a colon (RFC 7617, 2)");
+            }
+            let program = supervisor.program?;
+            if program.is_empty() {
+                reading.refuse_at(
+                    &format!("{at}.supervisor.program"),
+                    "name the program that collects the logs, such as `sync`",
+                );
+            }
+            Some(SupervisorPlan { address: supervisor.address?, program, username, password })
         }
         None => None,
     };

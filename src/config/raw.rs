@@ -185,7 +185,8 @@ keys! {
         /// load balancer looks elsewhere. `null`: none.
         path: Option<PagePath> = "null",
         /// A page that answers 200 when the application is ready, with or without a query. It is asked every second; until it
-        /// has said so clients are shown a page that says what is missing, and every five seconds afterwards. `null`: none.
+        /// has said so clients are shown a page that says what is missing, and every five seconds afterwards. One that answers
+        /// for five minutes, and never that it is ready, is let in all the same. `null`: none.
         ready: Option<PageTarget> = "null",
     }
     not_yet ["interval"]

@@ -72,8 +72,6 @@ pub(super) async fn warn_of_open_supervisors(current: Arc<Current>) {
 fn pause(upstream: &Upstream) -> Duration {
     match upstream.readiness.as_ref().map(|readiness| readiness.phase()) {
         Some(Phase::Ready) => LATER,
-        // Asked at once where another configuration has made a new application of it.
-        Some(Phase::Unknown) => Duration::ZERO,
         _ => SOON,
     }
 }

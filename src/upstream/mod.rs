@@ -19,6 +19,7 @@ use std::{
 
 pub use pool::{Lease, Pool};
 pub use queue::{Place, Queue, Refused};
+use readiness::LET_IN;
 pub use readiness::{Finding, Phase, Readiness};
 pub use stream::UpstreamStream;
 
@@ -133,7 +134,11 @@ impl Upstream {
             Some(Phase::Ready) => tracing::info!(upstream, "ready"),
             Some(Phase::Stopping) => tracing::info!(upstream, "says that it is not ready any more"),
             Some(Phase::Gone) => tracing::warn!(upstream, "cannot be connected to any more"),
-            Some(Phase::Starting | Phase::Unknown) => {
+            Some(Phase::Unknown) => tracing::warn!(
+                upstream,
+                "has answered for {LET_IN:?} and never that it is ready (health.ready); clients are let in all the same"
+            ),
+            Some(Phase::Starting) => {
                 tracing::info!(upstream, ?found, "not ready; clients see the starting page");
             }
         }

@@ -83,11 +83,15 @@ struct Known {
     phase: Phase,
     since: Instant,
     last: Option<Finding>,
+    /// Since when it has answered, and said that it is not ready, without a break.
+    not_yet: Option<Instant>,
+    /// That has gone on for so long that it is not believed any more.
+    let_in: bool,
 }
 
 impl Default for Readiness {
     fn default() -> Self {
-        let known = Known { phase: Phase::Unknown, since: Instant::now(), last: None };
+        let known = Known { phase: Phase::Unknown, since: Instant::now(), last: None, not_yet: None, let_in: false };
         Self { phase: AtomicU8::new(Phase::Unknown as u8), known: Mutex::new(known) }
     }
 }
@@ -116,17 +120,33 @@ impl Readiness {
     /// Takes a finding for known; answers the phase that this begins, if it is another, for an operator to be told.
     #[must_use]
     pub fn found(&self, finding: Finding) -> Option<Phase> {
+        self.found_at(finding, Instant::now())
+    }
+
+    fn found_at(&self, finding: Finding, now: Instant) -> Option<Phase> {
         let mut known = self.known();
         if finding != Finding::Silent || known.last.is_none() {
             known.last = Some(finding);
         }
-        let phase = known.phase.after(finding);
+        match finding {
+            Finding::NotYet(_) => known.not_yet = known.not_yet.or(Some(now)),
+            Finding::Silent => {}
+            Finding::Ready | Finding::Failing(_) | Finding::Refused => (known.not_yet, known.let_in) = (None, false),
+        }
+        let mut phase = known.phase.after(finding);
+        // One whose page never says it is ready must not be kept from everybody for ever.
+        if phase == Phase::Starting && known.not_yet.is_some_and(|since| now.duration_since(since) >= LET_IN) {
+            known.let_in = true;
+        }
+        if phase == Phase::Starting && known.let_in {
+            phase = Phase::Unknown;
+        }
         if phase == known.phase {
             return None;
         }
         // What comes up again after it was gone has been missing all the time.
         if !(known.phase == Phase::Gone && phase == Phase::Starting) {
-            known.since = Instant::now();
+            known.since = now;
         }
         known.phase = phase;
         self.phase.store(phase as u8, Ordering::Relaxed);
@@ -152,6 +172,9 @@ impl Readiness {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// How long an application that answers is believed that it is not ready yet.
+pub(super) const LET_IN: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {
@@ -207,5 +230,21 @@ mod tests {
             assert_eq!((readiness.is_starting(), readiness.lets_go()), (starting, lets_go), "{findings:?}");
             assert_eq!(readiness.words(), words, "{findings:?}");
         }
+    }
+
+    #[test]
+    fn one_that_never_says_that_it_is_ready_is_let_in_all_the_same() {
+        let readiness = Readiness::default();
+        let began = Instant::now();
+        let at = |seconds: u64| began + Duration::from_secs(seconds);
+        assert_eq!(readiness.found_at(NOT_YET, at(0)), Some(Phase::Starting));
+        assert_eq!(readiness.found_at(NOT_YET, at(299)), None);
+        assert_eq!(readiness.found_at(Finding::Silent, at(300)), None);
+        assert_eq!(readiness.found_at(NOT_YET, at(301)), Some(Phase::Unknown));
+        assert!(!readiness.is_starting());
+        assert_eq!(readiness.found_at(NOT_YET, at(302)), None, "and stays in");
+        assert_eq!(readiness.found_at(Finding::Refused, at(303)), Some(Phase::Starting), "until it goes");
+        assert_eq!(readiness.found_at(NOT_YET, at(304)), None, "from then on it has its time again");
+        assert_eq!(readiness.found_at(Finding::Ready, at(305)), Some(Phase::Ready));
     }
 }

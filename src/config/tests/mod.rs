@@ -328,6 +328,14 @@ fn a_log_server_is_held_to_its_upstream_and_to_its_listener() {
             "1:49: listeners[0].log_server: this listener redirects everything; take one of the two out",
         ),
         (
+            with("log_server: { supervisor: { username: 'a:b', password: c, program: '' } }", ""),
+            "1:72: listeners[0].log_server.supervisor.username: it cannot have a colon (RFC 7617, 2)",
+        ),
+        (
+            with("log_server: {}", "") + "access_log: { path: /l }\nerror_log: { path: /l }\n",
+            "6:14: error_log.path: this is the file of the access log; name another one",
+        ),
+        (
             with("log_server: { supervisor: { username: a } }", ""),
             "1:60: listeners[0].log_server.supervisor: write both `username` and `password`, or neither",
         ),
