@@ -135,7 +135,10 @@ impl Readiness {
         }
         let mut phase = known.phase.after(finding);
         // One whose page never says it is ready must not be kept from everybody for ever.
-        if phase == Phase::Starting && known.not_yet.is_some_and(|since| now.duration_since(since) >= LET_IN) {
+        if matches!(finding, Finding::NotYet(_))
+            && phase == Phase::Starting
+            && known.not_yet.is_some_and(|since| now.duration_since(since) >= LET_IN)
+        {
             known.let_in = true;
         }
         if phase == Phase::Starting && known.let_in {
