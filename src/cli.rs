@@ -53,6 +53,7 @@ fn run(command: Command) -> ExitCode {
     match command.verb {
         Verb::Serve { options, serve: how } => with_source(&options, |source| serve(source, how)),
         Verb::Worker => exit_code(process::work()),
+        Verb::Agent => exit_code(process::order_certificates()),
         Verb::DocassembleSettings { file, fetch } => {
             exit_code(config::read_docassemble(&file, fetch).map_err(Into::into))
         }
@@ -65,6 +66,13 @@ fn run(command: Command) -> ExitCode {
         Verb::Rollback { options, steps } => with_source(&options, |source| order(source, Order::Rollback { steps })),
         Verb::Drain { options, wait } => with_source(&options, |source| order(source, Order::Drain { wait })),
         Verb::Upgrade(options) => with_source(&options, |source| order(source, Order::Upgrade)),
+        Verb::Certificates(CertificateVerb::List(options)) => with_source(&options, certificates),
+        Verb::Certificates(CertificateVerb::Check(options)) => {
+            with_source(&options, |source| order(source, Order::Check))
+        }
+        Verb::Certificates(CertificateVerb::Renew(options)) => {
+            with_source(&options, |source| order(source, Order::Renew))
+        }
         Verb::Check(options) => with_source(&options, check),
         Verb::Explain { options, outer } => with_source(&options, |source| explain(source, outer)),
     }
@@ -94,6 +102,9 @@ enum Verb {
     /// What the keeper begins; not for people.
     #[command(hide = true)]
     Worker,
+    /// What the keeper begins to order certificates; not for people.
+    #[command(hide = true)]
+    Agent,
     /// What reads docassemble's configuration for root, as another user; not for people.
     #[command(hide = true)]
     DocassembleSettings {
@@ -132,6 +143,9 @@ enum Verb {
     },
     /// Have the program file that is on the disk now take over from the running gateway: same pid, nothing dropped.
     Upgrade(Options),
+    /// Certificates of the running gateway: those of your own, and those that it orders.
+    #[command(subcommand)]
+    Certificates(CertificateVerb),
     /// Validate everything without listening; prints `file:line:column: key.path: problem`, one a line.
     Check(Options),
     /// Say in words what the configuration means.
@@ -142,6 +156,16 @@ enum Verb {
         #[arg(long, value_name = "PROXY")]
         outer: Option<Outer>,
     },
+}
+
+#[derive(Subcommand)]
+enum CertificateVerb {
+    /// Which there are, until when, and how orders stand.
+    List(Options),
+    /// Look what is in the way of those that are ordered: names, addresses, port 80, CAA records, the clock.
+    Check(Options),
+    /// Order those anew that are ordered, whatever their age. Not to be done in a loop: authorities count.
+    Renew(Options),
 }
 
 #[derive(Args)]
@@ -291,6 +315,14 @@ fn status(source: &Source) -> ExitCode {
     with_admin(source, |socket| {
         let answer = block_on(admin::client::get(socket, "/status"))??;
         say(&admin::render_status(&serde_json::from_slice(&answer.body)?));
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn certificates(source: &Source) -> ExitCode {
+    with_admin(source, |socket| {
+        let answer = block_on(admin::client::get(socket, "/status"))??;
+        say(&admin::render_certificates(&serde_json::from_slice(&answer.body)?));
         Ok(ExitCode::SUCCESS)
     })
 }

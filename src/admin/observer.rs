@@ -117,6 +117,17 @@ impl AdminState for Observer {
     }
 
     fn metrics(&self) -> String {
+        let (certificates, report) = (self.certificates.certificates(), self.report.load());
+        let now = jiff::Timestamp::now().as_second();
+        let expire = certificates.iter().map(|certificate| {
+            let name = certificate.names().first().map(ToString::to_string).unwrap_or_default();
+            (certificate.at(), name, certificate.not_after().as_second().saturating_sub(now))
+        });
+        let orders = report
+            .orders
+            .iter()
+            .map(|order| (order.at.as_str(), order.hosts.first().cloned().unwrap_or_default(), order.failures));
+        self.metrics.certificates(expire, orders);
         self.metrics.encode()
     }
 }

@@ -20,6 +20,10 @@ pub enum Order {
     Upgrade,
     /// Open the access log anew, which has been moved away.
     Reopen,
+    /// Order the certificates anew that are ordered, whatever their age.
+    Renew,
+    /// Look what is in the way of the certificates that are ordered.
+    Check,
 }
 
 impl Order {
@@ -50,6 +54,8 @@ impl Order {
             },
             "/upgrade" => Self::Upgrade,
             "/reopen" => Self::Reopen,
+            "/renew" => Self::Renew,
+            "/check" => Self::Check,
             _ => return Ok(None),
         };
         match argument {
@@ -67,6 +73,8 @@ impl Order {
             Self::Drain { wait } => format!("/drain?wait={}ms", wait.as_millis()),
             Self::Upgrade => "/upgrade".to_owned(),
             Self::Reopen => "/reopen".to_owned(),
+            Self::Renew => "/renew".to_owned(),
+            Self::Check => "/check".to_owned(),
         }
     }
 }
@@ -95,6 +103,8 @@ mod tests {
             Order::Drain { wait: Duration::from_millis(1500) },
             Order::Upgrade,
             Order::Reopen,
+            Order::Renew,
+            Order::Check,
         ] {
             let target = order.target();
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));

@@ -4,6 +4,8 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::tls::OrderReport;
+
 /// The processes and the configurations, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -23,6 +25,8 @@ pub struct Report {
     pub refused: Option<Refusal>,
     /// What protects less than it could, one a sentence.
     pub weaknesses: Vec<String>,
+    /// Certificates that are ordered.
+    pub orders: Vec<OrderReport>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use jiff::{Timestamp, TimestampRound, Unit};
 use serde::{Deserialize, Serialize};
 
 use super::Report;
+use crate::tls::{OrderReport, OrderState};
 
 /// The gateway at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -175,6 +176,18 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
     text.push_str(&render_hops(&status.hops));
 
     writeln!(text, "\ncertificates")?;
+    write_certificates(status, text)
+}
+
+/// The certificates as text for a terminal.
+#[must_use]
+pub fn render_certificates(status: &Status) -> String {
+    let mut text = String::new();
+    write_certificates(status, &mut text).expect("a string takes every write");
+    text
+}
+
+fn write_certificates(status: &Status, text: &mut String) -> fmt::Result {
     let certificates = status.certificates.iter().map(|certificate| {
         let left = match certificate.days_left {
             expired @ ..0 => format!("EXPIRED {} ago", count(expired.unsigned_abs(), "day")),
@@ -182,7 +195,29 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         };
         [certificate.names.join(", "), left, certificate.not_after.clone(), certificate.source.clone()]
     });
-    table(certificates.collect(), text)
+    table(certificates.collect(), text)?;
+    render_orders(&status.processes.orders, text)
+}
+
+/// How the certificates stand that are ordered, in words.
+fn render_orders(orders: &[OrderReport], text: &mut String) -> fmt::Result {
+    for order in orders {
+        let hosts = order.hosts.join(", ");
+        let next = order.next.as_deref().unwrap_or("a time that is not known");
+        match order.state {
+            OrderState::Issued => writeln!(text, "  {hosts}: ordered, and renewed at {next}")?,
+            OrderState::Ordering => writeln!(text, "  {hosts}: an order is under way")?,
+            OrderState::Failing => {
+                let failures = count(order.failures.into(), "attempt");
+                writeln!(text, "  {hosts}: {failures} FAILED, the next one is at {next}")?;
+                writeln!(text, "    {}", order.why.as_deref().unwrap_or("no reason is known"))?;
+            }
+        }
+        if let Some(explanation) = &order.explanation {
+            writeln!(text, "    the authority says: {explanation}")?;
+        }
+    }
+    Ok(())
 }
 
 /// The chain of proxies as text for a terminal; nothing where none has been seen.
@@ -394,6 +429,7 @@ mod tests {
                     faults: vec!["vestibule.yml:3:1: hots: there is no such key".to_owned()],
                 }),
                 weaknesses: vec!["the kernel has no landlock".to_owned()],
+                orders: Vec::new(),
             },
         };
 

@@ -63,9 +63,12 @@ fn tree(plan: &Plan) -> Json {
         }
         hide_passwords(keys);
         // The key path of a certificate is where it stands, which is no difference by itself.
-        let certificates = keys.get_mut("tls").and_then(|tls| tls.get_mut("certificates")).and_then(Json::as_array_mut);
-        for certificate in certificates.into_iter().flatten() {
-            certificate.as_object_mut().map(|keys| keys.remove("at"));
+        for list in ["certificates", "acme"] {
+            let certificates = keys.get_mut("tls").and_then(|tls| tls.get_mut(list)).and_then(Json::as_array_mut);
+            for certificate in certificates.into_iter().flatten().filter_map(Json::as_object_mut) {
+                certificate.remove("at");
+                certificate.remove("after");
+            }
         }
     }
     tree
@@ -75,7 +78,7 @@ fn tree(plan: &Plan) -> Json {
 fn hide_passwords(keys: &mut Map<String, Json>) {
     for (name, value) in keys.iter_mut() {
         match value {
-            Json::String(text) if name == "password" => text.clear(),
+            Json::String(text) if matches!(name.as_str(), "password" | "secret") => text.clear(),
             Json::Object(keys) => hide_passwords(keys),
             Json::Array(items) => items.iter_mut().filter_map(Json::as_object_mut).for_each(hide_passwords),
             _ => {}
@@ -133,12 +136,16 @@ fn label(item: &Json) -> Option<String> {
         let host = keys.get("host").and_then(Json::as_str).unwrap_or_default();
         return Some(format!("{host}{}/", prefix.as_str().unwrap_or_default()));
     }
+    if let Some(hosts) = keys.get("hosts").and_then(Json::as_array) {
+        return Some(hosts.iter().filter_map(Json::as_str).collect::<Vec<_>>().join(", "));
+    }
     keys.get("certificate").map(|file| show("", file))
 }
 
 /// A key path as it is written in a configuration.
 fn path(at: &str, name: &str) -> String {
     let name = match name {
+        "acme" => "certificates",
         "buffer_request" => "buffer.request",
         "buffer_response" => "buffer.response",
         "health_path" => "health.path",

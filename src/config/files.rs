@@ -27,7 +27,9 @@ pub fn unusable_folders(plan: &Plan) -> Vec<Problem> {
     };
 
     // In the order of a start: what one key makes may hold what the next one names.
-    if plan.tls.certificates.is_empty() && plan.listeners.iter().any(|listener| listener.tls) {
+    if (plan.tls.certificates.is_empty() || !plan.tls.acme.is_empty())
+        && plan.listeners.iter().any(|listener| listener.tls)
+    {
         note("tls.storage".to_owned(), folders.storage(&plan.tls.storage));
     }
     if let Some(LogSink::File(path)) = plan.access_log.as_ref().map(|log| &log.sink) {

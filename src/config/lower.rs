@@ -14,9 +14,9 @@ use super::{
     address::Trusted,
     ciphers::Cipher,
     plan::{
-        AccessLogPlan, CertificatePlan, EndpointAddress, ErrorLogPlan, HostName, HttpsRedirect, LimitsPlan,
-        ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SpoolPlan,
-        SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+        AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, EabPlan, EndpointAddress,
+        ErrorLogPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan,
+        QueuePlan, RotatePlan, RoutePlan, SpoolPlan, SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -34,7 +34,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     let only_logs =
         listeners.as_ref().is_ok_and(|listeners| listeners.iter().all(|listener| listener.log_server.is_some()));
     let routes = file.routes.and_then(|routes| lower_routes(routes, &names, only_logs, reading));
-    let tls = file.tls.and_then(|tls| lower_tls(tls, reading));
+    let tls = file.tls.and_then(|tls| lower_tls(tls, &listeners, reading));
     refuse_circles(&listeners, &upstreams, reading);
     refuse_indexes_that_hold(&listeners, &upstreams, reading);
     if let (Ok(Some(access)), Ok(Some(errors))) = (&file.access_log, &file.error_log)
@@ -291,24 +291,18 @@ fn lower_redirect(
     Ok(Some(HttpsRedirect { host, port }))
 }
 
-fn lower_tls(tls: raw::Tls, reading: &mut Reading<'_>) -> Result<TlsPlan, Told> {
+fn lower_tls(
+    tls: raw::Tls,
+    listeners: &Result<Vec<ListenerPlan>, Told>,
+    reading: &mut Reading<'_>,
+) -> Result<TlsPlan, Told> {
     let protocols = tls.protocols.and_then(|protocols| match protocols.as_slice() {
         [] => {
             Err(reading.refuse_at("tls.protocols", "without a version nobody can connect; write `[TLSv1.2, TLSv1.3]`"))
         }
         _ => Ok(protocols),
     });
-    let lower = |(index, certificate): (usize, raw::Certificate)| {
-        let files = certificate.files?;
-        let at = format!("tls.certificates[{index}]");
-        Ok(CertificatePlan {
-            certificate: files.certificate?.0,
-            key: files.key?.0,
-            chain: files.chain?.map(|path| path.0),
-            at,
-        })
-    };
-    let certificates: Result<Vec<_>, Told> = tls.certificates?.into_iter().enumerate().map(lower).collect();
+    let (certificates, acme) = lower_certificates(tls.certificates?, listeners, reading)?;
     let protocols = protocols?;
     Ok(TlsPlan {
         tls12: protocols.contains(&TlsVersion::Tls12),
@@ -322,9 +316,176 @@ fn lower_tls(tls: raw::Tls, reading: &mut Reading<'_>) -> Result<TlsPlan, Told> 
                 ciphers
             }
         },
-        certificates: certificates?,
+        certificates,
+        acme,
         storage: tls.storage?.0,
     })
+}
+
+fn lower_certificates(
+    entries: Vec<raw::Certificate>,
+    listeners: &Result<Vec<ListenerPlan>, Told>,
+    reading: &mut Reading<'_>,
+) -> Result<(Vec<CertificatePlan>, Vec<AcmePlan>), Told> {
+    let (mut own, mut ordered) = (Vec::new(), Vec::new());
+    let mut seen = Seen::default();
+    let mut all = Ok(());
+    for (index, entry) in entries.into_iter().enumerate() {
+        let at = format!("tls.certificates[{index}]");
+        let lowered = match (entry.files, entry.acme) {
+            (Ok(Some(files)), Ok(None)) => {
+                if entry.hosts.is_ok_and(|hosts| !hosts.is_empty()) {
+                    reading.refuse_at(
+                        &format!("{at}.hosts"),
+                        "the names of a certificate of your own are in its file; take the key out",
+                    );
+                }
+                lower_files(files, &at).map(|files| own.push(files))
+            }
+            (Ok(None), Ok(Some(acme))) => entry.hosts.and_then(|hosts| {
+                let acme = lower_acme(acme, hosts, &at, own.len(), listeners, reading)?;
+                if let Some(first) = seen.note(acme.hosts.clone(), &at) {
+                    reading.refuse_at(&format!("{at}.hosts"), format!("`{first}` is ordered for these already"));
+                }
+                ordered.push(acme);
+                Ok(())
+            }),
+            (Ok(None), Ok(None)) => Err(reading.refuse_at(&at, "write `files` of your own, or `hosts` and `acme`")),
+            (Ok(Some(_)), Ok(Some(_))) => {
+                Err(reading.refuse_at(&at, "a certificate is of your own or is ordered; take `files` or `acme` out"))
+            }
+            (Err(told), _) | (_, Err(told)) => Err(told),
+        };
+        all = all.and(lowered);
+    }
+    all.map(|()| (own, ordered))
+}
+
+fn lower_files(files: raw::CertificateFiles, at: &str) -> Result<CertificatePlan, Told> {
+    Ok(CertificatePlan {
+        certificate: files.certificate?.0,
+        key: files.key?.0,
+        chain: files.chain?.map(|path| path.0),
+        at: at.to_owned(),
+    })
+}
+
+fn lower_acme(
+    acme: raw::Acme,
+    mut hosts: Vec<CertificateHost>,
+    at: &str,
+    after: usize,
+    listeners: &Result<Vec<ListenerPlan>, Told>,
+    reading: &mut Reading<'_>,
+) -> Result<AcmePlan, Told> {
+    let mut seen = BTreeSet::new();
+    hosts.retain(|host| seen.insert(host.clone()));
+    match hosts.len() {
+        0 => {
+            reading.refuse_at(
+                &format!("{at}.hosts"),
+                "name the hosts that it is ordered for, such as `[justice.example.com]`",
+            );
+        }
+        1..=MOST_HOSTS => {}
+        _ => {
+            let problem = format!("authorities put at most {MOST_HOSTS} names into a certificate; order several");
+            reading.refuse_at(&format!("{at}.hosts"), problem);
+        }
+    }
+    let (directory, staging) = (acme.directory?, acme.staging?);
+    if staging && directory.is_some() {
+        reading.refuse_at(&format!("{at}.acme.staging"), "it is Let's Encrypt's; take it or `directory` out");
+    }
+    let first = match directory {
+        Some(directory) => directory.0,
+        None if staging => LETS_ENCRYPT_STAGING.to_owned(),
+        None => LETS_ENCRYPT.to_owned(),
+    };
+    let directories: Vec<_> = [first].into_iter().chain(acme.fallback?.map(|directory| directory.0)).collect();
+    if let [first, second] = directories.as_slice()
+        && first == second
+    {
+        reading
+            .refuse_at(&format!("{at}.acme.fallback"), "this is the directory that has just failed; name another one");
+    }
+    let dns_hook = acme.dns_hook?;
+    let challenge = challenge(acme.challenge?, &dns_hook, &hosts, at, listeners, reading)?;
+    let eab = match acme.eab? {
+        Some(eab) => {
+            let (key_id, key) = (eab.key_id?, eab.key?);
+            if data_encoding::BASE64URL_NOPAD.decode(key.expose().trim_end_matches('=').as_bytes()).is_err() {
+                reading.refuse_at(
+                    &format!("{at}.acme.eab.key"),
+                    "this is no base64url; copy it as the authority shows it",
+                );
+            }
+            Some(EabPlan { key_id, secret: key })
+        }
+        None => None,
+    };
+    Ok(AcmePlan {
+        hosts,
+        email: acme.email?.map(|address| address.0),
+        directories,
+        challenge,
+        dns_hook,
+        profile: acme.profile?,
+        ca_file: acme.ca_file?.map(|path| path.0),
+        eab,
+        at: at.to_owned(),
+        after,
+    })
+}
+
+/// The challenge that is `wanted`, or one that hook and listeners allow.
+fn challenge(
+    wanted: Option<ChallengeKind>,
+    hook: &[String],
+    hosts: &[CertificateHost],
+    at: &str,
+    listeners: &Result<Vec<ListenerPlan>, Told>,
+    reading: &mut Reading<'_>,
+) -> Result<ChallengeKind, Told> {
+    let listeners = listeners.as_ref().map_err(|told| *told)?;
+    let internet = |address: &ListenAddress| !matches!(address, ListenAddress::Unix(_));
+    let listens = |tls: bool| listeners.iter().any(|listener| listener.tls == tls && internet(&listener.address));
+    if !listeners.iter().any(|listener| listener.tls) {
+        let problem = "no listener would use it; write `tls: true` for one, or take the certificate out";
+        return Err(reading.refuse_at(at, problem));
+    }
+    let chosen = wanted.unwrap_or_else(|| match hook {
+        [] if listens(false) => ChallengeKind::Http01,
+        [] => ChallengeKind::TlsAlpn01,
+        _ => ChallengeKind::Dns01,
+    });
+    let at_challenge = format!("{at}.acme.challenge");
+    match chosen {
+        ChallengeKind::Dns01 if hook.is_empty() => {
+            let problem = "`dns-01` takes a command that makes records at your DNS provider: name it in `dns_hook`";
+            return Err(reading.refuse_at(&at_challenge, problem));
+        }
+        ChallengeKind::Dns01 => {
+            if let Some(address) = hosts.iter().find(|host| host.address().is_some()) {
+                let problem = format!(
+                    "{address} is an address, which no DNS record proves (RFC 8738, 7); order one of its own for it"
+                );
+                return Err(reading.refuse_at(&format!("{at}.hosts"), problem));
+            }
+        }
+        ChallengeKind::Http01 | ChallengeKind::TlsAlpn01 => {
+            if let Some(host) = hosts.iter().find(|host| host.is_wildcard()) {
+                let problem =
+                    format!("{host} takes `dns-01` (RFC 8555, 7.1.3): name a command for it in `acme.dns_hook`");
+                return Err(reading.refuse_at(&format!("{at}.hosts"), problem));
+            }
+            if chosen == ChallengeKind::Http01 && !listens(false) {
+                let problem = "`http-01` is answered on a listener without TLS, on port 80 of the internet; add one";
+                return Err(reading.refuse_at(&at_challenge, problem));
+            }
+        }
+    }
+    Ok(chosen)
 }
 
 fn lower_upstreams(
@@ -489,6 +650,10 @@ fn bytes(at: &str, size: u64, reading: &mut Reading<'_>) -> Result<usize, Told> 
 }
 
 const LARGEST_IN_MEMORY: usize = 64 << 20;
+/// Let's Encrypt's limit, which no other authority is known to exceed.
+const MOST_HOSTS: usize = 100;
+const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+const LETS_ENCRYPT_STAGING: &str = "https://acme-staging-v02.api.letsencrypt.org/directory";
 
 /// What has been seen, and at which key first.
 struct Seen<T>(HashMap<T, String>);

@@ -170,8 +170,10 @@ pub fn dependencies(plan: &Plan) -> Vec<PathBuf> {
     let certificates = plan.tls.certificates.iter().flat_map(|certificate| {
         [Some(&certificate.certificate), Some(&certificate.key), certificate.chain.as_ref()].into_iter().flatten()
     });
+    let authorities = plan.tls.acme.iter().filter_map(|ordered| ordered.ca_file.as_ref());
     let docassemble = plan.docassemble.iter().flat_map(|plan| plan.awaited.iter().chain([&plan.file]));
-    let mut files: Vec<_> = plan.sources.iter().chain(certificates).chain(docassemble).cloned().collect();
+    let mut files: Vec<_> =
+        plan.sources.iter().chain(certificates).chain(authorities).chain(docassemble).cloned().collect();
     files.sort();
     files.dedup();
     files

@@ -175,8 +175,11 @@ pub struct TlsPlan {
     pub tls13: bool,
     /// The ciphers of TLS 1.2.
     pub ciphers: Vec<Cipher>,
+    /// Those of the operator's own.
     pub certificates: Vec<CertificatePlan>,
-    /// Where self-signed certificates and the history are kept (0700).
+    /// Those that are ordered.
+    pub acme: Vec<AcmePlan>,
+    /// Where ordered and self-signed certificates and the history are kept (0700).
     pub storage: PathBuf,
 }
 
@@ -191,6 +194,96 @@ pub struct CertificatePlan {
     pub chain: Option<PathBuf>,
     /// The key path of this entry in the configuration, for messages.
     pub at: String,
+}
+
+/// A certificate that is ordered by ACME (RFC 8555) and renewed in time.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct AcmePlan {
+    /// Never empty; each once.
+    pub hosts: Vec<CertificateHost>,
+    pub email: Option<String>,
+    /// URLs of directories in the order in which they are asked; never empty.
+    pub directories: Vec<String>,
+    pub challenge: ChallengeKind,
+    /// A command and its arguments; never empty with [`ChallengeKind::Dns01`].
+    pub dns_hook: Vec<String>,
+    pub profile: Option<String>,
+    pub ca_file: Option<PathBuf>,
+    pub eab: Option<EabPlan>,
+    /// The key path of this entry in the configuration, for messages.
+    pub at: String,
+    /// How many of [`TlsPlan::certificates`] come before it in the configuration.
+    pub after: usize,
+}
+
+/// External account binding (RFC 8555, 7.3.4).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct EabPlan {
+    pub key_id: String,
+    /// The key in base64url, which it has been seen to be.
+    pub secret: Secret,
+}
+
+/// How control of a name is shown to a CA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+pub enum ChallengeKind {
+    /// By a page on port 80 (RFC 8555, 8.3).
+    Http01,
+    /// By a TXT record (RFC 8555, 8.4).
+    Dns01,
+    /// By a handshake on port 443 (RFC 8737).
+    TlsAlpn01,
+}
+
+impl fmt::Display for ChallengeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http01 => "http-01",
+            Self::Dns01 => "dns-01",
+            Self::TlsAlpn01 => "tls-alpn-01",
+        })
+    }
+}
+
+/// A name that a certificate is ordered for: a host name, `*.` and one, or an address without brackets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+pub struct CertificateHost(String);
+
+impl CertificateHost {
+    /// Takes what [`HostName::parse`] takes, an IPv6 address without brackets as well, and `*.` before a host name of two
+    /// labels and more.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+            return Some(Self(address.to_string()));
+        }
+        let (star, name) = text.strip_prefix("*.").map_or(("", text), |name| ("*.", name));
+        let host = HostName::parse(name)?;
+        // No CA knows a name with an underscore (CA/Browser Forum ballot SC012), and IPv6 has been seen above.
+        let plain = !host.as_str().contains(['_', '[']) && (star.is_empty() || host.as_str().contains('.'));
+        plain.then(|| Self(format!("{star}{host}")))
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    #[must_use]
+    pub fn is_wildcard(&self) -> bool {
+        self.0.starts_with("*.")
+    }
+
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        self.0.parse().ok()
+    }
+}
+
+impl fmt::Display for CertificateHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// Whose `X-Forwarded-*` and PROXY headers are believed. Empty by default.

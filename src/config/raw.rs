@@ -10,12 +10,13 @@ use super::{
     ciphers::Cipher,
     keys::keys,
     plan::{
-        AdminAddress, EndpointAddress, HostName, ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash,
+        AdminAddress, CertificateHost, ChallengeKind, EndpointAddress, HostName, ListenAddress, LogFormat, LogSink,
+        PathPrefix, Protocol, Secret, Slash,
     },
     units::{Count, Size, Timeout, Wait},
     words::{
-        AccelPrefix, Concurrency, FilePath, Https, MailAddress, PagePath, PageTarget, ProxyRequired, ServedFolder,
-        SiteOrigin, TlsVersion, UserName, Workers,
+        AccelPrefix, Concurrency, DirectoryUrl, FilePath, Https, MailAddress, PagePath, PageTarget, ProxyRequired,
+        ServedFolder, SiteOrigin, TlsVersion, UserName, Workers,
     },
 };
 
@@ -118,20 +119,60 @@ keys! {
         protocols: Vec<TlsVersion> = "[TLSv1.2, TLSv1.3]",
         /// The ciphers of TLS 1.2 by OpenSSL's names. Empty: all that are spoken here. TLS 1.3 has its own.
         ciphers: Vec<Cipher> = "[]",
-        /// Certificates of your own. Where there is none, a self-signed one is made.
+        /// Certificates: of your own, or ordered from a certificate authority. Where there is none, a self-signed one is
+        /// made.
         certificates: Vec<Certificate> = "[]",
-        /// The folder where self-signed certificates and the configurations that were applied are kept.
+        /// The folder where ordered and self-signed certificates, accounts and the configurations that were applied are kept.
         storage: FilePath = "/var/lib/vestibule",
     }
 }
 
 keys! {
-    /// A certificate.
+    /// A certificate: either `files` of your own, or `hosts` and `acme`.
     struct Certificate {
         /// The files of a certificate of your own.
-        files: CertificateFiles = required,
+        files: Option<CertificateFiles> = "null",
+        /// The names that one is ordered for: host names, `*.example.com`, IP addresses; the first one names it.
+        hosts: Vec<CertificateHost> = "[]",
+        /// From whom it is ordered, and renewed in time. Until it is there a self-signed one is served.
+        acme: Option<Acme> = "null",
     }
-    not_yet ["hosts", "acme"]
+}
+
+keys! {
+    /// A certificate authority that certificates are ordered from by ACME (RFC 8555). Whoever orders agrees to its terms.
+    struct Acme {
+        /// Where it may write to about the account. `null`: nowhere.
+        email: Option<MailAddress> = "null",
+        /// The URL of its directory. `null`: that of Let's Encrypt.
+        directory: Option<DirectoryUrl> = "null",
+        /// Let's Encrypt's staging environment, to try things out: browsers do not trust its certificates.
+        staging: bool = "false",
+        /// The directory of another one that is asked while the first one fails. `null`: none.
+        fallback: Option<DirectoryUrl> = "null",
+        /// How we show that the names are ours: `http-01` (port 80), `tls-alpn-01` (port 443) or `dns-01` (`dns_hook`).
+        /// `null`: `dns-01` where there is a hook, else what the listeners allow.
+        challenge: Option<ChallengeKind> = "null",
+        /// The command, with its arguments, that makes and removes TXT records at your DNS provider. It is run as
+        /// `… present NAME VALUE` and `… cleanup NAME VALUE`, with `CERTBOT_DOMAIN` and `CERTBOT_VALIDATION` set.
+        dns_hook: Vec<String> = "[]",
+        /// The profile of certificate that is asked for. `null`: the authority's default.
+        profile: Option<String> = "null",
+        /// The root certificates (PEM) that the directory itself is trusted by. `null`: those of the system.
+        ca_file: Option<FilePath> = "null",
+        /// An account with the authority that the new one is bound to. `null`: none.
+        eab: Option<Eab> = "null",
+    }
+}
+
+keys! {
+    /// External account binding (RFC 8555, 7.3.4): what the authority gave its customer.
+    struct Eab {
+        /// The number of the key.
+        key_id: String = required,
+        /// The key, in base64url. Shown nowhere.
+        key: Secret = required,
+    }
 }
 
 keys! {

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::{
-    plan::{LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash},
+    plan::{CertificateHost, ChallengeKind, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash},
     read::{Scalar, or_variable, suggestion, unexpected},
     units::Count,
 };
@@ -94,6 +94,43 @@ impl Scalar for TlsVersion {
 
     fn schema() -> Json {
         json!({ "enum": ["TLSv1.2", "TLSv1.3"] })
+    }
+}
+
+impl Scalar for ChallengeKind {
+    const EXPECTED: &'static str = "`http-01`, `tls-alpn-01` or `dns-01`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("http-01", Self::Http01), ("tls-alpn-01", Self::TlsAlpn01), ("dns-01", Self::Dns01)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["http-01", "tls-alpn-01", "dns-01"] })
+    }
+}
+
+impl Scalar for CertificateHost {
+    const EXPECTED: &'static str = "a host name such as `justice.example.com`, `*.example.com`, or an IP address";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        Self::parse(text).ok_or_else(|| unexpected::<Self>(text))
+    }
+}
+
+/// Where an ACME server says what there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DirectoryUrl(pub(super) String);
+
+impl Scalar for DirectoryUrl {
+    const EXPECTED: &'static str = "the URL of a directory, such as `https://acme.example.com/directory`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let uri = text.parse::<http::Uri>().ok().filter(|uri| uri.host().is_some() && uri.query().is_none());
+        match uri.as_ref().and_then(http::Uri::scheme_str) {
+            Some("https") => Ok(Self(text.to_owned())),
+            Some("http") => Err("ACME is spoken over https only (RFC 8555, 6.1)".to_owned()),
+            _ => Err(unexpected::<Self>(text)),
+        }
     }
 }
 

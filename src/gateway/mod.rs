@@ -36,7 +36,10 @@ use crate::{
     service::Hops,
     spool::Spool,
     telemetry::access_log::{self, AccessLog, Format, FormatError},
-    tls::{Certificate, CertificateError, CertificateStore, ServerConfigs, TicketKeys, Ticketer},
+    tls::{
+        Certificate, CertificateError, CertificateMaterial, CertificateStore, PendingChallenge, ServerConfigs,
+        TicketKeys, Ticketer,
+    },
 };
 
 /// A front door that is open.
@@ -238,7 +241,7 @@ impl Gateway {
         held: &BTreeMap<String, u32>,
     ) -> Result<(), StartError> {
         let before = self.current.load().plan.clone();
-        let certificates = certificates(&provisions)?;
+        let certificates = certificates(&provisions.certificates)?;
         let protocols = |plan: &Plan| (plan.tls.tls12, plan.tls.tls13, plan.tls.ciphers.clone());
         let tls_changed = protocols(&plan) != protocols(&before);
         let tls = if tls_changed {
@@ -415,6 +418,23 @@ impl Gateway {
         }
     }
 
+    /// Answers exactly `pending` to CAs that ask.
+    pub fn answer_challenges(&self, pending: &[PendingChallenge]) {
+        self.certificates.challenges().replace(pending);
+    }
+
+    /// Serves `materials`, in their order, in place of the certificates there are; handshakes that have begun keep theirs.
+    ///
+    /// One that cannot be used leaves all as it was, with an event.
+    pub fn serve_certificates(&self, materials: &[CertificateMaterial]) {
+        match certificates(materials) {
+            Ok(certificates) => self.certificates.replace(certificates),
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the certificates of before stay in force");
+            }
+        }
+    }
+
     /// Seals session tickets with other keys.
     pub fn set_tickets(&self, keys: &TicketKeys) {
         self.ticketer.replace(keys);
@@ -518,7 +538,7 @@ fn finish(old: OpenLog) {
     }
 }
 
-fn certificates(provisions: &Provisions) -> Result<Vec<Certificate>, StartError> {
+fn certificates(materials: &[CertificateMaterial]) -> Result<Vec<Certificate>, StartError> {
     let now = jiff::Timestamp::now();
     let load = |material| {
         let certificate = Certificate::from_material(material)
@@ -528,7 +548,7 @@ fn certificates(provisions: &Provisions) -> Result<Vec<Certificate>, StartError>
         }
         Ok(certificate)
     };
-    provisions.certificates.iter().map(load).collect()
+    materials.iter().map(load).collect()
 }
 
 /// A connection is a descriptor, and so is its way to the endpoint: as many as the system allows.

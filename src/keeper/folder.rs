@@ -11,7 +11,7 @@ use crate::config::untrusted;
 
 /// Makes the folder `path` with `mode` unless it is there. Only the last part is made: a whole missing tree is more
 /// often a misspelt path than a wish. Answers whether it was made.
-pub(super) fn make(path: &Path, mode: u32) -> io::Result<bool> {
+pub(crate) fn make(path: &Path, mode: u32) -> io::Result<bool> {
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),

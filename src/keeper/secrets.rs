@@ -4,8 +4,8 @@ use std::{io, path::PathBuf};
 
 use super::self_signed;
 use crate::{
-    config::Plan,
-    tls::{CertificateMaterial, MaterialFault},
+    config::{AcmePlan, Plan},
+    tls::{CertificateMaterial, MaterialFault, SecretBytes, acme, read_bounded},
 };
 
 /// Reads every certificate of `plan`.
@@ -21,8 +21,8 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
     if !plan.listeners.iter().any(|listener| listener.tls) {
         return Ok(Vec::new());
     }
-    if plan.tls.certificates.is_empty() {
-        return self_signed::ensure(plan).map_err(|fault| vec![fault]);
+    if plan.tls.certificates.is_empty() && plan.tls.acme.is_empty() {
+        return self_signed::for_the_site(plan).map_err(|fault| vec![fault]);
     }
     let mut materials = Vec::new();
     let mut faults = Vec::new();
@@ -32,7 +32,27 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
             Err(found) => faults.extend(found.into_iter().map(SecretFault::File)),
         }
     }
+    // From the last on, so that the places of those before stay.
+    for ordered in plan.tls.acme.iter().rev() {
+        match self::ordered(plan, ordered) {
+            // Where faults have thinned out the list, places mean nothing and nobody asks.
+            Ok(material) => materials.insert(ordered.after.min(materials.len()), material),
+            Err(fault) => faults.push(fault),
+        }
+    }
     if faults.is_empty() { Ok(materials) } else { Err(faults) }
+}
+
+/// What the storage has for `ordered`; a self-signed one where there is nothing yet, or nothing of use.
+///
+/// One that has expired is still better known to a browser than one of ours.
+fn ordered(plan: &Plan, ordered: &AcmePlan) -> Result<CertificateMaterial, SecretFault> {
+    let file = acme::bundle_file(&plan.tls.storage, &acme::id(&ordered.hosts));
+    let kept = read_bounded(&file).ok().map(SecretBytes::new);
+    match kept.and_then(|bundle| acme::material(ordered, &bundle, &file)) {
+        Some(material) => Ok(material),
+        None => self_signed::in_the_meantime(plan, ordered),
+    }
 }
 
 /// A certificate that cannot be had.

@@ -4,7 +4,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -13,28 +13,41 @@ use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsag
 
 use super::{folder, secrets::SecretFault};
 use crate::{
-    config::Plan,
-    tls::{Certificate, CertificateMaterial, MADE_BY_US, SecretBytes},
+    config::{AcmePlan, CertificateHost, Plan},
+    tls::{Certificate, CertificateMaterial, MADE_BY_US, SecretBytes, acme},
 };
 
 /// The certificates for the hosts of `plan` and for `localhost`, read back or made.
-pub(super) fn ensure(plan: &Plan) -> Result<Vec<CertificateMaterial>, SecretFault> {
-    let folder = folder::private(&plan.tls.storage, FOLDER)
-        .map_err(|source| SecretFault::Storage { folder: plan.tls.storage.join(FOLDER), source })?;
-    hosts(plan).into_iter().map(|host| ensure_one(&folder, host)).collect()
+pub(super) fn for_the_site(plan: &Plan) -> Result<Vec<CertificateMaterial>, SecretFault> {
+    let folder = private(plan)?;
+    hosts(plan).into_iter().map(|host| ensure(&folder, host, &[host])).collect()
 }
 
-fn ensure_one(folder: &Path, host: &str) -> Result<CertificateMaterial, SecretFault> {
-    if let Some(kept) = kept(folder, host, Timestamp::now()) {
+/// One for all hosts of `ordered`, until that certificate is there.
+pub(super) fn in_the_meantime(plan: &Plan, ordered: &AcmePlan) -> Result<CertificateMaterial, SecretFault> {
+    let folder = private(plan)?;
+    let hosts: Vec<&str> = ordered.hosts.iter().map(CertificateHost::as_str).collect();
+    let material = ensure(&folder, &acme::id(&ordered.hosts), &hosts)?;
+    Ok(CertificateMaterial { at: ordered.at.clone(), ..material })
+}
+
+fn private(plan: &Plan) -> Result<PathBuf, SecretFault> {
+    folder::private(&plan.tls.storage, FOLDER)
+        .map_err(|source| SecretFault::Storage { folder: plan.tls.storage.join(FOLDER), source })
+}
+
+/// The certificate `name` for `hosts`, read back or made.
+fn ensure(folder: &Path, name: &str, hosts: &[&str]) -> Result<CertificateMaterial, SecretFault> {
+    if let Some(kept) = kept(folder, name, hosts, Timestamp::now()) {
         return Ok(kept);
     }
-    let (certificate, key) = make(host).map_err(|source| SecretFault::Make { host: host.to_owned(), source })?;
+    let (certificate, key) = make(hosts).map_err(|source| SecretFault::Make { host: hosts.join(", "), source })?;
     // The key first: a certificate without its key would be taken for a pair that was damaged, which is no worse.
-    let written = folder::write(folder, &format!("{host}.key"), key.expose(), 0o600)
-        .and_then(|()| folder::write(folder, &format!("{host}.crt"), &certificate, 0o644));
+    let written = folder::write(folder, &format!("{name}.key"), key.expose(), 0o600)
+        .and_then(|()| folder::write(folder, &format!("{name}.crt"), &certificate, 0o644));
     written.map_err(|source| SecretFault::Storage { folder: folder.to_owned(), source })?;
-    tracing::info!(host, folder = %folder.display(), "self-signed certificate made");
-    Ok(material(folder, host, certificate, key))
+    tracing::info!(hosts = hosts.join(", "), folder = %folder.display(), "self-signed certificate made");
+    Ok(material(folder, name, certificate, key))
 }
 
 /// The known hosts of the site, then `localhost`, each once. The first is also what an unknown client gets.
@@ -51,37 +64,41 @@ fn hosts(plan: &Plan) -> Vec<&str> {
 }
 
 /// The pair in `folder`, if it is whole and good for another 30 days.
-fn kept(folder: &Path, host: &str, now: Timestamp) -> Option<CertificateMaterial> {
-    let certificate = crate::tls::read_bounded(&folder.join(format!("{host}.crt"))).ok()?;
-    let key = SecretBytes::new(crate::tls::read_bounded(&folder.join(format!("{host}.key"))).ok()?);
-    let material = material(folder, host, certificate, key);
+fn kept(folder: &Path, name: &str, hosts: &[&str], now: Timestamp) -> Option<CertificateMaterial> {
+    let certificate = crate::tls::read_bounded(&folder.join(format!("{name}.crt"))).ok()?;
+    let key = SecretBytes::new(crate::tls::read_bounded(&folder.join(format!("{name}.key"))).ok()?);
+    let material = material(folder, name, certificate, key);
     let parsed = Certificate::from_material(&material).ok()?;
-    let good = parsed.covers(host) && parsed.warning(now).is_none() && parsed.days_left(now) >= RENEWAL_DAYS;
+    let covers = |host: &&str| CertificateHost::parse(host).is_none_or(|host| acme::covers(&parsed, &host));
+    let good = hosts.iter().all(covers) && parsed.warning(now).is_none() && parsed.days_left(now) >= RENEWAL_DAYS;
     good.then_some(material)
 }
 
-fn material(folder: &Path, host: &str, certificate: Vec<u8>, key: SecretBytes) -> CertificateMaterial {
+fn material(folder: &Path, name: &str, certificate: Vec<u8>, key: SecretBytes) -> CertificateMaterial {
     CertificateMaterial {
         at: MADE_BY_US.to_owned(),
         certificate,
         key,
         chain: None,
-        certificate_file: folder.join(format!("{host}.crt")),
-        key_file: folder.join(format!("{host}.key")),
+        certificate_file: folder.join(format!("{name}.crt")),
+        key_file: folder.join(format!("{name}.key")),
         chain_file: None,
     }
 }
 
 /// Certificate and key as PEM, ECDSA P-256.
-fn make(host: &str) -> Result<(Vec<u8>, SecretBytes), rcgen::Error> {
-    let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    let mut params = CertificateParams::new([literal.to_owned()])?;
-    if host == "localhost" {
+fn make(hosts: &[&str]) -> Result<(Vec<u8>, SecretBytes), rcgen::Error> {
+    let literal =
+        |host: &str| host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host).to_owned();
+    let literals: Vec<String> = hosts.iter().map(|host| literal(host)).collect();
+    let common = literals.first().cloned().unwrap_or_default();
+    let mut params = CertificateParams::new(literals)?;
+    if hosts == ["localhost"] {
         let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
         params.subject_alt_names.extend(loopback.map(SanType::IpAddress));
     }
     // A common name has at most 64 characters (RFC 5280, appendix A.1), and nobody reads it where there are other names.
-    let common = if literal.len() <= 64 { literal } else { "self-signed" };
+    let common = if common.len() <= 64 { &common } else { "self-signed" };
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -177,8 +194,8 @@ mod tests {
 
         assert!((396..=397).contains(&certificate.days_left(Timestamp::now())));
         assert!(certificate.self_signed());
-        assert!(kept(&folder, "localhost", days(30)).is_some());
-        assert!(kept(&folder, "localhost", days(29)).is_none());
+        assert!(kept(&folder, "localhost", &["localhost"], days(30)).is_some());
+        assert!(kept(&folder, "localhost", &["localhost"], days(29)).is_none());
     }
 
     #[test]
@@ -187,13 +204,13 @@ mod tests {
         let plan = tls_plan(storage.path());
         let folder = storage.path().join("self-signed");
         let first = secrets::read(&plan).unwrap();
-        let (_, other) = make("localhost").unwrap();
+        let (_, other) = make(&["localhost"]).unwrap();
         fs::write(folder.join("localhost.key"), other.expose()).unwrap();
 
         let second = secrets::read(&plan).unwrap();
 
         assert_ne!(second[0].certificate, first[0].certificate);
-        assert!(kept(&folder, "localhost", Timestamp::now()).is_some());
+        assert!(kept(&folder, "localhost", &["localhost"], Timestamp::now()).is_some());
     }
 
     #[test]

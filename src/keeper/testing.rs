@@ -26,6 +26,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
             tls13: true,
             ciphers: crate::config::Cipher::ALL.to_vec(),
             certificates: Vec::new(),
+            acme: Vec::new(),
             storage: folder.to_owned(),
         },
         trusted_proxies: TrustedProxies::default(),

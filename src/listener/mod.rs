@@ -224,7 +224,8 @@ impl Listener {
                 metrics.handshake(outcome);
             }
             let (stream, ends) = match opened {
-                Ok(Ok(opened)) => opened,
+                Ok(Ok(Some(opened))) => opened,
+                Ok(Ok(None)) => return,
                 Ok(Err(error)) => {
                     tracing::debug!(?peer, error = &error as &dyn std::error::Error, "connection not opened");
                     return;
@@ -304,12 +305,13 @@ enum Stream<S> {
     Tls(Box<TlsStream<S>>),
 }
 
+/// `None`: the connection has served its purpose.
 async fn open<S: Downstream>(
     mut stream: S,
     mut ends: Ends,
     proxy_protocol: bool,
     tls: Option<&ServerConfigs>,
-) -> Result<(Stream<S>, Ends), OpenError> {
+) -> Result<Option<(Stream<S>, Ends)>, OpenError> {
     if proxy_protocol && let Some(said) = proxy_protocol::read(&mut stream).await? {
         ends = Ends { peer: Peer::Tcp(said.source), local: Some(said.destination) };
     }
@@ -317,10 +319,13 @@ async fn open<S: Downstream>(
         None => Stream::Plain(stream),
         Some(configs) => {
             let address = ends.local.map(|local| local.ip().to_canonical());
-            Stream::Tls(Box::new(configs.accept(stream, address).await?))
+            match configs.accept(stream, address).await? {
+                Some(stream) => Stream::Tls(Box::new(stream)),
+                None => return Ok(None),
+            }
         }
     };
-    Ok((stream, ends))
+    Ok(Some((stream, ends)))
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -47,6 +47,8 @@ pub struct Metrics {
     pub access_log_dropped: Counter,
     generation: gauge::Gauge,
     last_reload_success: gauge::Gauge,
+    certificate_expires: Family<CertificateLabel, gauge::Gauge>,
+    certificate_order_failures: Family<CertificateLabel, gauge::Gauge>,
     /// Requests that were answered before they had a route.
     pub unrouted: RouteMetrics,
     known: Mutex<Known>,
@@ -117,6 +119,12 @@ impl Metrics {
         let last_reload_success = gauge::Gauge::<i64>::default();
         let help = "1 if the last reload took effect, 0 if it was refused";
         registry.register("last_reload_success", help, last_reload_success.clone());
+        let certificate_expires = Family::<CertificateLabel, gauge::Gauge>::default();
+        let help = "Until a certificate expires, by its first name; negative once it has";
+        registry.register_with_unit("certificate_expires", help, Unit::Seconds, certificate_expires.clone());
+        let certificate_order_failures = Family::<CertificateLabel, gauge::Gauge>::default();
+        let help = "Attempts to order a certificate that have failed one after the other";
+        registry.register("certificate_order_failures", help, certificate_order_failures.clone());
         let since = started.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let process_start_time = gauge::Gauge::<f64, AtomicU64>::default();
         process_start_time.set(since.as_secs_f64());
@@ -146,6 +154,8 @@ impl Metrics {
             access_log_dropped,
             generation,
             last_reload_success,
+            certificate_expires,
+            certificate_order_failures,
             unrouted: RouteMetrics::default(),
             known: Mutex::default(),
         };
@@ -262,6 +272,24 @@ impl Metrics {
     /// The configuration that was refused has been mended: it is the one in force.
     pub fn reload_mended(&self) {
         self.last_reload_success.set(1);
+    }
+
+    /// Takes note of how certificates stand: seconds left by key path and first name, and failures by the same.
+    pub fn certificates<'a>(
+        &self,
+        expire: impl Iterator<Item = (&'a str, String, i64)>,
+        orders: impl Iterator<Item = (&'a str, String, u32)>,
+    ) {
+        let label = |at: &str, name| CertificateLabel { certificate: at.to_owned(), name };
+        // What is no more is not told of.
+        self.certificate_expires.clear();
+        for (at, name, seconds) in expire {
+            self.certificate_expires.get_or_create(&label(at, name)).set(seconds);
+        }
+        self.certificate_order_failures.clear();
+        for (at, name, failures) in orders {
+            self.certificate_order_failures.get_or_create(&label(at, name)).set(failures.into());
+        }
     }
 
     /// Everything, in the `OpenMetrics` text format; see [`CONTENT_TYPE`].
@@ -436,6 +464,12 @@ impl Handshake {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabel {
     route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabel {
+    certificate: String,
+    name: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

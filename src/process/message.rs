@@ -27,7 +27,7 @@ use crate::{
         sockets::{BoundListener, BoundSockets},
         user::User,
     },
-    tls::{CertificateMaterial, TicketKeys},
+    tls::{CertificateMaterial, PendingChallenge, TicketKeys},
 };
 
 /// What a worker is told.
@@ -59,6 +59,10 @@ pub(super) enum ToWorker {
     Beat(u64),
     /// Go on with another file for warnings and errors, which comes along.
     ReopenErrors,
+    /// Answer exactly these, and say so.
+    Challenges { version: u64, pending: Vec<PendingChallenge> },
+    /// Serve these in place of those that came with the plan.
+    Certificates(Vec<CertificateMaterial>),
 }
 
 /// A plan and what goes with it. Descriptors come in the order of the fields.
@@ -244,6 +248,18 @@ pub(super) enum Word {
     Reopen {
         id: u32,
     },
+    /// It answers the challenges of that version.
+    Answers {
+        version: u64,
+    },
+    /// Order certificates anew.
+    Renew {
+        id: u32,
+    },
+    /// Look what is in the way of certificates.
+    Check {
+        id: u32,
+    },
 }
 
 /// Bytes of a word: kind, id, argument; little endian.
@@ -277,6 +293,9 @@ impl Word {
             Self::Alive { beat } => (10, 0, beat),
             Self::Ended { requests, tunnels } => (11, requests, u64::from(tunnels)),
             Self::Reopen { id } => (12, id, 0),
+            Self::Answers { version } => (13, 0, version),
+            Self::Renew { id } => (14, id, 0),
+            Self::Check { id } => (15, id, 0),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -310,6 +329,9 @@ impl Word {
             10 => Self::Alive { beat: argument },
             11 => Self::Ended { requests: id, tunnels: small()? },
             12 => Self::Reopen { id },
+            13 => Self::Answers { version: argument },
+            14 => Self::Renew { id },
+            15 => Self::Check { id },
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -344,6 +366,9 @@ mod tests {
             Word::Alive { beat: u64::MAX },
             Word::Ended { requests: 3, tunnels: u32::MAX },
             Word::Reopen { id: 4 },
+            Word::Answers { version: u64::MAX },
+            Word::Renew { id: 9 },
+            Word::Check { id: 9 },
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }
@@ -371,7 +396,7 @@ mod tests {
         }
 
         #[test]
-        fn near_words_are_words_or_refused(kind in 0u32..15, id in any::<u32>(), argument in any::<u64>()) {
+        fn near_words_are_words_or_refused(kind in 0u32..18, id in any::<u32>(), argument in any::<u64>()) {
             let mut bytes = [0; WORD];
             bytes[..4].copy_from_slice(&kind.to_le_bytes());
             bytes[4..8].copy_from_slice(&id.to_le_bytes());

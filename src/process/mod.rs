@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `keeper` | the process that a service manager knows: sockets, keys, configuration, crashes, upgrades |
 //! | `worker` | the process that reads the network, as the user that the configuration names, in a `sandbox` |
+//! | `agent` | the process that orders certificates, and speaks with nobody but their authorities |
 //! | `link`, `message` | the socket between the two, and all that can be said on it |
 //! | `watch`, `history` | files that change; the configurations that were applied |
 //! | `signals`, `signal_mask` | what the system tells the keeper, and what is held meanwhile |
@@ -22,6 +23,7 @@
 //! - *to stop*: the end of all workers, with a deadline (`drain` in the configuration). `vestibule drain` stops after a
 //!   while in which `/ready` says that it will.
 
+mod agent;
 mod history;
 mod keeper;
 mod link;
@@ -134,6 +136,13 @@ pub(crate) fn work() -> Result<(), Box<dyn std::error::Error>> {
     // A name of its own in lists of processes, where the program is called after the link it was begun by.
     rustix::thread::set_name(c"vestibule").ok();
     Ok(worker::run(link, RunsAs::Process)?)
+}
+
+/// Orders certificates for the keeper at the other end of standard input.
+pub(crate) fn order_certificates() -> Result<(), Box<dyn std::error::Error>> {
+    let link = io::stdin().as_fd().try_clone_to_owned()?;
+    rustix::thread::set_name(c"vestibule").ok();
+    Ok(agent::run(link, RunsAs::Process)?)
 }
 
 fn run(keeper: impl Future<Output = Result<Ended, ServeError>>) -> Result<Ended, ServeError> {

@@ -236,6 +236,11 @@ impl Worker {
                 self.stopping = true;
                 self.gateway.close(deadline);
             }
+            ToWorker::Challenges { version, pending } => {
+                self.gateway.answer_challenges(&pending);
+                return Some(Word::Answers { version });
+            }
+            ToWorker::Certificates(materials) => self.gateway.serve_certificates(&materials),
             ToWorker::Tickets(keys) => self.gateway.set_tickets(&keys),
             ToWorker::Beat(beat) => self.gateway.beat(beat, self.news.clone()),
         }
@@ -282,6 +287,8 @@ impl Worker {
             Order::Drain { wait } => Word::Drain { id, wait },
             Order::Upgrade => Word::Upgrade { id },
             Order::Reopen => Word::Reopen { id },
+            Order::Renew => Word::Renew { id },
+            Order::Check => Word::Check { id },
         })
     }
 }

@@ -2,7 +2,8 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Response, StatusCode, Uri, header, request, response};
+use bytes::Bytes;
+use http::{HeaderValue, Method, Response, StatusCode, Uri, header, request, response};
 
 use super::LogGuard;
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     },
     proxy::Tunnel,
     runtime::Runtime,
+    tls::CertificateStore,
     upstream::{Phase, Upstream},
 };
 
@@ -90,6 +92,21 @@ pub(super) fn redirect_to_https(target: &HttpsRedirect, uri: &Uri) -> Response<B
     let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let path = if path.starts_with('/') { path } else { "/" };
     redirect(StatusCode::MOVED_PERMANENTLY, &url(target.host.as_str(), target.port, path))
+}
+
+/// What a CA looks for to see that a name is ours (RFC 8555, 8.3), while an order waits for it; whose path it is
+/// otherwise is for the routes to say.
+pub(super) fn challenge(certificates: &CertificateStore, request: &request::Parts) -> Option<Response<Body>> {
+    let token = request.uri.path().strip_prefix("/.well-known/acme-challenge/")?;
+    if !matches!(request.method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let page = certificates.challenges().page(token)?;
+    let mut response = Response::new(Body::from(Bytes::copy_from_slice(page.as_bytes())));
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Some(response)
 }
 
 /// The same URL on the canonical host.

@@ -81,6 +81,10 @@ async fn respond(
     // What this request sees, to its end, whatever is reloaded meanwhile.
     let runtime = Rc::clone(log.runtime());
 
+    // Before any redirect and any limit: whether a name is ours is asked here.
+    if let Some(page) = answer::challenge(&thread.certificates, request) {
+        return Ok(Reached::Response(page));
+    }
     // Before any route: what comes in on this listener is on its way elsewhere.
     if let Some(target) = &connection.listener.redirect {
         return Ok(Reached::Response(answer::redirect_to_https(target, &request.uri)));

@@ -83,6 +83,10 @@ impl Certificate {
         &self.names
     }
 
+    pub fn not_before(&self) -> Timestamp {
+        self.not_before
+    }
+
     pub fn not_after(&self) -> Timestamp {
         self.not_after
     }

@@ -9,10 +9,10 @@ use rustls::{
     sign::SingleCertAndKey,
     version,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::store::CertificateStore;
+use super::{challenges, store::CertificateStore};
 use crate::config::TlsPlan;
 
 /// The terms for every client, in the two orders of ciphers that clients need.
@@ -64,14 +64,20 @@ impl ServerConfigs {
     /// Handshakes on `stream`, which the client connected to at `local`.
     ///
     /// Has no deadline of its own; a client that is refused is sent the alert that says why. Cancelling it closes the
-    /// connection.
-    pub async fn accept<S>(&self, stream: S, local: Option<IpAddr>) -> io::Result<TlsStream<S>>
+    /// connection. `None`: it was a CA that looked whether a name is ours, and has seen it.
+    pub async fn accept<S>(&self, stream: S, local: Option<IpAddr>) -> io::Result<Option<TlsStream<S>>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let config = self.choose(&start.client_hello(), local);
-        start.into_stream(config).await
+        let hello = start.client_hello();
+        if challenges::is_challenge(&hello) {
+            let config = self.store.challenges().handshake(&hello)?;
+            start.into_stream(config).await?.shutdown().await?;
+            return Ok(None);
+        }
+        let config = self.choose(&hello, local);
+        start.into_stream(config).await.map(Some)
     }
 }
 
@@ -148,6 +154,7 @@ mod tests {
             tls13: true,
             ciphers: crate::config::Cipher::ALL.to_vec(),
             certificates: Vec::new(),
+            acme: Vec::new(),
             storage: "/nonexistent".into(),
         };
 

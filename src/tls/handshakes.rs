@@ -49,6 +49,7 @@ fn plan(tls12: bool, tls13: bool) -> TlsPlan {
         tls13,
         ciphers: crate::config::Cipher::ALL.to_vec(),
         certificates: Vec::new(),
+        acme: Vec::new(),
         storage: "/nonexistent".into(),
     }
 }
@@ -85,7 +86,7 @@ async fn handshake(configs: &ServerConfigs, client: &Arc<ClientConfig>, name: &s
     let server = async {
         let (stream, _) = listener.accept().await?;
         let local = stream.local_addr()?.ip();
-        let mut stream = configs.accept(stream, Some(local)).await?;
+        let mut stream = configs.accept(stream, Some(local)).await?.unwrap();
         let info = TlsInfo::of(stream.get_ref().1);
         stream.write_all(b"!").await?;
         stream.shutdown().await?;
@@ -323,7 +324,7 @@ async fn serve(listener: TcpListener, configs: &ServerConfigs) -> std::convert::
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         let local: IpAddr = stream.local_addr().unwrap().ip();
-        if let Ok(mut stream) = configs.accept(stream, Some(local)).await {
+        if let Ok(Some(mut stream)) = configs.accept(stream, Some(local)).await {
             let page = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nwelcome\n";
             // A client that has seen enough has gone.
             drop(stream.write_all(page).await);

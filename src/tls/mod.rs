@@ -4,7 +4,9 @@
 //! the [`ServerConfigs`] that choose versions and ciphers. Opens nothing while traffic runs: files are read by
 //! [`crate::keeper`] and by `vestibule check`, through [`CertificateMaterial::read`].
 
+pub mod acme;
 mod certificate;
+mod challenges;
 mod check;
 mod config;
 #[cfg(test)]
@@ -16,7 +18,9 @@ mod store;
 pub(crate) mod testing;
 mod tickets;
 
+pub use acme::{OrderReport, OrderState};
 pub use certificate::{Certificate, CertificateError, CertificateName, CertificateWarning};
+pub use challenges::{Challenges, PendingChallenge};
 pub use check::{check, faults};
 pub use config::ServerConfigs;
 pub use info::TlsInfo;

@@ -11,7 +11,7 @@ use rustls::{
 };
 
 use super::{
-    MADE_BY_US,
+    Challenges, MADE_BY_US,
     certificate::{self, Certificate, CertificateName},
 };
 
@@ -23,17 +23,24 @@ use super::{
 /// signature gets the next.
 pub struct CertificateStore {
     index: ArcSwap<Index>,
+    challenges: Challenges,
 }
 
 impl CertificateStore {
     /// With no certificate, every handshake is refused.
     pub fn new(certificates: Vec<Certificate>) -> Self {
-        Self { index: ArcSwap::from_pointee(Index::new(certificates, Timestamp::now())) }
+        let index = ArcSwap::from_pointee(Index::new(certificates, Timestamp::now()));
+        Self { index, challenges: Challenges::default() }
     }
 
     /// Puts `certificates` in force for all handshakes that begin from now on; others keep what they have.
     pub fn replace(&self, certificates: Vec<Certificate>) {
         self.index.store(Arc::new(Index::new(certificates, Timestamp::now())));
+    }
+
+    /// What CAs may ask for that certificates are ordered from.
+    pub fn challenges(&self) -> &Challenges {
+        &self.challenges
     }
 
     /// The certificates in force, in the order of the configuration.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what a test cannot do fails it")]
 
+mod authorities;
 mod bodies;
 mod cli;
 mod config;
@@ -10,6 +11,7 @@ mod descriptors;
 mod docassemble;
 mod drain;
 mod files;
+mod flight;
 mod forwarding;
 mod http1;
 mod http2;
@@ -17,6 +19,7 @@ mod in_place_of_nginx;
 mod keeper;
 mod logs;
 mod memory;
+mod ordering;
 mod queue;
 mod reload;
 mod routing;

@@ -80,6 +80,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
             tls13: true,
             ciphers: Cipher::ALL.to_vec(),
             certificates: Vec::new(),
+            acme: Vec::new(),
             storage: "/var/lib/vestibule".into(),
         },
         trusted_proxies: TrustedProxies::default(),
@@ -274,10 +275,6 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         // Later.
         ("user: 'a b'", "4:7: user: expected the name of a user, such as `www-data`, found `a b`"),
         ("backends: {}", "4:1: backends: `backends` is not supported yet"),
-        (
-            "tls: { certificates: [{ hosts: [a.example], acme: {} }] }",
-            "4:25: tls.certificates[0].hosts: `hosts` is not supported yet",
-        ),
         (
             "tls: { storage: 's3://bucket/a' }",
             "4:17: tls.storage: `s3://` is not supported yet; write the path of a folder",
@@ -493,17 +490,122 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
-#[test]
-fn a_later_key_is_the_only_fault_of_its_certificate() {
-    let told = faults(&minimal("tls: { certificates: [{ hosts: [a.example], acme: { email: a@b } }] }"));
+fn with_listeners(listeners: &str, certificate: &str) -> String {
+    minimal(&format!("tls: {{ certificates: [{certificate}] }}")).replace("[{ address: '127.0.0.1:80' }]", listeners)
+}
 
-    assert_eq!(
-        told,
-        [
-            "4:25: tls.certificates[0].hosts: `hosts` is not supported yet",
-            "4:45: tls.certificates[0].acme: `acme` is not supported yet",
-        ]
-    );
+const BOTH: &str = "[{ address: '127.0.0.1:80' }, { address: '127.0.0.1:443', tls: true }]";
+
+#[test]
+fn a_certificate_is_ordered_by_what_hook_and_listeners_allow() {
+    const ONLY_TLS: &str = "[{ address: '127.0.0.1:443', tls: true }]";
+    for (listeners, certificate, challenge) in [
+        (BOTH, "{ hosts: [a.example], acme: {} }", ChallengeKind::Http01),
+        (ONLY_TLS, "{ hosts: [a.example, '2001:db8::1'], acme: {} }", ChallengeKind::TlsAlpn01),
+        (BOTH, "{ hosts: [a.example], acme: { challenge: tls-alpn-01 } }", ChallengeKind::TlsAlpn01),
+        (BOTH, "{ hosts: [a.example, '*.a.example'], acme: { dns_hook: [/bin/hook, x] } }", ChallengeKind::Dns01),
+    ] {
+        let plan = plan(&with_listeners(listeners, certificate));
+        assert_eq!(plan.tls.acme.len(), 1, "{certificate}");
+        assert_eq!(plan.tls.acme[0].challenge, challenge, "{certificate}");
+    }
+}
+
+#[test]
+fn ordered_certificates_keep_their_place_among_those_of_ones_own() {
+    let files = |name: &str| format!("{{ files: {{ certificate: {name}, key: k }} }}");
+    let entries = [
+        "{ hosts: [A.example., a.example], acme: {} }",
+        &files("b"),
+        "{ hosts: [c.example], acme: { staging: true } }",
+    ];
+    let plan = plan(&with_listeners(BOTH, &entries.join(", ")));
+
+    let places: Vec<_> = plan.tls.acme.iter().map(|ordered| (ordered.at.as_str(), ordered.after)).collect();
+    assert_eq!(places, [("tls.certificates[0]", 0), ("tls.certificates[2]", 1)]);
+    assert_eq!(plan.tls.acme[0].hosts.len(), 1);
+    assert!(plan.tls.acme[0].directories[0].contains("//acme-v02.api.letsencrypt.org/"));
+    assert!(plan.tls.acme[1].directories[0].contains("//acme-staging-v02.api.letsencrypt.org/"));
+}
+
+#[test]
+fn an_order_that_could_not_succeed_is_refused_with_what_to_do() {
+    for (listeners, certificate, fault) in [
+        (BOTH, "{}", "tls.certificates[0]: write `files` of your own, or `hosts` and `acme`"),
+        (
+            BOTH,
+            "{ acme: {} }",
+            "tls.certificates[0].hosts: name the hosts that it is ordered for, such as `[justice.example.com]`",
+        ),
+        (BOTH, "{ hosts: [a.example] }", "tls.certificates[0]: write `files` of your own, or `hosts` and `acme`"),
+        (
+            BOTH,
+            "{ hosts: [a.example], acme: {}, files: { certificate: c, key: k } }",
+            "tls.certificates[0]: a certificate is of your own or is ordered; take `files` or `acme` out",
+        ),
+        (
+            BOTH,
+            "{ hosts: ['*.a.example'], acme: {} }",
+            "tls.certificates[0].hosts: *.a.example takes `dns-01` (RFC 8555, 7.1.3): name a command for it in `acme.dns_hook`",
+        ),
+        (
+            BOTH,
+            "{ hosts: [192.0.2.1], acme: { dns_hook: [h] } }",
+            "tls.certificates[0].hosts: 192.0.2.1 is an address, which no DNS record proves (RFC 8738, 7); order one of its own \
+             for it",
+        ),
+        (
+            BOTH,
+            "{ hosts: [a.example], acme: { challenge: dns-01 } }",
+            "tls.certificates[0].acme.challenge: `dns-01` takes a command that makes records at your DNS provider: name it in \
+             `dns_hook`",
+        ),
+        (
+            "[{ address: '127.0.0.1:443', tls: true }]",
+            "{ hosts: [a.example], acme: { challenge: http-01 } }",
+            "tls.certificates[0].acme.challenge: `http-01` is answered on a listener without TLS, on port 80 of the internet; \
+             add one",
+        ),
+        (
+            "[{ address: '127.0.0.1:80' }]",
+            "{ hosts: [a.example], acme: {} }",
+            "tls.certificates[0]: no listener would use it; write `tls: true` for one, or take the certificate out",
+        ),
+        (
+            BOTH,
+            "{ hosts: [a_b.example], acme: {} }",
+            "tls.certificates[0].hosts[0]: expected a host name such as `justice.example.com`, `*.example.com`, or an IP \
+             address, found `a_b.example`",
+        ),
+        (
+            BOTH,
+            "{ hosts: [a.example], acme: { directory: 'http://ca.example/d' } }",
+            "tls.certificates[0].acme.directory: ACME is spoken over https only (RFC 8555, 6.1)",
+        ),
+        (
+            BOTH,
+            "{ hosts: [a.example], acme: { directory: 'https://ca.example/d', staging: true } }",
+            "tls.certificates[0].acme.staging: it is Let's Encrypt's; take it or `directory` out",
+        ),
+        (
+            BOTH,
+            "{ hosts: [a.example], acme: { directory: 'https://ca.example/d', fallback: 'https://ca.example/d' } }",
+            "tls.certificates[0].acme.fallback: this is the directory that has just failed; name another one",
+        ),
+        (
+            BOTH,
+            "{ hosts: [a.example], acme: { eab: { key_id: k, key: 'a+b' } } }",
+            "tls.certificates[0].acme.eab.key: this is no base64url; copy it as the authority shows it",
+        ),
+        (
+            BOTH,
+            "{ hosts: [a.example], acme: {} }, { hosts: [A.example], acme: {} }",
+            "tls.certificates[1].hosts: `tls.certificates[0]` is ordered for these already",
+        ),
+    ] {
+        let told = faults(&with_listeners(listeners, certificate));
+        assert!(told.len() == 1 && told[0].ends_with(fault), "{certificate}\n{told:?}\nexpected {fault}");
+    }
 }
 
 #[test]

@@ -163,6 +163,7 @@ impl Keeper {
         (self.generation, self.plan, self.certificates, self.user) = (generation, plan, certificates, user);
         (self.log, self.errors) = (log, errors);
         self.write_errors();
+        self.assign();
         self.refused = None;
         self.restart = None;
         self.quick_crashes = 0;

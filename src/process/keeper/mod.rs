@@ -8,6 +8,7 @@
 //! for the worker's word inside the loop's step, by [`Keeper::until`]: places, beats and ends of other workers are dealt
 //! with meanwhile, further orders come after it, and a stop ends it.
 
+mod agent;
 mod change;
 mod places;
 mod service_manager;
@@ -32,13 +33,14 @@ use tokio::{
 };
 
 pub(crate) use self::stop::Ended;
+use self::{
+    agent::{AgentDeed, Orders},
+    service_manager::ServiceManager,
+    workers::{Deed, Ending, State, Worker, WorkerId},
+};
 pub(super) use self::{
     change::rehearsal,
     upgrade::{FORM, TAKES_OVER},
-};
-use self::{
-    service_manager::ServiceManager,
-    workers::{Deed, Ending, State, Worker, WorkerId},
 };
 use super::{
     Options, ServeError,
@@ -109,6 +111,10 @@ pub(super) struct Keeper {
     signals: Signals,
     deeds: Receiver<(WorkerId, Deed)>,
     deeds_sender: Sender<(WorkerId, Deed)>,
+    agent_deeds: Receiver<(u64, AgentDeed)>,
+    agent_deeds_sender: Sender<(u64, AgentDeed)>,
+    /// Certificates that are ordered.
+    orders: Orders,
     deferred: VecDeque<Event>,
     next_look: Instant,
     /// When a drain becomes a stop.
@@ -126,6 +132,8 @@ enum Event {
     /// The worker that it came by and the number that its outcome is to go to there.
     Order(WorkerId, u32, Order),
     Deed(WorkerId, Deed),
+    /// The number of the agent.
+    Agent(u64, AgentDeed),
     /// Something is due.
     Time,
 }
@@ -180,6 +188,7 @@ impl Keeper {
     ) -> Result<Self, ServeError> {
         let signals = Signals::catch().map_err(ServeError::System)?;
         let (deeds_sender, deeds) = channel(DEEDS);
+        let (agent_deeds_sender, agent_deeds) = channel(DEEDS);
         let (changes_sender, changes) = unbounded_channel();
         let now = Instant::now();
         Ok(Self {
@@ -216,6 +225,9 @@ impl Keeper {
             signals,
             deeds,
             deeds_sender,
+            agent_deeds,
+            agent_deeds_sender,
+            orders: Orders::default(),
             deferred: VecDeque::new(),
             next_look: now,
             drained: None,
@@ -226,6 +238,7 @@ impl Keeper {
     /// Until something ends us.
     pub(super) async fn run(mut self) -> Ended {
         self.watcher.watch(config::dependencies(&self.plan));
+        self.assign();
         self.report();
         self.manager.ready(self.generation, self.refused.as_ref());
         loop {
@@ -249,6 +262,7 @@ impl Keeper {
                 Event::Changed(files) => drop(self.reload(&changed(&files)).await),
                 Event::Order(worker, id, order) => self.obey(worker, id, order).await,
                 Event::Deed(worker, deed) => self.note(worker, deed),
+                Event::Agent(number, deed) => self.note_agent(number, deed),
                 Event::Time => {
                     if self.drained.is_some_and(|at| at <= Instant::now()) {
                         return self.stop().await;
@@ -266,6 +280,7 @@ impl Keeper {
             biased;
             signal = self.signals.next() => Event::Signal(signal),
             Some((worker, deed)) = self.deeds.recv() => event(worker, deed),
+            Some((number, deed)) = self.agent_deeds.recv() => Event::Agent(number, deed),
             Some(files) = self.changes.recv() => Event::Changed(files),
             () = sleep_until(due.unwrap_or(self.next_look)) => Event::Time,
         }
@@ -307,6 +322,7 @@ impl Keeper {
     fn aside(&mut self, event: Event) -> Result<(), Missed> {
         match event {
             Event::Deed(worker, deed) => self.note(worker, deed),
+            Event::Agent(number, deed) => self.note_agent(number, deed),
             Event::Time if self.drained.is_none_or(|at| at > Instant::now()) => self.look_after(),
             Event::Signal(Signal::Stop) | Event::Time => {
                 self.deferred.push_front(event);
@@ -344,6 +360,9 @@ impl Keeper {
             // The outcome comes from the program that takes over, unless there is none.
             Order::Upgrade => self.upgrade(Some((worker, id))).await.map(|()| String::new()),
             Order::Reopen => self.reopen_log(),
+            Order::Renew => self.renew(None),
+            // The outcome comes when it is known.
+            Order::Check => return self.check_certificates(worker, id),
         };
         self.answer(worker, id, outcome);
     }
@@ -371,6 +390,7 @@ impl Keeper {
             }
             Deed::Said(Word::Place { upstream, count }) => self.place_given(id, upstream, count),
             Deed::Said(Word::Want { upstream }) => self.place_wanted(id, upstream),
+            Deed::Said(Word::Answers { version }) => self.answers(id, version),
             // Whoever waits for the others has seen them, and nobody else has a use for them.
             Deed::Said(_) => {}
             Deed::Mumbled(mumbled) => {
@@ -414,6 +434,7 @@ impl Keeper {
             State::GivenUp => tracing::debug!(pid, %ending, "a worker that was given up has ended"),
         }
         self.places_back(&worker.held);
+        self.challenges_answered();
         self.report();
     }
 
@@ -473,6 +494,10 @@ impl Keeper {
         if self.drained.is_some() {
             worker.tell(ToWorker::Unready);
         }
+        if !self.orders.pending.is_empty() {
+            let pending = self.orders.pending.clone();
+            worker.tell(ToWorker::Challenges { version: self.orders.version(), pending });
+        }
         self.workers.push(worker);
         Ok(id)
     }
@@ -500,6 +525,9 @@ impl Keeper {
         }
         if self.restart.is_some_and(|at| at <= now) {
             self.restart_worker();
+        }
+        if self.orders.restart.is_some_and(|at| at <= now) {
+            self.assign();
         }
         if now < self.next_look {
             return;
@@ -636,6 +664,7 @@ impl Keeper {
             history: self.history.applied(),
             refused: self.refused.clone(),
             weaknesses: self.weaknesses(),
+            orders: self.orders.reports.clone(),
         };
         for worker in &self.workers {
             worker.tell(ToWorker::Report(report.clone()));
@@ -679,6 +708,8 @@ fn event(worker: WorkerId, deed: Deed) -> Event {
         Deed::Said(Word::Drain { id, wait }) => (id, Order::Drain { wait }),
         Deed::Said(Word::Upgrade { id }) => (id, Order::Upgrade),
         Deed::Said(Word::Reopen { id }) => (id, Order::Reopen),
+        Deed::Said(Word::Renew { id }) => (id, Order::Renew),
+        Deed::Said(Word::Check { id }) => (id, Order::Check),
         deed => return Event::Deed(worker, deed),
     };
     Event::Order(worker, id, order)

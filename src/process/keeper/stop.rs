@@ -35,6 +35,8 @@ impl Keeper {
         let patience = self.plan.drain;
         tracing::info!(deadline = ?patience, "stopping: no new connections, requests in flight come to their end");
         self.manager.stopping(patience + GRACE);
+        // An order that is cut off is taken up at the next start.
+        self.end_agent().await;
         // Ours first: what came to wait in a socket after its worker has looked for the last time would be lost with it.
         self.sockets.close();
         self.stop_workers(patience);

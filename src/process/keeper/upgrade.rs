@@ -153,6 +153,8 @@ impl Keeper {
         returned: Option<String>,
     ) -> io::Error {
         signal_mask::hold();
+        // It begins where it was, with the program that takes over.
+        self.end_agent().await;
         self.come_to_rest().await;
         // From here on nothing is waited for, so that nothing is taken in that would not be handed on.
         let error = if self.is_told_to_stop() {
@@ -161,6 +163,7 @@ impl Keeper {
             self.become_now(program, asked_by, returned)
         };
         signal_mask::release();
+        self.assign();
         error
     }
 
@@ -397,7 +400,8 @@ fn later(event: &Event) -> Option<Later> {
         Event::Signal(signal) => Some(Later::Signal(*signal)),
         Event::Changed(files) => Some(Later::Changed(files.clone())),
         Event::Order(worker, id, order) => Some(Later::Order(*worker, *id, *order)),
-        Event::Deed(..) | Event::Time => None,
+        // The agent has been ended before.
+        Event::Deed(..) | Event::Agent(..) | Event::Time => None,
     }
 }
 

@@ -138,7 +138,7 @@ impl Worker {
     ) -> io::Result<Self> {
         let (link, theirs) = Link::pair()?;
         let process = match runs_as {
-            RunsAs::Process => Some(spawn(theirs)?),
+            RunsAs::Process => Some(spawn("worker", theirs)?),
             RunsAs::Thread => {
                 let run = move || {
                     if let Err(error) = worker::run(theirs, RunsAs::Thread) {
@@ -353,7 +353,7 @@ fn has_ended(process: &OwnedFd, within: Duration) -> bool {
 }
 
 /// The status of a process that has closed its link; one that goes on without it is killed.
-fn reap(process: &OwnedFd) -> Ending {
+pub(super) fn reap(process: &OwnedFd) -> Ending {
     let in_order = has_ended(process, GRACE);
     if !in_order && let Err(error) = pidfd_send_signal(process, Signal::KILL) {
         tracing::debug!(error = &io::Error::from(error) as &dyn std::error::Error, "a worker cannot be killed");
@@ -374,11 +374,11 @@ fn of(status: &WaitIdStatus) -> Ending {
     }
 }
 
-/// Begins the process of a worker: the program that we are, whatever is at its path by now.
-fn spawn(link: OwnedFd) -> io::Result<Pid> {
+/// Begins the process of a worker or an agent: the program that we are, whatever is at its path by now.
+pub(super) fn spawn(what: &str, link: OwnedFd) -> io::Result<Pid> {
     let child = Command::new(OURSELVES)
         .arg0("vestibule")
-        .arg("worker")
+        .arg(what)
         .stdin(Stdio::from(link))
         .current_dir("/")
         // What the configuration takes from the environment may be secret; a worker has no use for it.

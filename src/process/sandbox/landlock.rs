@@ -3,6 +3,8 @@
 //! Landlock asks what is opened by its name, on top of the rights of the user. What is open already, and looking at names
 //! (`stat`, `readlink`, and with it `/proc/self/fd`), is not its matter.
 
+use std::path::Path;
+
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, make_bitflags, path_beneath_rules,
@@ -46,6 +48,25 @@ impl Fence {
         Ok(Self(rules))
     }
 
+    /// Lays out rules for what ordering certificates takes.
+    pub(super) fn around_storage(storage: &Path) -> Result<Self, SandboxError> {
+        let folder =
+            PathFd::new(storage).map_err(|source| SandboxError::Storage { path: storage.to_owned(), source })?;
+        let rules = Ruleset::default()
+            .handle_access(AccessFs::from_all(NEWEST))?
+            .handle_access(AccessNet::BindTcp)?
+            .scope(Scope::from_all(NEWEST))?
+            .create()?
+            .add_rule(PathBeneath::new(folder, STORAGE))?
+            .add_rules(path_beneath_rules(TIME_ZONE, READ))?
+            .add_rules(path_beneath_rules(DEVICES, READ_FILE))?
+            .add_rules(path_beneath_rules(["/dev/null"], make_bitflags!(AccessFs::{ReadFile | WriteFile})))?
+            .add_rules(path_beneath_rules(["/proc/self/exe"], READ_FILE))?
+            .add_rules(path_beneath_rules(RESOLVER, READ_FILE))?
+            .add_rules(path_beneath_rules(LIBRARIES, READ_FILE))?;
+        Ok(Self(rules))
+    }
+
     /// Puts the rules in force; answers what they do not keep from happening on this kernel.
     pub(super) fn close(self) -> Result<Option<String>, RulesetError> {
         let weakness = match self.0.restrict_self()?.ruleset {
@@ -71,6 +92,10 @@ const READ_FILE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile});
 
 /// Files without a name, or with one for a moment. Not those of others there: nothing is listed.
 const SPOOL: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | WriteFile | Truncate | MakeReg | RemoveFile});
+
+/// Objects of the storage, in folders of theirs: written beside and renamed.
+const STORAGE: BitFlags<AccessFs> =
+    make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | RemoveFile});
 
 /// For the times of the access log. A plain file `/etc/localtime` that is replaced is that of the next worker: until then
 /// times are in UTC.

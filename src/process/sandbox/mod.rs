@@ -1,4 +1,5 @@
-//! What a worker cannot do any more once it carries traffic, whoever has taken it over.
+//! What a worker cannot do any more once it carries traffic, whoever has taken it over; and an agent, once it orders
+//! certificates.
 //!
 //! Three walls, each for what the others let through: it is an ordinary user without capabilities ([`privileges`]), it
 //! reaches the spool, the folders of `files` and little else of the disk ([`landlock`]), and it makes the system calls
@@ -29,6 +30,8 @@ pub(super) enum SandboxError {
     Privileges(#[from] PrivilegeError),
     #[error("spool.path: cannot open {path}")]
     Spool { path: PathBuf, source: ::landlock::PathFdError },
+    #[error("tls.storage: cannot open {path}")]
+    Storage { path: PathBuf, source: ::landlock::PathFdError },
     #[error("cannot restrict the worker to its folders (landlock)")]
     Landlock(#[from] ::landlock::RulesetError),
     #[error("cannot restrict the worker to its system calls (seccomp)")]
@@ -51,7 +54,7 @@ pub(super) fn enter(user: Option<&User>, plan: &Plan) -> Result<Vec<String>, San
     weaknesses.extend(privileges::give_up(user)?);
     weaknesses.extend(fence.close()?);
     // Last, since what is above takes calls that it forbids.
-    weaknesses.extend(Calls { names }.restrict()?);
+    weaknesses.extend(Calls { names, storage: false }.restrict()?);
     if let Some((key, name)) = self::names(plan).next() {
         weaknesses.push(format!(
             "{key}: `{name}` is a name: to resolve it, the worker can read what its user may \
@@ -59,6 +62,21 @@ pub(super) fn enter(user: Option<&User>, plan: &Plan) -> Result<Vec<String>, San
         ));
     }
     Ok(weaknesses)
+}
+
+/// Gives up all that ordering certificates does not need: the agent reaches its `storage`, what resolving names reads, and the
+/// network, and has no capability. It stays who it is, because the storage is nobody else's.
+///
+/// # Errors
+///
+/// Part of it may have been given up.
+pub(super) fn enter_agent(storage: &Path) -> Result<(), SandboxError> {
+    let fence = Fence::around_storage(storage)?;
+    // What stays is said of the workers, which are the ones to be afraid for.
+    privileges::give_up(None)?;
+    fence.close()?;
+    Calls { names: true, storage: true }.restrict()?;
+    Ok(())
 }
 
 /// What a worker in the sandbox of `old` lacks to serve `new`, a sentence each that begins with the key; empty if it can.

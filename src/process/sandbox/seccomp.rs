@@ -1,4 +1,4 @@
-//! The system calls that a worker makes.
+//! The system calls that a worker makes, and an agent.
 //!
 //! Two filters. One ends the process, and the keeper says so, at a call that nobody makes by mistake: starting a program,
 //! tracing another process, mounting, becoming somebody. The other lets through what traffic takes, and answers all else
@@ -20,6 +20,8 @@ use seccompiler::{
 pub(super) struct Calls {
     /// Names are resolved.
     pub(super) names: bool,
+    /// Files of the storage are written, replaced and locked.
+    pub(super) storage: bool,
 }
 
 impl Calls {
@@ -55,6 +57,9 @@ impl Calls {
         let mut calls: BTreeMap<c_long, Vec<SeccompRule>> = plain.map(|call| (*call, Vec::new())).collect();
         if self.names {
             calls.extend(RESOLVER.iter().map(|call| (*call, Vec::new())));
+        }
+        if self.storage {
+            calls.extend(STORAGE.iter().map(|call| (*call, Vec::new())));
         }
         for (call, rules) in self.conditional() {
             let rules = rules.into_iter().map(SeccompRule::new).collect::<Result<_, _>>()?;
@@ -242,6 +247,18 @@ const NETWORK: &[c_long] = &[
 ///
 /// That call would bind others too: landlock refuses what is TCP.
 const RESOLVER: &[c_long] = &[c::SYS_bind, c::SYS_sendmmsg, c::SYS_recvmmsg];
+
+/// Folders that are made, and files that take the place of others whole. Which, landlock decides.
+const STORAGE: &[c_long] = &[
+    c::SYS_mkdirat,
+    c::SYS_renameat,
+    c::SYS_renameat2,
+    c::SYS_flock,
+    #[cfg(target_arch = "x86_64")]
+    c::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    c::SYS_rename,
+];
 
 /// The runtimes of tokio.
 const WAITING: &[c_long] = &[

@@ -5,7 +5,9 @@
 
 pub(crate) mod applications;
 pub(crate) mod clients;
+pub(crate) mod directory;
 pub(crate) mod network;
+pub(crate) mod pebble;
 pub(crate) mod served;
 
 use std::{

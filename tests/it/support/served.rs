@@ -63,6 +63,18 @@ impl Served {
         Self { child, folder, program: program.to_owned() }
     }
 
+    /// The pid that a service manager sees.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it where it stands, and answers its folder for another one.
+    pub(crate) fn into_folder(mut self) -> tempfile::TempDir {
+        drop(self.child.kill());
+        drop(self.child.wait());
+        std::mem::replace(&mut self.folder, folder())
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }

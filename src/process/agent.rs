@@ -1,0 +1,325 @@
+//! The agent: the process, or with `--single` the thread, that orders certificates.
+//!
+//! It speaks with certificate authorities and keeps what comes of it in the storage, and does nothing else: it carries no
+//! traffic, and reads nothing that a client has sent. What it takes from others (challenges to be answered, records to be
+//! made at a DNS provider) it asks the keeper for. It may end at any moment: whatever it needs to go on is in the storage.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    rc::Rc,
+    sync::Arc,
+};
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    task::{JoinHandle, LocalSet, spawn_local},
+};
+
+use super::{
+    link::{Link, LinkError},
+    sandbox::{self, SandboxError},
+    signals::Signals,
+    worker::RunsAs,
+};
+use crate::{
+    config::AcmePlan,
+    tls::{
+        PendingChallenge, SecretBytes,
+        acme::{self, Asked, Care, Favour, Finding, OrderReport, Roots, Shelf, Told, TxtRecord},
+    },
+};
+
+/// What the agent is told.
+#[derive(Serialize, Deserialize)]
+pub(super) enum ToAgent {
+    /// Look after exactly these from now on.
+    Serve(Assignment),
+    /// The challenges of this version are answered.
+    Answered { version: u64 },
+    /// What came of a record that was to be made.
+    Made { number: u64, outcome: Result<(), String> },
+    /// Order all certificates anew, or those for a name, whatever their age.
+    Renew { host: Option<String> },
+    /// Say what is in the way of certificates.
+    Check { number: u64 },
+}
+
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Assignment {
+    pub(super) storage: PathBuf,
+    pub(super) certificates: Vec<Assigned>,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Assigned {
+    pub(super) plan: AcmePlan,
+    /// What is in its `ca_file`.
+    pub(super) roots: Option<Vec<u8>>,
+}
+
+/// What the agent says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum FromAgent {
+    /// Answer exactly these.
+    Challenges { version: u64, pending: Vec<PendingChallenge> },
+    /// This certificate has come, and is in the storage.
+    Issued { id: String, bundle: SecretBytes },
+    /// Make or remove a record with the command of this certificate.
+    Dns { number: u64, id: String, record: TxtRecord },
+    /// What is in the way, and whether a CA would refuse.
+    Checked { number: u64, findings: Vec<Finding> },
+    /// How they stand, in the order of the configuration.
+    Stands(Vec<OrderReport>),
+}
+
+/// Why an agent could not begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AgentError {
+    #[error("the agent cannot make its runtime")]
+    Runtime(#[from] io::Error),
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("the agent cannot be confined")]
+    Sandbox(#[from] SandboxError),
+}
+
+/// Looks after what the keeper at the other end of `link` assigns, until that has gone.
+///
+/// # Errors
+///
+/// It could not begin; the keeper sees the end of the link.
+pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), AgentError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = LocalSet::new();
+    let link = {
+        let _entered = runtime.enter();
+        Rc::new(Link::over(link)?)
+    };
+    // Signals are the keeper's business: its end is ours.
+    let _caught = match runs_as {
+        RunsAs::Process => Some(runtime.block_on(async { Signals::catch() })?),
+        RunsAs::Thread => None,
+    };
+    let first = local.block_on(&runtime, link.receive::<ToAgent>())?;
+    let Some((ToAgent::Serve(assignment), _)) = first else { return Ok(()) };
+    // While the whole disk can be read.
+    let roots = Roots::of_the_system();
+    if runs_as == RunsAs::Process {
+        // It reads no more of the network than the answers of those whom the configuration names, so that what the
+        // sandbox does not keep it from is not worth a word of its own.
+        sandbox::enter_agent(&assignment.storage)?;
+    }
+    local.block_on(&runtime, async {
+        let (messages_sender, mut messages) = mpsc::channel(MESSAGES);
+        spawn_local(receive(Rc::clone(&link), messages_sender));
+        let (favours_sender, mut favours) = mpsc::channel(MESSAGES);
+        let (told_sender, mut told) = mpsc::channel(MESSAGES);
+        let (checked_sender, mut checked) = mpsc::channel(MESSAGES);
+        let mut agent = Agent {
+            roots,
+            favours: favours_sender,
+            told: told_sender,
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            assigned: Assignment::default(),
+            cares: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            version: 0,
+            unanswered: Vec::new(),
+            records: HashMap::new(),
+            next_record: 0,
+            reports: BTreeMap::new(),
+            checked: checked_sender,
+        };
+        agent.serve(assignment);
+        loop {
+            let said = tokio::select! {
+                message = messages.recv() => match message {
+                    Some(message) => agent.obey(message),
+                    None => return,
+                },
+                Some(favour) = favours.recv() => Some(agent.ask(favour)),
+                Some(told) = told.recv() => Some(agent.tell(told)),
+                Some(checked) = checked.recv() => Some(checked),
+            };
+            if let Some(said) = said
+                && link.send(&said, &[]).await.is_err()
+            {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn receive(link: Rc<Link>, messages: mpsc::Sender<ToAgent>) {
+    // An end, or what cannot be understood: as good as one.
+    while let Ok(Some((message, _))) = link.receive::<ToAgent>().await {
+        if messages.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks all at once what is in their way.
+async fn check(number: u64, cares: Vec<mpsc::Sender<Asked>>, checked: mpsc::Sender<FromAgent>) {
+    let answers = cares.into_iter().map(|care| async move {
+        let (found, findings) = oneshot::channel();
+        care.send(Asked::Check(found)).await.ok()?;
+        findings.await.ok()
+    });
+    let findings = join_all(answers).await.into_iter().flatten().flatten().collect();
+    checked.send(FromAgent::Checked { number, findings }).await.ok();
+}
+
+struct Agent {
+    /// Those of the system.
+    roots: Roots,
+    favours: mpsc::Sender<Favour>,
+    told: mpsc::Sender<Told>,
+    turns: Arc<Semaphore>,
+    assigned: Assignment,
+    /// By the id of the certificate.
+    cares: BTreeMap<String, (Assigned, JoinHandle<()>, mpsc::Sender<Asked>)>,
+    pending: BTreeMap<String, Vec<PendingChallenge>>,
+    version: u64,
+    /// Who waits for which version.
+    unanswered: Vec<(u64, oneshot::Sender<()>)>,
+    records: HashMap<u64, oneshot::Sender<Result<(), String>>>,
+    next_record: u64,
+    reports: BTreeMap<String, OrderReport>,
+    checked: mpsc::Sender<FromAgent>,
+}
+
+impl Agent {
+    fn obey(&mut self, message: ToAgent) -> Option<FromAgent> {
+        match message {
+            ToAgent::Serve(assignment) => return self.serve(assignment),
+            ToAgent::Answered { version } => {
+                for (_, done) in self.unanswered.extract_if(.., |(waits_for, _)| *waits_for <= version) {
+                    done.send(()).ok();
+                }
+            }
+            ToAgent::Made { number, outcome } => {
+                self.records.remove(&number).map(|done| done.send(outcome));
+            }
+            ToAgent::Renew { host } => {
+                for (assigned, _, asked) in self.cares.values() {
+                    let is_meant = |host: &String| assigned.plan.hosts.iter().any(|known| known.as_str() == host);
+                    if host.as_ref().is_none_or(is_meant) {
+                        // One that has not taken the last one yet is about to order.
+                        asked.try_send(Asked::Renew).ok();
+                    }
+                }
+            }
+            ToAgent::Check { number } => {
+                let cares = self.cares.values().map(|(_, _, asked)| asked.clone()).collect();
+                spawn_local(check(number, cares, self.checked.clone()));
+            }
+        }
+        None
+    }
+
+    /// Goes on with what is assigned still, and begins with what is new.
+    fn serve(&mut self, assignment: Assignment) -> Option<FromAgent> {
+        let mut before = std::mem::take(&mut self.cares);
+        for assigned in &assignment.certificates {
+            let id = acme::id(&assigned.plan.hosts);
+            let kept = before.remove(&id);
+            let care = match kept {
+                Some(care) if care.0 == *assigned => care,
+                changed => {
+                    if let Some((_, task, _)) = changed {
+                        task.abort();
+                    }
+                    let Some(care) = self.begin(assigned, &assignment.storage) else { continue };
+                    care
+                }
+            };
+            self.cares.insert(id, care);
+        }
+        for (_, (_, task, _)) in before {
+            task.abort();
+        }
+        self.assigned = assignment;
+        self.reports.retain(|id, _| self.cares.contains_key(id));
+        let answered = self.pending.len();
+        self.pending.retain(|id, _| self.cares.contains_key(id));
+        (self.pending.len() != answered).then(|| self.challenges())
+    }
+
+    fn begin(
+        &self,
+        assigned: &Assigned,
+        storage: &std::path::Path,
+    ) -> Option<(Assigned, JoinHandle<()>, mpsc::Sender<Asked>)> {
+        let roots = match assigned.roots.as_deref().map(Roots::from_pem) {
+            Some(Ok(roots)) => roots,
+            Some(Err(why)) => {
+                let at = &assigned.plan.at;
+                tracing::error!(
+                    "{at}.acme.ca_file: {why}; this certificate is not ordered until there is another file"
+                );
+                return None;
+            }
+            None => self.roots.clone(),
+        };
+        let (asked_sender, asked) = mpsc::channel(ASKED);
+        let care = Care::new(
+            assigned.plan.clone(),
+            roots,
+            Shelf::in_folder(storage.to_owned()),
+            self.favours.clone(),
+            self.told.clone(),
+            Arc::clone(&self.turns),
+            asked,
+        );
+        Some((assigned.clone(), spawn_local(care.go_on()), asked_sender))
+    }
+
+    fn ask(&mut self, favour: Favour) -> FromAgent {
+        match favour {
+            Favour::Answer { id, pending, done } => {
+                if pending.is_empty() {
+                    self.pending.remove(&id);
+                } else {
+                    self.pending.insert(id, pending);
+                }
+                let said = self.challenges();
+                self.unanswered.push((self.version, done));
+                said
+            }
+            Favour::Dns { id, record, done } => {
+                self.next_record += 1;
+                self.records.insert(self.next_record, done);
+                FromAgent::Dns { number: self.next_record, id, record }
+            }
+        }
+    }
+
+    fn challenges(&mut self) -> FromAgent {
+        self.version += 1;
+        FromAgent::Challenges { version: self.version, pending: self.pending.values().flatten().cloned().collect() }
+    }
+
+    fn tell(&mut self, told: Told) -> FromAgent {
+        match told {
+            Told::Issued { id, bundle } => FromAgent::Issued { id, bundle },
+            Told::Stands { id, report } => {
+                self.reports.insert(id, report);
+                let order = self.assigned.certificates.iter().map(|assigned| acme::id(&assigned.plan.hosts));
+                FromAgent::Stands(order.filter_map(|id| self.reports.get(&id).cloned()).collect())
+            }
+        }
+    }
+}
+
+/// Certificates that are ordered at once: what a CA would take for a flood is none.
+const AT_ONCE: usize = 4;
+const MESSAGES: usize = 64;
+/// What may be asked of one certificate while it is busy.
+const ASKED: usize = 4;

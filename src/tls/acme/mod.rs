@@ -1,0 +1,153 @@
+//! Certificates that are ordered from a CA by ACME (RFC 8555).
+//!
+//! What is here is used on both sides of the storage: the agent orders and keeps ([`Agent`](crate::process)), the keeper
+//! reads what is kept. A certificate is known by the names it is for ([`id`]), so that a site which changes its name has
+//! another certificate, and one that goes back to the old name has the old one.
+
+mod care;
+mod client;
+pub mod flight;
+mod order;
+mod record;
+mod shelf;
+
+use std::path::{Path, PathBuf};
+
+pub use self::care::{OrderReport, OrderState};
+pub(crate) use self::{
+    care::{Asked, Care, Told},
+    client::Roots,
+    flight::Finding,
+    order::{Favour, TxtRecord},
+    shelf::Shelf,
+};
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
+
+use super::{Certificate, CertificateMaterial, SecretBytes};
+use crate::config::{AcmePlan, CertificateHost};
+
+/// What a certificate for `hosts` is known by in the storage: the first name, for the eye, and a digest of all.
+pub(crate) fn id(hosts: &[CertificateHost]) -> String {
+    let mut names: Vec<_> = hosts.iter().map(CertificateHost::as_str).collect();
+    names.sort_unstable();
+    let digest = digest(&SHA256, names.join("\n").as_bytes());
+    let first: String = hosts.first().map_or("", CertificateHost::as_str).chars().take(SHOWN).collect();
+    format!("{}-{}", first.replace(':', ".").replace('*', "_"), HEXLOWER.encode(&digest.as_ref()[..8]))
+}
+
+/// The key of the storage that the certificate `id` is kept under: its private key and its chain in one object, so that
+/// no reader ever sees one without the other.
+pub(crate) fn bundle_key(id: &str) -> String {
+    format!("acme/certificates/{id}/bundle.pem")
+}
+
+/// The file of that key, where the storage is a folder.
+pub(crate) fn bundle_file(storage: &Path, id: &str) -> PathBuf {
+    storage.join(bundle_key(id))
+}
+
+/// A private key and a chain, both PEM, as they are kept.
+pub(crate) fn bundle(key: &str, chain: &str) -> SecretBytes {
+    SecretBytes::new([key.trim_end(), "\n", chain.trim_end(), "\n"].concat().into_bytes())
+}
+
+/// What `bundle` holds for `plan`; `None` if it is not whole, or for other names.
+pub(crate) fn material(plan: &AcmePlan, bundle: &SecretBytes, file: &Path) -> Option<CertificateMaterial> {
+    let bytes = bundle.expose();
+    let chain = bytes.windows(BEGIN.len()).position(|window| window == BEGIN)?;
+    let (key, chain) = bytes.split_at(chain);
+    let material = CertificateMaterial {
+        at: plan.at.clone(),
+        certificate: chain.to_vec(),
+        key: SecretBytes::new(key.to_vec()),
+        chain: None,
+        certificate_file: file.to_owned(),
+        key_file: file.to_owned(),
+        chain_file: None,
+    };
+    let certificate = Certificate::from_material(&material).ok()?;
+    plan.hosts.iter().all(|host| covers(&certificate, host)).then_some(material)
+}
+
+/// Whether `certificate` is for `host`; a wildcard must be named as it is.
+pub(crate) fn covers(certificate: &Certificate, host: &CertificateHost) -> bool {
+    if host.is_wildcard() {
+        certificate.names().iter().any(|name| name.to_string() == host.as_str())
+    } else {
+        certificate.covers(host.as_str())
+    }
+}
+
+const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
+/// Characters of the first name in an id: with the digest it is no longer than a file name may be.
+const SHOWN: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use rcgen::PKCS_ECDSA_P256_SHA256;
+
+    use super::*;
+    use crate::{config::ChallengeKind, tls::testing::Authority};
+
+    fn hosts(names: &[&str]) -> Vec<CertificateHost> {
+        names.iter().map(|name| CertificateHost::parse(name).unwrap()).collect()
+    }
+
+    fn plan(names: &[&str]) -> AcmePlan {
+        AcmePlan {
+            hosts: hosts(names),
+            email: None,
+            directories: vec!["https://acme.example/directory".to_owned()],
+            challenge: ChallengeKind::Http01,
+            dns_hook: Vec::new(),
+            profile: None,
+            ca_file: None,
+            eab: None,
+            at: "tls.certificates[0]".to_owned(),
+            after: 0,
+        }
+    }
+
+    #[test]
+    fn an_id_is_a_name_of_a_file_and_the_same_in_any_order() {
+        assert_eq!(id(&hosts(&["a.example", "b.example"]))[..10], *"a.example-");
+        assert_ne!(id(&hosts(&["a.example", "b.example"])), id(&hosts(&["a.example"])));
+        let digest = |names: &[&str]| id(&hosts(names)).rsplit_once('-').unwrap().1.to_owned();
+        assert_eq!(digest(&["a.example", "b.example"]), digest(&["b.example", "a.example"]));
+        for names in [&["*.a.example"][..], &["2001:db8::1"], &[&["x"; 63].concat()]] {
+            let id = id(&hosts(names));
+            assert!(id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_is_read_back_for_its_names_and_for_no_others() {
+        let (chain, key) = Authority::new().issue(&["a.example", "*.b.example"], &PKCS_ECDSA_P256_SHA256);
+        let bundle = bundle(&key, &chain);
+
+        let read = |names: &[&str]| material(&plan(names), &bundle, Path::new("/f"));
+
+        assert!(read(&["a.example"]).is_some());
+        assert!(read(&["*.b.example", "a.example"]).is_some());
+        assert!(read(&["x.b.example"]).is_some());
+        assert!(read(&["a.example", "c.example"]).is_none());
+        assert!(read(&["*.a.example"]).is_none());
+        let key = read(&["a.example"]).unwrap().key;
+        assert!(!String::from_utf8_lossy(key.expose()).contains("CERTIFICATE"));
+    }
+
+    #[test]
+    fn half_a_bundle_is_none() {
+        let (chain, key) = Authority::new().issue(&["a.example"], &PKCS_ECDSA_P256_SHA256);
+        let whole = bundle(&key, &chain);
+
+        for length in (0..whole.expose().len() - 1).step_by(7) {
+            let half = SecretBytes::new(whole.expose()[..length].to_vec());
+            let read = material(&plan(&["a.example"]), &half, Path::new("/f"));
+            // Of a chain its end may be missing.
+            assert!(length > key.len() || read.is_none(), "{length}");
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! One order, from the account to the chain (RFC 8555, 7.4).
+//!
+//! Whatever is needed to go on is kept before it is used: the key before the request that is signed with it, the order's
+//! address before its challenges. An attempt that is cut off anywhere, by a crash or a power cut, is taken up by the next
+//! one where it was.
+
+use std::{io, time::Duration};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
+use instant_acme::{
+    Account, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error, ExternalAccountKey,
+    Identifier, NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
+};
+use jiff::Timestamp;
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    bundle,
+    client::{Https, Roots},
+    material,
+    record::{Placed, Record},
+    shelf::Shelf,
+};
+use crate::{
+    config::{AcmePlan, CertificateHost, ChallengeKind},
+    tls::{PendingChallenge, SecretBytes},
+};
+
+/// What an order has done for it by others.
+#[derive(Debug)]
+pub(crate) enum Favour {
+    /// Answer exactly these challenges for the certificate `id`; said when they are.
+    Answer { id: String, pending: Vec<PendingChallenge>, done: oneshot::Sender<()> },
+    /// Make or remove a TXT record by the command of the certificate `id`.
+    Dns { id: String, record: TxtRecord, done: oneshot::Sender<Result<(), String>> },
+}
+
+/// A record that proves control of a name (RFC 8555, 8.4).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+pub(crate) struct TxtRecord {
+    /// To be there, or to be there no more.
+    pub(crate) present: bool,
+    /// Without `_acme-challenge.`.
+    pub(crate) host: String,
+    pub(crate) value: String,
+}
+
+/// Why an attempt came to nothing.
+#[derive(Debug)]
+pub(crate) struct OrderError {
+    /// In words, for an operator.
+    pub(crate) why: String,
+    /// No other attempt before then.
+    pub(crate) retry_at: Option<Timestamp>,
+}
+
+/// A certificate to be ordered.
+pub(crate) struct Ordering<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) plan: &'a AcmePlan,
+    pub(crate) roots: &'a Roots,
+    pub(crate) shelf: &'a Shelf,
+    pub(crate) favours: &'a mpsc::Sender<Favour>,
+    /// The certificate that is to be replaced, in DER.
+    pub(crate) replaces: Option<&'a [u8]>,
+}
+
+impl Ordering<'_> {
+    /// Orders from the first directory that does not fail; answers key and chain, which are not kept yet, and whose they
+    /// are. `record` is kept at every step.
+    pub(crate) async fn place(&self, record: &mut Record) -> Result<(SecretBytes, String), OrderError> {
+        let begun = record.order.as_ref().map(|placed| placed.directory.clone());
+        let mut directories: Vec<&String> = self.plan.directories.iter().collect();
+        directories.sort_by_key(|directory| begun.as_ref() != Some(directory));
+        let mut failed: Option<OrderError> = None;
+        for directory in directories {
+            match self.place_at(directory, record).await {
+                Ok(bundle) => return Ok((bundle, directory.clone())),
+                Err(error) => {
+                    let error = OrderError { why: format!("{directory}: {}", error.why), ..error };
+                    failed = Some(match failed {
+                        // The first may come to itself sooner than the second lets us come again, or the other way round.
+                        Some(first) => OrderError {
+                            why: format!("{}; {}", first.why, error.why),
+                            retry_at: first.retry_at.min(error.retry_at),
+                        },
+                        None => error,
+                    });
+                }
+            }
+        }
+        Err(failed.unwrap_or_else(|| OrderError { why: "no directory is named".to_owned(), retry_at: None }))
+    }
+
+    async fn place_at(&self, directory: &str, record: &mut Record) -> Result<SecretBytes, OrderError> {
+        let https = Https::new(self.roots).map_err(|error| said(&error))?;
+        let fault = |error| OrderError::of(error, &https);
+        let account = self.account(directory, &https).await?;
+        let key = self.pending_key().await?;
+        let mut order = match self.begun(directory, &account, record).await.map_err(fault)? {
+            Some(order) => order,
+            None => self.new_order(directory, &account, &https, record).await?,
+        };
+        if order.state().status == OrderStatus::Pending {
+            let proved = self.prove(&mut order).await;
+            self.clear(&mut order).await;
+            if let Err(error) = proved {
+                // What has been refused is not asked for again; an order that broke off is taken up.
+                let is_refused = matches!(error, Error::Api(_)) || order.state().status == OrderStatus::Invalid;
+                let error = self.explained(error, &mut order, &https).await;
+                if is_refused {
+                    self.forget_order(record).await?;
+                }
+                return Err(error);
+            }
+        }
+        if order.state().status == OrderStatus::Ready {
+            let request = request(&self.plan.hosts, &key).map_err(|error| said(&error))?;
+            order.finalize_csr(&request).await.map_err(fault)?;
+        }
+        let chain = match order.state().status {
+            OrderStatus::Valid => order.certificate().await.map_err(fault)?,
+            _ => Some(order.poll_certificate(&ISSUING).await.map_err(fault)?),
+        };
+        let chain = chain.ok_or_else(|| said("the certificate is not ready yet"))?;
+        let bundle = bundle(&key.serialize_pem(), &chain);
+        if material(self.plan, &bundle, std::path::Path::new("")).is_none() {
+            // An order of before whose key is lost, or a CA that has issued something else.
+            self.forget_order(record).await?;
+            return Err(said("what it has issued is not for our key and all of our names"));
+        }
+        Ok(bundle)
+    }
+
+    /// The order that is under way at `directory`, if it can still come to something.
+    async fn begun(&self, directory: &str, account: &Account, record: &Record) -> Result<Option<Order>, Error> {
+        let Some(placed) = record.order.as_ref().filter(|placed| placed.directory == directory) else {
+            return Ok(None);
+        };
+        match account.order(placed.url.clone()).await {
+            Ok(mut order) => Ok((order.state().status != OrderStatus::Invalid).then_some(order)),
+            // It is nothing that the CA knows.
+            Err(Error::Api(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn new_order(
+        &self,
+        directory: &str,
+        account: &Account,
+        https: &Https,
+        record: &mut Record,
+    ) -> Result<Order, OrderError> {
+        let identifiers: Vec<Identifier> = self.plan.hosts.iter().map(identifier).collect();
+        let asked = || {
+            let order = NewOrder::new(&identifiers);
+            match &self.plan.profile {
+                Some(profile) => order.profile(profile),
+                None => order,
+            }
+        };
+        let replaced = self.replaces.filter(|_| record.issued_by.as_deref() == Some(directory));
+        let replaced = replaced.map(rustls::pki_types::CertificateDer::from);
+        let replaced = replaced.as_ref().and_then(|certificate| CertificateIdentifier::try_from(certificate).ok());
+        let placed = match replaced {
+            // One that knows no renewal information, or takes it for replaced already, takes a plain order.
+            Some(replaced) => match account.new_order(&asked().replaces(replaced)).await {
+                Err(error) if !is_final(&error) => account.new_order(&asked()).await,
+                placed => placed,
+            },
+            None => account.new_order(&asked()).await,
+        };
+        let order = match placed {
+            Err(error) if knows_no_account(&error) => {
+                // The CA has forgotten us; the next attempt makes itself known anew.
+                self.shelf.remove(&self.account_key(directory)).await.map_err(|error| kept(&error))?;
+                return Err(OrderError::of(error, https));
+            }
+            placed => placed.map_err(|error| OrderError::of(error, https))?,
+        };
+        record.order = Some(Placed { directory: directory.to_owned(), url: order.url().to_owned() });
+        self.keep(record).await?;
+        Ok(order)
+    }
+
+    /// Shows the CA that all names are ours.
+    async fn prove(&self, order: &mut Order) -> Result<(), Error> {
+        let pending = self.pending(order).await?;
+        for challenge in pending.iter().filter(|challenge| challenge.kind == ChallengeKind::Dns01) {
+            self.txt(true, challenge).await.map_err(|why| Error::Other(why.into()))?;
+        }
+        let (done, answered) = oneshot::channel();
+        let favour = Favour::Answer { id: self.id.to_owned(), pending, done };
+        let gone = || Error::Str("the process is about to end");
+        self.favours.send(favour).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?;
+
+        let mut authorizations = order.authorizations();
+        while let Some(authorization) = authorizations.next().await {
+            let mut authorization = authorization?;
+            if authorization.status == AuthorizationStatus::Pending
+                && let Some(mut challenge) = authorization.challenge(self.kind())
+            {
+                challenge.set_ready().await?;
+            }
+        }
+        match order.poll_ready(&VALIDATION).await? {
+            OrderStatus::Invalid => Err(Error::Str("it does not believe that all names are ours")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The challenges of names that the CA has not seen to be ours yet.
+    async fn pending(&self, order: &mut Order) -> Result<Vec<PendingChallenge>, Error> {
+        let mut pending = Vec::new();
+        let mut authorizations = order.authorizations();
+        while let Some(authorization) = authorizations.next().await {
+            let mut authorization = authorization?;
+            match authorization.status {
+                AuthorizationStatus::Pending => {}
+                AuthorizationStatus::Valid => continue,
+                _ => return Err(Error::Str("an authorization of this order has lapsed")),
+            }
+            let host = match authorization.identifier().identifier {
+                Identifier::Dns(name) => name.clone(),
+                Identifier::Ip(address) => address.to_string(),
+                _ => return Err(Error::Str("it asks for an identifier that was not ordered")),
+            };
+            let Some(challenge) = authorization.challenge(self.kind()) else {
+                let why = format!("it offers no {} for {host}; name another `challenge`", self.plan.challenge);
+                return Err(Error::Other(why.into()));
+            };
+            pending.push(PendingChallenge {
+                host,
+                kind: self.plan.challenge,
+                token: challenge.token.clone(),
+                key_authorization: challenge.key_authorization().as_str().to_owned(),
+            });
+        }
+        Ok(pending)
+    }
+
+    /// Takes back what was answered, as far as that is possible.
+    async fn clear(&self, order: &mut Order) {
+        if self.plan.challenge == ChallengeKind::Dns01 {
+            let mut authorizations = order.authorizations();
+            while let Some(Ok(mut authorization)) = authorizations.next().await {
+                let Identifier::Dns(host) = authorization.identifier().identifier.clone() else { continue };
+                let Some(challenge) = authorization.challenge(self.kind()) else { continue };
+                let challenge = PendingChallenge {
+                    host,
+                    kind: ChallengeKind::Dns01,
+                    token: challenge.token.clone(),
+                    key_authorization: challenge.key_authorization().as_str().to_owned(),
+                };
+                if let Err(why) = self.txt(false, &challenge).await {
+                    tracing::warn!(host = challenge.host, why, "a TXT record was not removed");
+                }
+            }
+        }
+        let (done, _) = oneshot::channel();
+        self.favours.send(Favour::Answer { id: self.id.to_owned(), pending: Vec::new(), done }).await.ok();
+    }
+
+    async fn txt(&self, present: bool, challenge: &PendingChallenge) -> Result<(), String> {
+        let value = BASE64URL_NOPAD.encode(digest(&SHA256, challenge.key_authorization.as_bytes()).as_ref());
+        let record = TxtRecord { present, host: challenge.host.clone(), value };
+        let (done, made) = oneshot::channel();
+        let favour = Favour::Dns { id: self.id.to_owned(), record, done };
+        let gone = |_| "the process is about to end".to_owned();
+        self.favours.send(favour).await.map_err(|_| gone(()))?;
+        made.await.map_err(|_| gone(()))?
+    }
+
+    /// What the CA says of each name.
+    async fn explained(&self, error: Error, order: &mut Order, https: &Https) -> OrderError {
+        let mut said = Vec::new();
+        let mut authorizations = order.authorizations();
+        while let Some(Ok(mut authorization)) = authorizations.next().await {
+            if authorization.refresh().await.is_err() {
+                break;
+            }
+            let host = authorization.identifier().to_string();
+            let errors = authorization.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
+            said.extend(errors.map(|error| format!("{host}: {}", in_words(error))));
+        }
+        let error = OrderError::of(error, https);
+        if said.is_empty() { error } else { OrderError { why: said.join("; "), ..error } }
+    }
+
+    /// The account with `directory`, made where there is none.
+    async fn account(&self, directory: &str, https: &Https) -> Result<Account, OrderError> {
+        let fault = |error| OrderError::of(error, https);
+        let builder = || Account::builder_with_http(Box::new(https.clone()));
+        let at = self.account_key(directory);
+        let known = self.shelf.read(&at).await.map_err(|error| kept(&error))?;
+        if let Some(known) = known
+            && let Ok(credentials) = serde_json::from_slice::<AccountCredentials>(known.expose())
+        {
+            return builder().from_credentials(credentials).await.map_err(fault);
+        }
+        let contact: Vec<String> = self.plan.email.iter().map(|email| format!("mailto:{email}")).collect();
+        let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
+        let account = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
+        let bound = match &self.plan.eab {
+            // The one of the second directory is not known.
+            Some(eab) if self.plan.directories.first().is_some_and(|first| first == directory) => {
+                let key = BASE64URL_NOPAD.decode(eab.secret.expose().trim_end_matches('=').as_bytes());
+                let key = key.map_err(|_| said("`eab.key` is no base64url"))?;
+                Some(ExternalAccountKey::new(eab.key_id.clone(), &key))
+            }
+            _ => None,
+        };
+        let made = builder().create(&account, directory.to_owned(), bound.as_ref()).await;
+        let (account, credentials) = made.map_err(fault)?;
+        let content = serde_json::to_vec(&credentials).map_err(|error| said(&error))?;
+        self.shelf.write(&at, SecretBytes::new(content)).await.map_err(|error| kept(&error))?;
+        tracing::info!(directory, account = account.id(), "account made with a certificate authority");
+        Ok(account)
+    }
+
+    pub(super) fn account_key(&self, directory: &str) -> String {
+        let customer = self.plan.eab.as_ref().map_or("", |eab| &eab.key_id);
+        let digest = digest(&SHA256, format!("{directory}\n{customer}").as_bytes());
+        format!("acme/accounts/{}/account.json", HEXLOWER.encode(&digest.as_ref()[..16]))
+    }
+
+    /// The key of the certificate to come; it is another one for each certificate.
+    async fn pending_key(&self) -> Result<KeyPair, OrderError> {
+        let at = pending_key_key(self.id);
+        let known = self.shelf.read(&at).await.map_err(|error| kept(&error))?;
+        let known = known.and_then(|pem| KeyPair::from_pem(std::str::from_utf8(pem.expose()).ok()?).ok());
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let key = KeyPair::generate().map_err(|error| said(&error))?;
+        let pem = SecretBytes::new(key.serialize_pem().into_bytes());
+        self.shelf.write(&at, pem).await.map_err(|error| kept(&error))?;
+        Ok(key)
+    }
+
+    async fn forget_order(&self, record: &mut Record) -> Result<(), OrderError> {
+        record.order = None;
+        self.keep(record).await
+    }
+
+    pub(crate) async fn keep(&self, record: &Record) -> Result<(), OrderError> {
+        let content = serde_json::to_vec(record).map_err(|error| said(&error))?;
+        self.shelf.write(&record_key(self.id), SecretBytes::new(content)).await.map_err(|error| kept(&error))
+    }
+
+    fn kind(&self) -> ChallengeType {
+        match self.plan.challenge {
+            ChallengeKind::Http01 => ChallengeType::Http01,
+            ChallengeKind::Dns01 => ChallengeType::Dns01,
+            ChallengeKind::TlsAlpn01 => ChallengeType::TlsAlpn01,
+        }
+    }
+}
+
+pub(super) fn record_key(id: &str) -> String {
+    format!("acme/certificates/{id}/record.json")
+}
+
+pub(super) fn pending_key_key(id: &str) -> String {
+    format!("acme/certificates/{id}/pending-key.pem")
+}
+
+fn identifier(host: &CertificateHost) -> Identifier {
+    match host.address() {
+        Some(address) => Identifier::Ip(address),
+        None => Identifier::Dns(host.as_str().to_owned()),
+    }
+}
+
+/// The signing request for `hosts`, in DER.
+fn request(hosts: &[CertificateHost], key: &KeyPair) -> Result<Vec<u8>, rcgen::Error> {
+    let mut params = CertificateParams::new(hosts.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    params.distinguished_name = DistinguishedName::new();
+    Ok(params.serialize_request(key)?.der().to_vec())
+}
+
+/// Whether another form of the same order would fare no better.
+fn is_final(error: &Error) -> bool {
+    let is = |problem: &Problem, name: &str| problem.r#type.as_deref().is_some_and(|kind| kind.ends_with(name));
+    match error {
+        Error::Unsupported(_) => false,
+        Error::Api(problem) => is(problem, ":rateLimited") || is(problem, ":accountDoesNotExist"),
+        // A `replaces` that the CA does not speak of again is told by the library in words of its own.
+        Error::Other(error) => !error.to_string().starts_with("replaces field mismatch"),
+        _ => true,
+    }
+}
+
+fn knows_no_account(error: &Error) -> bool {
+    let kind = match error {
+        Error::Api(problem) => problem.r#type.as_deref(),
+        _ => None,
+    };
+    kind == Some("urn:ietf:params:acme:error:accountDoesNotExist")
+}
+
+fn in_words(problem: &Problem) -> String {
+    let detail = problem.detail.as_deref().unwrap_or("no reason is given");
+    let kind = problem.r#type.as_deref().and_then(|kind| kind.rsplit(':').next()).unwrap_or("error");
+    // What a CA says is shown to people: no control characters, and no novel.
+    let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
+    format!("{detail} ({kind})")
+}
+
+impl OrderError {
+    pub(super) fn of(error: Error, https: &Https) -> Self {
+        let retry_at = match &error {
+            Error::Api(_) => https.retry_after().and_then(|at| Timestamp::try_from(at).ok()),
+            _ => None,
+        };
+        let why = match &error {
+            Error::Api(problem) => {
+                let parts: Vec<_> = problem.subproblems.iter().filter_map(|part| part.detail.clone()).collect();
+                let parts = if parts.is_empty() { String::new() } else { format!(": {}", parts.join("; ")) };
+                in_words(problem) + &parts
+            }
+            Error::Other(inner) => chain(&**inner),
+            error => error.to_string(),
+        };
+        Self { why, retry_at }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    crate::telemetry::chain(error)
+}
+
+fn said(why: impl ToString) -> OrderError {
+    OrderError { why: why.to_string(), retry_at: None }
+}
+
+fn kept(error: &io::Error) -> OrderError {
+    said(format!("the storage (`tls.storage`): {error}"))
+}
+
+/// Until a CA has looked at all names; it looks from several places.
+const VALIDATION: RetryPolicy =
+    RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(Duration::from_secs(120));
+/// Until it has signed.
+const ISSUING: RetryPolicy =
+    RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(Duration::from_secs(120));
