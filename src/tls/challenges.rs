@@ -54,7 +54,7 @@ impl Challenges {
                         next.handshakes.insert(asked_for(&challenge.host), Arc::new(config));
                     }
                     Err(error) => {
-                        tracing::error!(host = challenge.host, error = &*error, "tls-alpn-01 cannot be answered")
+                        tracing::error!(host = challenge.host, error = &*error, "tls-alpn-01 cannot be answered");
                     }
                 },
                 ChallengeKind::Dns01 => {}

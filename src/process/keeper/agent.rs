@@ -278,7 +278,9 @@ impl Keeper {
 /// Takes the status of a process that is to end, so that nothing is left of it.
 fn forget(process: Option<Pid>) -> Option<tokio::task::JoinHandle<()>> {
     let process = rustix::process::pidfd_open(process?, rustix::process::PidfdFlags::empty()).ok()?;
-    Some(spawn_blocking(move || drop(reap(&process))))
+    Some(spawn_blocking(move || {
+        reap(&process);
+    }))
 }
 
 fn assignment(plan: &Plan) -> Assignment {

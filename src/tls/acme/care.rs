@@ -101,7 +101,6 @@ struct Current {
 }
 
 impl Care {
-    #[expect(clippy::too_many_arguments, reason = "what several cares share, and what each has of its own")]
     pub(crate) fn new(
         plan: AcmePlan,
         roots: Roots,
@@ -269,10 +268,10 @@ impl Care {
 
     async fn issued(&self, bundle: SecretBytes, directory: &str, record: &mut Record) -> Result<Timestamp, OrderError> {
         // First of all, so that whatever comes between finds it.
-        self.shelf.write(&bundle_key(&self.id), bundle.clone()).await.map_err(storage)?;
+        self.shelf.write(&bundle_key(&self.id), bundle.clone()).await.map_err(|error| storage(&error))?;
         record.succeeded(directory, self.plan.profile.as_deref());
         self.ordering(None).keep(record).await?;
-        self.shelf.remove(&pending_key_key(&self.id)).await.map_err(storage)?;
+        self.shelf.remove(&pending_key_key(&self.id)).await.map_err(|error| storage(&error))?;
         self.told.send(Told::Issued { id: self.id.clone(), bundle }).await.ok();
         let Some(current) = self.current().await? else {
             return Err(OrderError { why: "what was kept cannot be read".to_owned(), retry_at: None });
@@ -323,11 +322,12 @@ impl Care {
         let credentials: AccountCredentials =
             serde_json::from_slice(kept.expose()).map_err(|_| "the account cannot be read".to_owned())?;
         let builder = Account::builder_with_http(Box::new(https.clone()));
-        let account = builder.from_credentials(credentials).await.map_err(|error| OrderError::of(error, &https).why)?;
+        let account =
+            builder.from_credentials(credentials).await.map_err(|error| OrderError::of(&error, &https).why)?;
         let (info, again) = match account.renewal_info(certificate).await {
             Ok(told) => told,
             Err(Error::Unsupported(_)) => return Ok(None),
-            Err(error) => return Err(OrderError::of(error, &https).why),
+            Err(error) => return Err(OrderError::of(&error, &https).why),
         };
         let at = |time: i64| Timestamp::from_second(time).unwrap_or(Timestamp::MAX);
         let window = &info.suggested_window;
@@ -355,13 +355,15 @@ impl Care {
     }
 
     async fn record(&self) -> Result<Record, OrderError> {
-        let kept = self.shelf.read(&record_key(&self.id)).await.map_err(storage)?;
+        let kept = self.shelf.read(&record_key(&self.id)).await.map_err(|error| storage(&error))?;
         // One that cannot be read says nothing worth more than a new start.
         Ok(kept.and_then(|bytes| serde_json::from_slice(bytes.expose()).ok()).unwrap_or_default())
     }
 
     async fn current(&self) -> Result<Option<Current>, OrderError> {
-        let Some(kept) = self.shelf.read(&bundle_key(&self.id)).await.map_err(storage)? else { return Ok(None) };
+        let Some(kept) = self.shelf.read(&bundle_key(&self.id)).await.map_err(|error| storage(&error))? else {
+            return Ok(None);
+        };
         let material = material(&self.plan, &kept, Path::new(""));
         let certificate = material.and_then(|material| Certificate::from_material(&material).ok());
         Ok(certificate.map(|certificate| {
@@ -400,7 +402,7 @@ impl Care {
     }
 }
 
-fn storage(error: std::io::Error) -> OrderError {
+fn storage(error: &std::io::Error) -> OrderError {
     OrderError { why: format!("the storage (`tls.storage`): {error}"), retry_at: None }
 }
 

@@ -4,7 +4,7 @@
 //! address before its challenges. An attempt that is cut off anywhere, by a crash or a power cut, is taken up by the next
 //! one where it was.
 
-use std::{io, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
@@ -96,7 +96,7 @@ impl Ordering<'_> {
 
     async fn place_at(&self, directory: &str, record: &mut Record) -> Result<SecretBytes, OrderError> {
         let https = Https::new(self.roots).map_err(|error| said(&error))?;
-        let fault = |error| OrderError::of(error, &https);
+        let fault = |error| OrderError::of(&error, &https);
         let account = self.account(directory, &https).await?;
         let key = self.pending_key().await?;
         let mut order = match self.begun(directory, &account, record).await.map_err(fault)? {
@@ -124,12 +124,12 @@ impl Ordering<'_> {
             OrderStatus::Valid => order.certificate().await.map_err(fault)?,
             _ => Some(order.poll_certificate(&ISSUING).await.map_err(fault)?),
         };
-        let chain = chain.ok_or_else(|| said("the certificate is not ready yet"))?;
+        let chain = chain.ok_or_else(|| said(&"the certificate is not ready yet"))?;
         let bundle = bundle(&key.serialize_pem(), &chain);
         if material(self.plan, &bundle, std::path::Path::new("")).is_none() {
             // An order of before whose key is lost, or a CA that has issued something else.
             self.forget_order(record).await?;
-            return Err(said("what it has issued is not for our key and all of our names"));
+            return Err(said(&"what it has issued is not for our key and all of our names"));
         }
         Ok(bundle)
     }
@@ -177,9 +177,9 @@ impl Ordering<'_> {
             Err(error) if knows_no_account(&error) => {
                 // The CA has forgotten us; the next attempt makes itself known anew.
                 self.shelf.remove(&self.account_key(directory)).await.map_err(|error| kept(&error))?;
-                return Err(OrderError::of(error, https));
+                return Err(OrderError::of(&error, https));
             }
-            placed => placed.map_err(|error| OrderError::of(error, https))?,
+            placed => placed.map_err(|error| OrderError::of(&error, https))?,
         };
         record.order = Some(Placed { directory: directory.to_owned(), url: order.url().to_owned() });
         self.keep(record).await?;
@@ -270,9 +270,9 @@ impl Ordering<'_> {
         let record = TxtRecord { present, host: challenge.host.clone(), value };
         let (done, made) = oneshot::channel();
         let favour = Favour::Dns { id: self.id.to_owned(), record, done };
-        let gone = |_| "the process is about to end".to_owned();
-        self.favours.send(favour).await.map_err(|_| gone(()))?;
-        made.await.map_err(|_| gone(()))?
+        let gone = || "the process is about to end".to_owned();
+        self.favours.send(favour).await.map_err(|_| gone())?;
+        made.await.map_err(|_| gone())?
     }
 
     /// What the CA says of each name.
@@ -287,13 +287,13 @@ impl Ordering<'_> {
             let errors = authorization.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
             said.extend(errors.map(|error| format!("{host}: {}", in_words(error))));
         }
-        let error = OrderError::of(error, https);
+        let error = OrderError::of(&error, https);
         if said.is_empty() { error } else { OrderError { why: said.join("; "), ..error } }
     }
 
     /// The account with `directory`, made where there is none.
     async fn account(&self, directory: &str, https: &Https) -> Result<Account, OrderError> {
-        let fault = |error| OrderError::of(error, https);
+        let fault = |error| OrderError::of(&error, https);
         let builder = || Account::builder_with_http(Box::new(https.clone()));
         let at = self.account_key(directory);
         let known = self.shelf.read(&at).await.map_err(|error| kept(&error))?;
@@ -309,7 +309,7 @@ impl Ordering<'_> {
             // The one of the second directory is not known.
             Some(eab) if self.plan.directories.first().is_some_and(|first| first == directory) => {
                 let key = BASE64URL_NOPAD.decode(eab.secret.expose().trim_end_matches('=').as_bytes());
-                let key = key.map_err(|_| said("`eab.key` is no base64url"))?;
+                let key = key.map_err(|_| said(&"`eab.key` is no base64url"))?;
                 Some(ExternalAccountKey::new(eab.key_id.clone(), &key))
             }
             _ => None,
@@ -412,12 +412,12 @@ fn in_words(problem: &Problem) -> String {
 }
 
 impl OrderError {
-    pub(super) fn of(error: Error, https: &Https) -> Self {
-        let retry_at = match &error {
+    pub(super) fn of(error: &Error, https: &Https) -> Self {
+        let retry_at = match error {
             Error::Api(_) => https.retry_after().and_then(|at| Timestamp::try_from(at).ok()),
             _ => None,
         };
-        let why = match &error {
+        let why = match error {
             Error::Api(problem) => {
                 let parts: Vec<_> = problem.subproblems.iter().filter_map(|part| part.detail.clone()).collect();
                 let parts = if parts.is_empty() { String::new() } else { format!(": {}", parts.join("; ")) };
@@ -434,12 +434,12 @@ fn chain(error: &dyn std::error::Error) -> String {
     crate::telemetry::chain(error)
 }
 
-fn said(why: impl ToString) -> OrderError {
+fn said(why: &dyn fmt::Display) -> OrderError {
     OrderError { why: why.to_string(), retry_at: None }
 }
 
 fn kept(error: &io::Error) -> OrderError {
-    said(format!("the storage (`tls.storage`): {error}"))
+    said(&format!("the storage (`tls.storage`): {error}"))
 }
 
 /// Until a CA has looked at all names; it looks from several places.
