@@ -5,7 +5,7 @@
 //! made at a DNS provider) it asks the keeper for. It may end at any moment: whatever it needs to go on is in the storage.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     os::fd::OwnedFd,
     path::PathBuf,
@@ -16,7 +16,7 @@ use std::{
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     task::{JoinHandle, LocalSet, spawn_local},
 };
 
@@ -30,7 +30,7 @@ use crate::{
     config::AcmePlan,
     tls::{
         PendingChallenge, SecretBytes,
-        acme::{self, Asked, Care, Favour, Finding, OrderReport, Roots, Shelf, Told, TxtRecord},
+        acme::{self, Asked, Care, Favour, Finding, OrderReport, Roots, Shelf, Told, Turns, TxtRecord},
     },
 };
 
@@ -124,7 +124,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), AgentError> {
             roots,
             favours: favours_sender,
             told: told_sender,
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            turns: Arc::new(Turns::default()),
             assigned: Assignment::default(),
             cares: BTreeMap::new(),
             pending: BTreeMap::new(),
@@ -181,7 +181,7 @@ struct Agent {
     roots: Roots,
     favours: mpsc::Sender<Favour>,
     told: mpsc::Sender<Told>,
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
     assigned: Assignment,
     /// By the id of the certificate.
     cares: BTreeMap<String, (Assigned, JoinHandle<()>, mpsc::Sender<Asked>)>,
@@ -208,11 +208,14 @@ impl Agent {
                 self.records.remove(&number).map(|done| done.send(outcome));
             }
             ToAgent::Renew { host } => {
+                let mut accounts = HashSet::new();
                 for (assigned, _, asked) in self.cares.values() {
                     let is_meant = |host: &String| assigned.plan.hosts.iter().any(|known| known.as_str() == host);
                     if host.as_ref().is_none_or(is_meant) {
+                        // Whoever asks wants new keys; that of an account once.
+                        let roll = accounts.insert(acme::account_key(&assigned.plan, &assigned.plan.directories[0]));
                         // One that has not taken the last one yet is about to order.
-                        asked.try_send(Asked::Renew).ok();
+                        asked.try_send(Asked::Renew { roll }).ok();
                     }
                 }
             }
@@ -318,8 +321,6 @@ impl Agent {
     }
 }
 
-/// Certificates that are ordered at once: what a CA would take for a flood is none.
-const AT_ONCE: usize = 4;
 const MESSAGES: usize = 64;
 /// What may be asked of one certificate while it is busy.
 const ASKED: usize = 4;

@@ -4,25 +4,35 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt,
+    panic,
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, SystemTime},
 };
 
+use futures_util::{SinkExt, StreamExt};
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::Message;
 
-use super::support::{
-    Backend, body,
-    clients::{block_on, client, curl, run, tls_connect},
-    directory::{Directory, Failure, RenewalInfo, Resource},
-    ok,
-    pebble::{Builder, Pebble},
-    raw,
-    served::{self, Served},
-    status, wait_for,
+use super::{
+    support::{
+        Backend, body,
+        clients::{H2, block_on, client, curl, run, tls_connect},
+        directory::{Directory, Failure, RenewalInfo, Resource},
+        ok,
+        pebble::{Builder, Pebble},
+        raw,
+        served::{self, Served},
+        status, wait_for,
+    },
+    websockets::Echo,
 };
 
 /// Where the site is, for a pebble that is to find it there.
@@ -150,6 +160,125 @@ fn it_is_renewed_in_time_and_nobody_notices() {
     }
 }
 
+#[test]
+fn renewals_under_load_lose_no_request_and_no_websocket() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().validity(Duration::from_secs(9)).start() else { return };
+    let (backend, echo) = (ok(), Echo::start());
+    let configuration = ports.site(&backend, &pebble, "site.example", "").replace(
+        "routes: [",
+        &format!(
+            "  echo: {{ endpoints: ['{}'] }}\nroutes: [{{ prefix: /ws/, upstream: echo }}, ",
+            echo.backend.address
+        ),
+    );
+    let served = Served::start(
+        &configuration.replace("upstreams: { app: ", "upstreams:\n  app: ").replace("'] } }\n", "'] }\n"),
+    );
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+
+    let load = Load::begin(ports.tls(), "site.example", &pebble.root_certificate());
+    let issued = || served.events().matches("certificate issued").count();
+    for renewals in issued()..issued() + 3 {
+        wait_for("a renewal", || issued() > renewals);
+    }
+
+    let Lost { requests, lost } = load.end();
+    assert!(lost.is_empty(), "{lost:?}\n{}", served.events());
+    assert!(requests > 500, "{requests}");
+}
+
+/// Clients that ask and send without a pause: each on a connection of its own for every request, all requests on one
+/// connection, and on a websocket.
+struct Load {
+    ended: Arc<AtomicBool>,
+    clients: Vec<thread::JoinHandle<Lost>>,
+}
+
+#[derive(Default)]
+struct Lost {
+    requests: usize,
+    lost: Vec<String>,
+}
+
+impl Load {
+    fn begin(address: SocketAddr, name: &'static str, root: &CertificateDer<'static>) -> Self {
+        let ended = Arc::new(AtomicBool::new(false));
+        let client = |ask: fn(SocketAddr, &'static str, CertificateDer<'static>, &mut dyn FnMut() -> bool)| {
+            let (ended, root) = (Arc::clone(&ended), root.clone());
+            thread::spawn(move || {
+                let mut requests = 0;
+                let asked = panic::catch_unwind(panic::AssertUnwindSafe(|| {
+                    ask(address, name, root, &mut || {
+                        requests += 1;
+                        !ended.load(Ordering::Relaxed)
+                    });
+                }));
+                let lost = asked.err().map(|why| why.downcast_ref::<String>().cloned().unwrap_or_default());
+                Lost { requests, lost: lost.into_iter().collect() }
+            })
+        };
+        let clients = [new_connections, new_connections, one_connection, one_connection, one_websocket, one_websocket];
+        Self { clients: clients.map(client).into(), ended }
+    }
+
+    fn end(self) -> Lost {
+        self.ended.store(true, Ordering::Relaxed);
+        let mut all = Lost::default();
+        for client in self.clients {
+            let Lost { requests, lost } = client.join().unwrap();
+            all.requests += requests;
+            all.lost.extend(lost);
+        }
+        all
+    }
+}
+
+fn new_connections(
+    address: SocketAddr,
+    name: &'static str,
+    root: CertificateDer<'static>,
+    goes_on: &mut dyn FnMut() -> bool,
+) {
+    while goes_on() {
+        assert_eq!(status(&https(address, name, &root).unwrap()), 200);
+    }
+}
+
+fn one_connection(
+    address: SocketAddr,
+    name: &'static str,
+    root: CertificateDer<'static>,
+    goes_on: &mut dyn FnMut() -> bool,
+) {
+    runtime().block_on(async {
+        let mut connection = H2::connect(address, name, &root).await;
+        while goes_on() {
+            assert_eq!(connection.get("/").await.status(), 200);
+        }
+    });
+}
+
+fn one_websocket(
+    address: SocketAddr,
+    name: &'static str,
+    root: CertificateDer<'static>,
+    goes_on: &mut dyn FnMut() -> bool,
+) {
+    runtime().block_on(async {
+        let stream = tls_connect(address, name, client(&[&root], &["http/1.1"])).await.unwrap();
+        let (mut socket, _) = tokio_tungstenite::client_async(format!("wss://{name}/ws/"), stream).await.unwrap();
+        while goes_on() {
+            socket.send(Message::text("echo")).await.unwrap();
+            assert_eq!(socket.next().await.unwrap().unwrap(), Message::text("echo"));
+        }
+    });
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
 /// `vestibule certificates …`.
 fn certificates(served: &Served, verb: &str) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vestibule"));
@@ -239,6 +368,19 @@ fn an_authority_that_is_down_changes_nothing_for_users() {
             "vestibule_certificate_expires_seconds{certificate=\"tls.certificates[0]\",name=\"site.example\"} 3"
         ),
         "{metrics}"
+    );
+    let account = |served: &Served| {
+        let folder = fs::read_dir(served.path("storage/acme/accounts")).unwrap().next().unwrap().unwrap().path();
+        fs::read(folder.join("account.json")).unwrap()
+    };
+    let (key, issued) = (account(&served), served.events().matches("certificate issued").count());
+    certificates(&served, "renew");
+    wait_for("another certificate", || served.events().matches("certificate issued").count() > issued);
+    assert_ne!(
+        account(&served),
+        key,
+        "who orders anew by hand wants new keys, and the account goes on\n{}",
+        served.events()
     );
     pebble.stop();
     certificates(&served, "renew");

@@ -8,18 +8,19 @@ use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     time::sleep,
 };
 
 use super::{
-    bundle_key,
+    account_key, bundle_key,
     client::{Https, Roots},
     flight::{Authority, Dns, Finding, Flight, Handshake, Page, Proof, Severity},
     id, material,
     order::{Favour, OrderError, Ordering, pending_key_key, record_key},
     record::{Advice, Record, due, later},
     shelf::Shelf,
+    turns::Turns,
 };
 use crate::{
     config::{AcmePlan, CertificateHost, ChallengeKind},
@@ -80,7 +81,7 @@ pub(crate) struct Care {
     favours: mpsc::Sender<Favour>,
     told: mpsc::Sender<Told>,
     /// Orders that may be under way at once.
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
     /// What an operator asks.
     asked: mpsc::Receiver<Asked>,
 }
@@ -88,8 +89,8 @@ pub(crate) struct Care {
 /// What an operator asks of one certificate.
 #[derive(Debug)]
 pub(crate) enum Asked {
-    /// To be ordered anew, now.
-    Renew,
+    /// To be ordered anew, now, and before that, with `roll`, to change the key of its account.
+    Renew { roll: bool },
     /// What is in its way.
     Check(oneshot::Sender<Vec<Finding>>),
 }
@@ -107,7 +108,7 @@ impl Care {
         shelf: Shelf,
         favours: mpsc::Sender<Favour>,
         told: mpsc::Sender<Told>,
-        turns: Arc<Semaphore>,
+        turns: Arc<Turns>,
         asked: mpsc::Receiver<Asked>,
     ) -> Self {
         Self { id: id(&plan.hosts), plan, roots, shelf, favours, told, turns, asked }
@@ -135,7 +136,12 @@ impl Care {
                 tokio::select! {
                     () = &mut rest => break false,
                     Some(asked) = self.asked.recv() => match asked {
-                        Asked::Renew => break true,
+                        Asked::Renew { roll } => {
+                            if roll {
+                                self.roll().await;
+                            }
+                            break true;
+                        }
                         Asked::Check(found) => {
                             found.send(self.check().await).ok();
                         }
@@ -178,7 +184,14 @@ impl Care {
                 return self.grounded(&faults, &mut record).await;
             }
         }
-        let Ok(_turn) = self.turns.acquire().await else { return Ok(later(now, 60)) };
+        let _turn = self.turns.one().await;
+        if record.order.is_none()
+            && let Some(next) = self.held_back(&record).await?
+        {
+            let state = if current.is_some() { OrderState::Issued } else { OrderState::Failing };
+            self.tell(state, &record, next).await;
+            return Ok(next);
+        }
         self.tell(OrderState::Ordering, &record, now).await;
         let replaces = current.as_ref().map(|current| current.leaf.as_ref());
         tracing::info!(hosts = %self.hosts(), renewal = current.is_some(), "ordering a certificate");
@@ -194,6 +207,36 @@ impl Care {
                 ordering.keep(&record).await?;
                 self.tell(OrderState::Failing, &record, next).await;
                 Ok(next)
+            }
+        }
+    }
+
+    /// When there may be an order, if a CA that serves many would take one now for too much. One of the operator's own
+    /// has no limits that we know of.
+    async fn held_back(&self, record: &Record) -> Result<Option<Timestamp>, OrderError> {
+        if self.plan.ca_file.is_some() {
+            return Ok(None);
+        }
+        let (next, why) = if let Some(held_back) = record.held_back(Timestamp::now()) {
+            held_back
+        } else {
+            let allowance =
+                account_key(&self.plan, &self.plan.directories[0]).replace("account.json", "allowance.json");
+            match self.turns.order(&self.shelf, &allowance).await? {
+                Ok(()) => return Ok(None),
+                Err(next) => (next, "the account has ordered as much as we let it"),
+            }
+        };
+        tracing::warn!(hosts = %self.hosts(), why, %next, "not ordered yet, to stay within the limits of the authority");
+        Ok(Some(next))
+    }
+
+    /// Changes the key of the account, while nobody orders with it.
+    async fn roll(&self) {
+        let _turns = self.turns.all().await;
+        for directory in &self.plan.directories {
+            if let Err(OrderError { why, .. }) = self.ordering(None).roll(directory).await {
+                tracing::error!(directory, why, "the key of the account was not changed");
             }
         }
     }
@@ -316,8 +359,7 @@ impl Care {
     async fn advice(&self, certificate: &CertificateIdentifier<'_>, record: &Record) -> Result<Option<Advice>, String> {
         let Some(directory) = &record.issued_by else { return Ok(None) };
         let https = Https::new(&self.roots).map_err(|error| error.to_string())?;
-        let kept =
-            self.shelf.read(&self.ordering(None).account_key(directory)).await.map_err(|error| error.to_string())?;
+        let kept = self.shelf.read(&account_key(&self.plan, directory)).await.map_err(|error| error.to_string())?;
         let Some(kept) = kept else { return Ok(None) };
         let credentials: AccountCredentials =
             serde_json::from_slice(kept.expose()).map_err(|_| "the account cannot be read".to_owned())?;

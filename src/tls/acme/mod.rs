@@ -10,6 +10,7 @@ pub mod flight;
 mod order;
 mod record;
 mod shelf;
+mod turns;
 
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ pub(crate) use self::{
     flight::Finding,
     order::{Favour, TxtRecord},
     shelf::Shelf,
+    turns::Turns,
 };
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
@@ -42,7 +44,14 @@ pub(crate) fn bundle_key(id: &str) -> String {
     format!("acme/certificates/{id}/bundle.pem")
 }
 
-/// The file of that key, where the storage is a folder.
+/// The key of the storage that the account of `plan` with `directory` is kept under; customers of one CA have their own.
+pub(crate) fn account_key(plan: &AcmePlan, directory: &str) -> String {
+    let customer = plan.eab.as_ref().map_or("", |eab| &eab.key_id);
+    let digest = digest(&SHA256, format!("{directory}\n{customer}").as_bytes());
+    format!("acme/accounts/{}/account.json", HEXLOWER.encode(&digest.as_ref()[..16]))
+}
+
+/// The file of a bundle, where the storage is a folder.
 pub(crate) fn bundle_file(storage: &Path, id: &str) -> PathBuf {
     storage.join(bundle_key(id))
 }

@@ -7,7 +7,7 @@
 use std::{fmt, io, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
+use data_encoding::BASE64URL_NOPAD;
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error, ExternalAccountKey,
     Identifier, NewAccount, NewOrder, Order, OrderStatus, Problem, RetryPolicy,
@@ -17,7 +17,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    bundle,
+    account_key, bundle,
     client::{Https, Roots},
     material,
     record::{Placed, Record},
@@ -176,7 +176,7 @@ impl Ordering<'_> {
         let order = match placed {
             Err(error) if knows_no_account(&error) => {
                 // The CA has forgotten us; the next attempt makes itself known anew.
-                self.shelf.remove(&self.account_key(directory)).await.map_err(|error| kept(&error))?;
+                self.forget_account(directory).await?;
                 return Err(OrderError::of(&error, https));
             }
             placed => placed.map_err(|error| OrderError::of(&error, https))?,
@@ -295,7 +295,16 @@ impl Ordering<'_> {
     async fn account(&self, directory: &str, https: &Https) -> Result<Account, OrderError> {
         let fault = |error| OrderError::of(&error, https);
         let builder = || Account::builder_with_http(Box::new(https.clone()));
-        let at = self.account_key(directory);
+        let at = account_key(self.plan, directory);
+        if self.shelf.read(&rolling_key(&at)).await.map_err(|error| kept(&error))?.is_some() {
+            // Its key may be another one by now: the CA would take us for a stranger, without end.
+            tracing::warn!(
+                directory,
+                "the key of the account was being changed when we ended; another account is made"
+            );
+            self.forget_account(directory).await?;
+            self.shelf.remove(&rolling_key(&at)).await.map_err(|error| kept(&error))?;
+        }
         let known = self.shelf.read(&at).await.map_err(|error| kept(&error))?;
         if let Some(known) = known
             && let Ok(credentials) = serde_json::from_slice::<AccountCredentials>(known.expose())
@@ -322,10 +331,36 @@ impl Ordering<'_> {
         Ok(account)
     }
 
-    pub(super) fn account_key(&self, directory: &str) -> String {
-        let customer = self.plan.eab.as_ref().map_or("", |eab| &eab.key_id);
-        let digest = digest(&SHA256, format!("{directory}\n{customer}").as_bytes());
-        format!("acme/accounts/{}/account.json", HEXLOWER.encode(&digest.as_ref()[..16]))
+    /// Gives the account with `directory`, if there is one, another key (RFC 8555, 7.3.5).
+    pub(super) async fn roll(&self, directory: &str) -> Result<(), OrderError> {
+        let at = account_key(self.plan, directory);
+        if self.shelf.read(&at).await.map_err(|error| kept(&error))?.is_none() {
+            return Ok(());
+        }
+        let https = Https::new(self.roots).map_err(|error| said(&error))?;
+        let mut account = self.account(directory, &https).await?;
+        self.shelf.write(&rolling_key(&at), SecretBytes::new(Vec::new())).await.map_err(|error| kept(&error))?;
+        match account.update_key().await {
+            Ok(credentials) => {
+                let content = serde_json::to_vec(&credentials).map_err(|error| said(&error))?;
+                self.shelf.write(&at, SecretBytes::new(content)).await.map_err(|error| kept(&error))?;
+                tracing::info!(directory, account = account.id(), "the key of the account was changed");
+            }
+            // It has refused: the old one goes on.
+            Err(error @ (Error::Api(_) | Error::Unsupported(_) | Error::Str(_))) => {
+                tracing::warn!(
+                    directory,
+                    why = OrderError::of(&error, &https).why,
+                    "the key of the account was not changed"
+                );
+            }
+            Err(error) => return Err(OrderError::of(&error, &https)),
+        }
+        self.shelf.remove(&rolling_key(&at)).await.map_err(|error| kept(&error))
+    }
+
+    async fn forget_account(&self, directory: &str) -> Result<(), OrderError> {
+        self.shelf.remove(&account_key(self.plan, directory)).await.map_err(|error| kept(&error))
     }
 
     /// The key of the certificate to come; it is another one for each certificate.
@@ -367,6 +402,11 @@ pub(super) fn record_key(id: &str) -> String {
 
 pub(super) fn pending_key_key(id: &str) -> String {
     format!("acme/certificates/{id}/pending-key.pem")
+}
+
+/// What is kept beside an account while its key is changed.
+fn rolling_key(account: &str) -> String {
+    account.replace("account.json", "rolling")
 }
 
 fn identifier(host: &CertificateHost) -> Identifier {

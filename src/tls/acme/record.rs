@@ -1,5 +1,7 @@
 //! What is remembered of a certificate between two attempts to order it, across restarts.
 
+use std::{collections::VecDeque, mem};
+
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,9 @@ pub(crate) struct Record {
     pub(crate) last_failure: Option<Failure>,
     /// No attempt before then.
     pub(crate) not_before: Option<Timestamp>,
+    /// When the last orders came to something, and when they did not: at most [`REMEMBERED`] each.
+    pub(crate) issued: VecDeque<Timestamp>,
+    pub(crate) refused: VecDeque<Timestamp>,
     /// What the CA advises (RFC 9773).
     pub(crate) advice: Option<Advice>,
 }
@@ -60,6 +65,7 @@ impl Record {
         let longest = later(now, LONGEST_TOLD);
         self.not_before = Some(told.map_or(own, |told| told.min(longest).max(own)));
         self.last_failure = Some(Failure { at: now, why });
+        remember(&mut self.refused, now);
     }
 
     /// Takes note of what is in the way of an attempt, which was not made.
@@ -69,7 +75,31 @@ impl Record {
     }
 
     pub(crate) fn succeeded(&mut self, directory: &str, profile: Option<&str>) {
-        *self = Self { issued_by: Some(directory.to_owned()), profile: profile.map(str::to_owned), ..Self::default() };
+        let (mut issued, refused) = (mem::take(&mut self.issued), mem::take(&mut self.refused));
+        remember(&mut issued, Timestamp::now());
+        let (issued_by, profile) = (Some(directory.to_owned()), profile.map(str::to_owned));
+        *self = Self { issued_by, profile, issued, refused, ..Self::default() };
+    }
+
+    /// Until when there is to be no attempt at `now`, whoever asks for it, and why: Let's Encrypt issues five certificates
+    /// for the same names in a week and lets five validations of a name fail in an hour, and one is left for others.
+    pub(crate) fn held_back(&self, now: Timestamp) -> Option<(Timestamp, &'static str)> {
+        let full = |moments: &VecDeque<Timestamp>, span: i64| {
+            let recent: Vec<_> =
+                moments.iter().filter(|at| (0..span).contains(&(now.as_second() - at.as_second()))).collect();
+            (recent.len() >= REMEMBERED).then(|| later(*recent[0], span))
+        };
+        let issued =
+            full(&self.issued, WEEK).map(|next| (next, "four certificates for these names came within a week"));
+        let refused = full(&self.refused, HOUR).map(|next| (next, "four attempts have failed within an hour"));
+        issued.or(refused)
+    }
+}
+
+fn remember(moments: &mut VecDeque<Timestamp>, now: Timestamp) {
+    moments.push_back(now);
+    while moments.len() > REMEMBERED {
+        moments.pop_front();
     }
 }
 
@@ -91,8 +121,11 @@ pub(crate) fn later(now: Timestamp, seconds: i64) -> Timestamp {
 /// Seconds after each failure: four attempts in the first hour, where Let's Encrypt lets five validations of a name fail,
 /// and one a day in the end.
 const PAUSES: [i64; 7] = [2 * 60, 10 * 60, 30 * 60, 2 * 3600, 6 * 3600, 12 * 3600, 24 * 3600];
+const REMEMBERED: usize = 4;
+const HOUR: i64 = 3600;
+const WEEK: i64 = 7 * 24 * HOUR;
 /// A week: whatever a CA says, there is an attempt before a certificate of ninety days has run out.
-const LONGEST_TOLD: i64 = 7 * 24 * 3600;
+const LONGEST_TOLD: i64 = WEEK;
 
 #[cfg(test)]
 mod tests {
@@ -133,6 +166,27 @@ mod tests {
         let mut record = Record::default();
         record.failed("why".to_owned(), Some(at("2026-01-01T00:00:01Z")), now);
         assert!(record.not_before.unwrap() > at("2026-01-01T00:01:00Z"), "and never sooner than by ourselves");
+    }
+
+    #[test]
+    fn nobody_is_asked_for_a_fifth_certificate_in_a_week_or_a_fifth_failure_in_an_hour() {
+        let now = Timestamp::now();
+        let mut record = Record::default();
+        for _ in 0..4 {
+            assert_eq!(record.held_back(now), None);
+            record.succeeded("directory", None);
+        }
+        let (next, why) = record.held_back(Timestamp::now()).unwrap();
+        assert!(next > later(now, WEEK - 60) && why.contains("week"), "{next} {why}");
+        assert_eq!(record.held_back(later(now, WEEK + 60)), None);
+
+        let mut record = Record::default();
+        for _ in 0..4 {
+            assert_eq!(record.held_back(now), None);
+            record.failed("why".to_owned(), None, now);
+        }
+        assert_eq!(record.held_back(later(now, 60)).unwrap().0, later(now, HOUR));
+        assert_eq!(record.held_back(later(now, HOUR)), None);
     }
 
     #[test]

@@ -1,0 +1,117 @@
+//! Who may order now: what a CA would take for a flood is none, whoever restarts us and whatever is configured.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+
+use super::{order::OrderError, record::later, shelf::Shelf};
+use crate::tls::SecretBytes;
+
+/// The turns of all certificates.
+pub(crate) struct Turns {
+    at_once: Semaphore,
+    /// Held while an allowance is read and written.
+    allowances: Mutex<()>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { at_once: Semaphore::new(AT_ONCE), allowances: Mutex::new(()) }
+    }
+}
+
+impl Turns {
+    /// Waits until fewer than four orders are under way.
+    pub(super) async fn one(&self) -> SemaphorePermit<'_> {
+        self.at_once.acquire().await.expect("the semaphore is never closed")
+    }
+
+    /// Waits until no order is under way, and keeps others from beginning.
+    pub(super) async fn all(&self) -> SemaphorePermit<'_> {
+        let all = u32::try_from(AT_ONCE).unwrap_or(1);
+        self.at_once.acquire_many(all).await.expect("the semaphore is never closed")
+    }
+
+    /// Takes one order from the allowance kept under `at`; when there will be one, if there is none left.
+    ///
+    /// # Errors
+    ///
+    /// The storage cannot be read or written: then nothing is ordered, or a crash would be worth an order each.
+    pub(super) async fn order(&self, storage: &Shelf, at: &str) -> Result<Result<(), Timestamp>, OrderError> {
+        let _held = self.allowances.lock().await;
+        let fault = |error: std::io::Error| OrderError { why: format!("the storage: {error}"), retry_at: None };
+        let now = Timestamp::now();
+        let kept = storage.read(at).await.map_err(fault)?;
+        let kept = kept.and_then(|bytes| serde_json::from_slice(bytes.expose()).ok());
+        let mut allowance: Allowance = kept.unwrap_or(Allowance { orders: FULL, at: now });
+        let taken = allowance.take(now);
+        if taken.is_ok() {
+            let content = serde_json::to_vec(&allowance).unwrap_or_default();
+            storage.write(at, SecretBytes::new(content)).await.map_err(fault)?;
+        }
+        Ok(taken)
+    }
+}
+
+/// What is left of the orders of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+struct Allowance {
+    orders: i64,
+    /// When it was as much.
+    at: Timestamp,
+}
+
+impl Allowance {
+    /// Takes one at `now`, or answers when there is one.
+    fn take(&mut self, now: Timestamp) -> Result<(), Timestamp> {
+        // A clock that was set back gives nothing, and takes nothing for longer than it is wrong.
+        let since = (now.as_second() - self.at.as_second()).max(0);
+        let more = since / EVERY;
+        if self.orders + more >= FULL {
+            *self = Self { orders: FULL, at: now };
+        } else {
+            *self = Self { orders: self.orders + more, at: later(self.at, more * EVERY).min(now) };
+        }
+        if self.orders == 0 {
+            return Err(later(self.at, EVERY));
+        }
+        self.orders -= 1;
+        Ok(())
+    }
+}
+
+/// Orders that are under way at once.
+const AT_ONCE: usize = 4;
+/// Orders that may come together, and the seconds until there is one more: 230 in three hours, where Let's Encrypt takes
+/// 300 of an account.
+const FULL: i64 = 50;
+const EVERY: i64 = 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_three_hours_see_more_orders_than_a_ca_takes() {
+        let began: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut allowance = Allowance { orders: FULL, at: began };
+        let mut ordered = 0;
+        for second in 0..3 * 3600 {
+            let now = later(began, second);
+            while allowance.take(now).is_ok() {
+                ordered += 1;
+            }
+        }
+        assert!((200..=240).contains(&ordered), "{ordered}");
+    }
+
+    #[test]
+    fn who_has_used_it_up_is_told_when_there_is_one_more() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut allowance = Allowance { orders: 1, at: now };
+        assert_eq!(allowance.take(now), Ok(()));
+        assert_eq!(allowance.take(later(now, 20)), Err(later(now, 60)));
+        assert_eq!(allowance.take(later(now, 60)), Ok(()));
+        assert_eq!(allowance.take(later(now, -3600)), Err(later(now, -3540)), "after the clock was set back");
+    }
+}
