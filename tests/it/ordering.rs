@@ -140,23 +140,45 @@ fn each_challenge_is_answered() {
 }
 
 #[test]
-fn it_is_renewed_in_time_and_nobody_notices() {
+fn it_is_renewed_in_time_whatever_the_authority_remembers_of_us() {
+    // All authorizations are made use of again, or none.
+    for reused in [0, 100] {
+        let ports = Ports::free();
+        // So short that a third of it is over in a moment, and renewed again and again.
+        let pebble = ports.pebble().validity(Duration::from_secs(9)).authz_reuse(reused);
+        let Some(pebble) = pebble.start() else { return };
+        let backend = ok();
+        let served = Served::start(&ports.site(&backend, &pebble, "site.example", ""));
+        wait_for_certificate(&served, &ports, "site.example", &pebble);
+
+        let root = pebble.root_certificate();
+        let issued = || served.events().matches("certificate issued").count();
+        for renewals in 1..=2 {
+            wait_for("a renewal", || {
+                let answer = https(ports.tls(), "site.example", &root).unwrap();
+                assert_eq!(status(&answer), 200, "{answer}");
+                issued() > renewals
+            });
+        }
+    }
+}
+
+#[test]
+fn one_that_was_replaced_already_is_ordered_as_another_one() {
     let ports = Ports::free();
-    // So short that a third of it is over in a moment, and renewed again and again.
     let Some(pebble) = ports.pebble().validity(Duration::from_secs(9)).start() else { return };
     let backend = ok();
-    let served = Served::start(&ports.site(&backend, &pebble, "site.example", ""));
-    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    let directory = Directory::before(&pebble);
+    directory.fail(Resource::Replacement, Failure::already_replaced());
+    let configuration =
+        ports.site(&backend, &pebble, "site.example", "").replace(&pebble.directory(), &directory.url());
 
-    let root = pebble.root_certificate();
-    let issued = || served.events().matches("certificate issued").count();
-    for renewals in 1..=2 {
-        wait_for("a renewal", || {
-            let answer = https(ports.tls(), "site.example", &root).unwrap();
-            assert_eq!(status(&answer), 200, "{answer}");
-            issued() > renewals
-        });
-    }
+    let served = Served::start(&configuration);
+
+    wait_for("a renewal", || served.events().matches("certificate issued").count() == 2);
+    let orders: Vec<_> = directory.orders().into_iter().map(|order| (order.replaces.is_some(), order.status)).collect();
+    assert_eq!(orders[..3], [(false, Some(201)), (true, Some(409)), (false, Some(201))]);
+    assert!(!served.events().contains("no certificate could be had"), "{}", served.events());
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub(crate) enum Resource {
     NewNonce,
     NewAccount,
     NewOrder,
+    /// A `newOrder` that names what it replaces; its requests count as those of [`Self::NewOrder`].
+    Replacement,
     RenewalInfo,
     /// Authorisations, challenges, orders, certificates.
     Other,
@@ -265,12 +267,14 @@ impl Shared {
         self.state.lock().unwrap().requests.push((resource, SystemTime::now()));
 
         let asked = (resource == Resource::NewOrder).then(|| Asked::read(request.body()));
+        let replaces = asked.as_ref().is_some_and(|asked| asked.replaces.is_some());
         let number = asked.map(|asked| {
             let mut state = self.state.lock().unwrap();
             state.orders.push(asked);
             state.orders.len() - 1
         });
-        let mut answer = match (self.failure(resource), number) {
+        let failure = self.failure(resource).or_else(|| self.failure(Resource::Replacement).filter(|_| replaces));
+        let mut answer = match (failure, number) {
             (Some(failure), _) => self.failed(failure).await?,
             (None, Some(number)) => self.order(number, request).await?,
             (None, None) => match resource {
