@@ -146,6 +146,10 @@ pub(crate) fn order_certificates() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn run(keeper: impl Future<Output = Result<Ended, ServeError>>) -> Result<Ended, ServeError> {
+    // Of the keeper, too, which has read the keys before anybody else.
+    if let Err(error) = sandbox::hide_memory() {
+        tracing::warn!(error = &error as &dyn std::error::Error, "keys may come to be in core dumps");
+    }
     // One thread: what the keeper does is little, and it begins processes.
     // Signals are taken by the one thread: what another one caught just before an upgrade would be lost with it.
     let mut runtime = tokio::runtime::Builder::new_current_thread();

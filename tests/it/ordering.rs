@@ -124,6 +124,35 @@ fn from_an_empty_folder_the_first_request_is_served_with_a_certificate_of_the_au
 }
 
 #[test]
+fn nothing_but_the_storage_holds_a_private_key() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let configuration = ports.site(&backend, &pebble, "site.example", "");
+    let served = Served::start_with(&configuration, |command| {
+        command.env("VESTIBULE_LOG", "trace");
+    });
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    wait_for("the state to be told", || order_of(&served, 0)["state"] == "issued");
+
+    let bundle = fs::read_to_string(find_record(&served).with_file_name("bundle.pem")).unwrap();
+    let key = bundle.lines().nth(1).unwrap();
+    assert!(bundle.starts_with("-----BEGIN PRIVATE KEY-----") && key.len() == 64, "{key}");
+    let mut said = served.events();
+    for path in ["/status", "/config", "/metrics"] {
+        said += &body(&served.get("admin.sock", path));
+    }
+    assert!(!said.contains(key) && !said.contains("PRIVATE KEY"), "{said}");
+    let processes = [vec![served.pid()], served::children(served.pid())].concat();
+    assert_eq!(processes.len(), 3, "the keeper, the worker and the agent");
+    for process in processes {
+        let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().nth(5), Some("0"), "{core}");
+    }
+}
+
+#[test]
 fn each_challenge_is_answered() {
     for (hosts, name, more) in [
         ("site.example", "site.example", ", challenge: http-01"),
@@ -161,6 +190,18 @@ fn it_is_renewed_in_time_whatever_the_authority_remembers_of_us() {
             });
         }
     }
+}
+
+#[test]
+fn one_process_orders_as_well() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let configuration = ports.site(&backend, &pebble, "site.example", "");
+    let served = Served::start_with(&configuration, |command| {
+        command.arg("--single");
+    });
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
 }
 
 #[test]

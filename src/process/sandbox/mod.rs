@@ -17,6 +17,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
+pub(super) use self::privileges::hide_memory;
 use self::{landlock::Fence, privileges::PrivilegeError, seccomp::Calls};
 use crate::{
     config::{EndpointAddress, Plan},

@@ -121,9 +121,9 @@ fn drop_capabilities() -> Result<(), PrivilegeError> {
 /// [`crate::files`] asks for, stay open to us, because a process may always look at itself.
 ///
 /// After the change of user, at which the kernel sets the first of the two anew.
-fn hide_memory() -> Result<(), PrivilegeError> {
+pub(in crate::process) fn hide_memory() -> Result<(), PrivilegeError> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(system("cannot hide the memory of the worker"))?;
+        .map_err(system("cannot hide the memory of the process"))?;
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(Resource::Core, none).map_err(system("cannot forbid core dumps"))
 }
