@@ -20,7 +20,7 @@
 //! | [`backends`] | processes behind endpoints: ours, none of which outlives us, and those that supervisord knows |
 //! | [`upstream`] | an application: endpoints, whether it is ready, the queue before it, the connections to it |
 //! | [`route`], [`runtime`] | host and path → route; one immutable generation of all that a request needs |
-//! | [`tls`] | certificates by name, the terms of handshakes |
+//! | [`tls`] | certificates by name, the terms of handshakes; those that are ordered (`tls::acme`), and where they are kept |
 //! | [`proxy`] | one exchange with an endpoint, over HTTP or uwsgi, and the tunnel of a websocket |
 //! | [`service`] | **the path of a request**: `serve`, every step in order |
 //! | [`listener`] | bound sockets, handshakes, the connection before and between requests |
@@ -66,6 +66,12 @@
 //! `files`, the time zone and, where an endpoint is a name, what resolving takes; of the system calls those of traffic. A
 //! call of an intruder ends it.
 //!
+//! Where certificates are ordered there is an *agent*, too: the process that speaks with certificate authorities and has the
+//! storage, and nothing else; it carries no traffic, and its sandbox has a door to the storage and none to `files`. What it
+//! takes from others it asks the keeper for: challenges, which the workers answer (before any redirect, or within the
+//! handshake), and commands that make DNS records. A certificate that has come goes from the agent to the keeper, and from there to the
+//! workers. It may end at any moment; what it needs to go on is in the storage.
+//!
 //! docassemble's `config.yml` can be written by the application, so root does not obey it: a process of ours without
 //! privilege reads it and answers with typed settings, in which no path is followed that is not in folders compiled in
 //! (`config::docassemble`).
@@ -110,6 +116,9 @@
 //! | an answer of supervisord, and how long it may take | 1 MiB, 5 s | fixed |
 //! | a look at whether an application is ready | 64 KiB, 5 s | fixed |
 //! | an index of logs, and how long collecting them is waited for | 10 000 names, 30 s | fixed |
+//! | an answer of a certificate authority, and how long it may take | 1 MiB, 30 s | fixed |
+//! | a look at what is in the way of a certificate: answers of others, addresses of a name, in all | 4 KiB, 8, 60 s | fixed |
+//! | certificates that are ordered at once | 4 | fixed |
 //! | a line of the error log; what is kept of a chain of proxies | 4000 characters; 500 of two requests | fixed |
 //! | of an h2 connection: streams, each with bodies as above | 100 | `limits.streams` |
 //! | of an h2 connection: what is received ahead, what is held ready to send | 1 MiB, 64 KiB a stream | fixed |
@@ -125,6 +134,8 @@
 //!   queue, and gives it back with its 101.
 //! - The JSON schema is made from the declarations the configuration is read by ([`config::schema`]), not from a twin of
 //!   every type.
+//! - Certificates are ordered by a process of their own and not by the worker: who takes a worker over has neither the
+//!   account nor what is stored, and an authority that answers oddly speaks with a process that carries nothing.
 //! - A start without root has a keeper and a worker, too: without a privilege to separate there is still a crash to survive
 //!   and an upgrade to make. `--single` is one process, and says what that costs.
 //! - More threads (`workers`) do not get more sockets before the next start: a socket that is bound takes its share of the
