@@ -17,7 +17,7 @@ use super::{
     super::{
         LONGEST_FILE,
         error::{Fault, Origin, Position},
-        plan::{DocassemblePlan, HostName},
+        plan::{CertificateHost, DocassemblePlan},
         tree::{Key, Node, Value},
         trust::untrusted,
     },
@@ -154,27 +154,68 @@ impl Composer<'_> {
             ),
         ];
         if self.settings.https.value {
-            keys.push(("certificates", list(self.certificate(), START)));
+            let ordered = self.ordered();
+            if let Some(position) =
+                self.settings.lets_encrypt.as_ref().filter(|_| ordered.is_some()).map(|used| used.position)
+            {
+                keys.extend(self.places(position));
+            }
+            let certificates: Vec<_> = ordered.into_iter().chain(self.certificate()).collect();
+            keys.push(("certificates", list(certificates, START)));
         }
         map(keys)
     }
 
-    /// The first of docassemble's certificates that is there; none: one is made.
+    /// The certificate that is ordered for the host, with `use lets encrypt`.
+    fn ordered(&mut self) -> Option<Node> {
+        let used = self.settings.lets_encrypt.as_ref()?.position;
+        let Some(host) = &self.settings.host else {
+            self.warn(used, "use lets encrypt", "no certificate is ordered without `external hostname`".to_owned());
+            return None;
+        };
+        if CertificateHost::parse(&host.value).is_none() {
+            let problem = format!("no certificate is ordered for `{}`, which no authority knows", host.value);
+            self.warn(host.position, "use lets encrypt", problem);
+            return None;
+        }
+        if !self.settings.role.all {
+            // Each of several web servers would order, and none answer for the others.
+            let problem = "no certificate is ordered, since there may be other web servers; name a storage that they share and the \
+                           certificate in an overlay: `tls: { storage: …, certificates: [{ hosts: […], acme: {} }] }`";
+            self.warn(used, "use lets encrypt", problem.to_owned());
+            return None;
+        }
+        let email =
+            self.settings.lets_encrypt_email.as_ref().map(|email| ("email", text(&email.value, email.position)));
+        let hosts = list([text(&host.value, host.position)], host.position);
+        Some(map([("hosts", hosts), ("acme", map(email))]))
+    }
+
+    /// Where a certificate that is ordered comes from, and goes to, as certbot's did.
+    fn places(&mut self, position: Position) -> Vec<(&'static str, Node)> {
+        let folder = || text(CERTBOT, position);
+        let mut export = vec![("folder", folder())];
+        let mut places = vec![("import", list([folder()], position))];
+        let own = self.certificate_folder().join("exim.crt");
+        if Path::new(EXIM).is_dir() {
+            export.push(("files", list([exim(&own)], position)));
+            // Where the mail server's is another one, it has nothing to read anew.
+            if !own.exists() {
+                let server: &[&str] =
+                    if self.settings.supervisor.is_some() { &[] } else { &["-s", "http://localhost:9001"] };
+                let command = ["supervisorctl"].iter().chain(server).chain(&["restart", "exim4"]);
+                let command = list(command.map(|word| self::word(word)), position);
+                places.push(("deploy", list([map([("command", command)])], position)));
+            }
+            self.awaited.push(own);
+        }
+        places.push(("export", map(export)));
+        places
+    }
+
+    /// The first of docassemble's own certificates that is there; none: one is made.
     fn certificate(&mut self) -> Option<Node> {
         let mut candidates = Vec::new();
-        // Read anew, since it becomes part of a path.
-        let host = self.settings.host.as_ref().and_then(|host| HostName::parse(&host.value));
-        if let (Some(used), Some(host)) = (&self.settings.lets_encrypt, host) {
-            let live = Path::new(LIVE).join(host.as_str());
-            candidates.push((live.join("fullchain.pem"), live.join("privkey.pem"), None));
-            if !live.join("fullchain.pem").exists() {
-                let problem = format!(
-                    "this version orders no certificates; one that certbot keeps in {} is used as soon as it is there",
-                    live.display()
-                );
-                self.warn(used.position, "use lets encrypt", problem);
-            }
-        }
         let folder = self.certificate_folder();
         let nginx = (folder.join("nginx.crt"), folder.join("nginx.key"), None);
         let apache = (folder.join("apache.crt"), folder.join("apache.key"), Some(folder.join("apache.ca.pem")));
@@ -352,6 +393,17 @@ fn map<'k>(entries: impl IntoIterator<Item = (&'k str, Node)>) -> Node {
     Node { position: START, value: Value::Mapping(entries.into_iter().map(entry).collect()) }
 }
 
+/// The files of docassemble's mail server, which keeps what it has while there is an `own` one.
+fn exim(own: &Path) -> Node {
+    map([
+        ("certificate", word(&format!("{EXIM}/exim.crt"))),
+        ("key", word(&format!("{EXIM}/exim.key"))),
+        ("group", word("Debian-exim")),
+        ("mode", word("0640")),
+        ("unless", word(&own.to_string_lossy())),
+    ])
+}
+
 const START: Position = Position::start(Origin::Docassemble);
 /// Where docassemble's uWSGI listens.
 const SOCKET: &str = "unix:/var/run/uwsgi/docassemble.sock";
@@ -361,8 +413,10 @@ const SUPERVISOR_PORT: u16 = 9001;
 const LOG_SOCKET: &str = "unix:/var/run/uwsgi/docassemblelog.sock";
 /// Where docassemble installs certificates.
 const CERTIFICATES: &str = "/etc/ssl/docassemble";
-/// Where certbot keeps the certificates in use.
-const LIVE: &str = "/etc/letsencrypt/live";
+/// Where docassemble's scripts look for the certificates of Let's Encrypt.
+const CERTBOT: &str = "/etc/letsencrypt";
+/// Where docassemble's mail server looks for its own.
+const EXIM: &str = "/etc/exim4";
 /// What the application may have sent: its packages and uploads, and what it makes on request.
 const FILES: [&str; 2] = ["/usr", "/tmp"];
 /// What docassemble's web servers take for load balancers.

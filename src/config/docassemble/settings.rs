@@ -46,6 +46,7 @@ pub(in super::super) struct Settings {
     /// The port in `url root`, where that is an https address of `host`.
     pub(super) https_port: Option<Placed<u16>>,
     pub(super) lets_encrypt: Option<Placed<()>>,
+    pub(super) lets_encrypt_email: Option<Placed<String>>,
     pub(super) behind_balancer: Placed<bool>,
     pub(super) http_port: Placed<u16>,
     /// Whether the application leaves sending files to its front door.
@@ -85,6 +86,8 @@ pub(super) enum WebServer {
 pub(super) struct Role {
     pub(super) web: bool,
     pub(super) log: bool,
+    /// Whether this is the whole site.
+    pub(super) all: bool,
 }
 
 /// How supervisord knows its friends.
@@ -225,13 +228,14 @@ impl Reader<'_, '_> {
             role,
             https_port: public_port,
             lets_encrypt: self.lets_encrypt(https.value),
+            lets_encrypt_email: self.mail("lets encrypt email", "LETSENCRYPTEMAIL", "the authority is told none"),
             https,
             behind_balancer,
             http_port: http?,
             offload,
             websockets,
             cross_site_domain: self.cross_site_domain(),
-            administrator: self.administrator(),
+            administrator: self.mail("server administrator email", "SERVERADMIN", "error pages name nobody"),
             body_limit: self.body_limit(),
             timeout: self.timeout(),
             protocols: protocols?,
@@ -265,7 +269,7 @@ impl Reader<'_, '_> {
         let roles = self.lookup.variable("CONTAINERROLE").unwrap_or_default();
         let has = |name: &str| roles.split(':').any(|role| role.trim() == name);
         let all = roles.trim().is_empty() || has("all");
-        Role { web: all || has("web"), log: has("log") }
+        Role { web: all || has("web"), log: has("log"), all }
     }
 
     /// The outer `None` is a fault that has been told, the inner one no name.
@@ -432,15 +436,15 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn administrator(&mut self) -> Option<Placed<String>> {
-        let found = self.lookup.find("server administrator email", Variable::initially("SERVERADMIN"))?;
+    fn mail(&mut self, key: &'static str, variable: &'static str, without: &str) -> Option<Placed<String>> {
+        let found = self.lookup.find(key, Variable::initially(variable))?;
         let text = found.word.text().filter(|text| !is_unset(text))?;
         match MailAddress::parse(&text, Path::new("/")) {
             // What docassemble takes for nobody's.
             Ok(_) if text == "webmaster@localhost" => None,
             Ok(_) => Some(found.placed(text)),
             Err(problem) => {
-                self.lookup.warn(&found, format!("{problem}; error pages name nobody"));
+                self.lookup.warn(&found, format!("{problem}; {without}"));
                 None
             }
         }
