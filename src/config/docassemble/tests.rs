@@ -11,7 +11,7 @@ use super::{
         Source,
         ciphers::Cipher,
         error::{Fault, Names, Origin},
-        plan::{EndpointAddress, ListenAddress, Plan, Protocol},
+        plan::{ChallengeKind, EndpointAddress, ListenAddress, Plan, Protocol},
         tree, understand_with,
     },
     settings::{Answer, Machine, Settings, WebServer, read},
@@ -113,6 +113,49 @@ fn the_front_door_has_tls_and_redirects_to_the_name_of_the_site() {
     let prefixes: Vec<_> = plan.routes.iter().map(|route| (route.prefix.to_string(), route.strip_prefix)).collect();
     assert_eq!(prefixes, [("/da/ws/".to_owned(), true), ("/da/".to_owned(), false)]);
     assert_eq!(plan.upstreams["app"].health_path.as_deref(), Some("/da/health_check"));
+}
+
+#[test]
+fn use_lets_encrypt_orders_a_certificate_and_puts_it_where_docassemble_looks() {
+    let plan = plan(
+        "use https: True\nuse lets encrypt: True\nlets encrypt email: me@example.com\nexternal hostname: justice.example.com\n",
+        "",
+    );
+
+    let [ordered] = &plan.tls.acme[..] else { panic!("{:?}", plan.tls) };
+    assert_eq!(ordered.hosts.iter().map(ToString::to_string).collect::<Vec<_>>(), ["justice.example.com"]);
+    assert_eq!(ordered.email.as_deref(), Some("me@example.com"));
+    assert_eq!(ordered.challenge, ChallengeKind::Http01);
+    assert_eq!(plan.tls.import, [Path::new("/etc/letsencrypt")]);
+    let export = plan.tls.export.as_ref().unwrap();
+    assert_eq!((export.folder.as_deref(), export.replace), (Some(Path::new("/etc/letsencrypt")), false));
+    assert_eq!(plan.warnings, [""; 0]);
+}
+
+#[test]
+fn no_certificate_is_ordered_where_nobody_could_have_it() {
+    for (text, variables, why) in [
+        ("use https: True\nuse lets encrypt: True\n", &[][..], "without `external hostname`"),
+        (
+            "use https: True\nuse lets encrypt: True\nexternal hostname: my_box.example.com\n",
+            &[],
+            "`my_box.example.com`, which no authority knows",
+        ),
+        (
+            "use https: True\nuse lets encrypt: True\nexternal hostname: justice.example.com\n",
+            &[("CONTAINERROLE", "web:celery")],
+            "there may be other web servers; name a storage that they share",
+        ),
+        (
+            "use https: False\nuse lets encrypt: True\nexternal hostname: justice.example.com\n",
+            &[],
+            "it has no effect without `use https: True`",
+        ),
+    ] {
+        let plan = plan_of(&settings(text, variables), "").unwrap();
+        assert_eq!(plan.tls.acme, [], "{text}");
+        assert!(plan.warnings.iter().any(|warning| warning.contains(why)), "{:?}", plan.warnings);
+    }
 }
 
 #[test]
