@@ -11,6 +11,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io,
+    path::PathBuf,
     sync::{Arc, mpsc},
     thread,
     time::{Duration, SystemTime},
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::traffic::{Bound, Command, ListenerId, Share, SocketId, Switch, Terms};
 use crate::{
     admin::{self, Observer, Orders, Report},
-    config::{ListenAddress, ListenerPlan, LogSink, Plan},
+    config::{ClientCaPlan, ListenAddress, ListenerPlan, LogSink, Plan},
     drain::{Cut, Drain},
     keeper::{Provisions, output::LogOutput, sockets::BoundSockets},
     listener::Connections,
@@ -37,8 +38,8 @@ use crate::{
     spool::Spool,
     telemetry::access_log::{self, AccessLog, Format, FormatError},
     tls::{
-        Certificate, CertificateError, CertificateMaterial, CertificateStore, PendingChallenge, ServerConfigs,
-        TicketKeys, Ticketer,
+        Certificate, CertificateError, CertificateMaterial, CertificateStore, ClientAuthority, ClientAuthorityError,
+        PendingChallenge, ServerConfigs, TicketKeys, Ticketer,
     },
 };
 
@@ -71,6 +72,8 @@ struct OpenListener {
     plan: ListenerPlan,
     /// As it is: port 0 has become the port the system chose.
     address: ListenAddress,
+    /// What the file of its `client_ca` held.
+    client_ca: Option<Vec<u8>>,
 }
 
 struct OpenLog {
@@ -106,6 +109,8 @@ struct Thread {
 pub enum StartError {
     #[error("{at}: this certificate cannot be used")]
     Certificate { at: String, source: CertificateError },
+    #[error("client_ca: {}", file.display())]
+    ClientCa { file: PathBuf, source: ClientAuthorityError },
     #[error("the terms of TLS cannot be made")]
     Tls(#[from] rustls::Error),
     #[error("access_log.format")]
@@ -144,7 +149,7 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new(started));
         let certificates = Arc::new(CertificateStore::new(Vec::new()));
         let ticketer = Ticketer::new(tickets);
-        let tls = ServerConfigs::new(&plan.tls, Arc::clone(&certificates), ticketer.clone())?;
+        let tls = ServerConfigs::new(&plan.tls, Arc::clone(&certificates), &ticketer, None)?;
         let control = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")
@@ -245,7 +250,7 @@ impl Gateway {
         let protocols = |plan: &Plan| (plan.tls.tls12, plan.tls.tls13, plan.tls.ciphers.clone());
         let tls_changed = protocols(&plan) != protocols(&before);
         let tls = if tls_changed {
-            ServerConfigs::new(&plan.tls, Arc::clone(&self.certificates), self.ticketer.clone())?
+            ServerConfigs::new(&plan.tls, Arc::clone(&self.certificates), &self.ticketer, None)?
         } else {
             self.tls.clone()
         };
@@ -257,10 +262,15 @@ impl Gateway {
         let mut next_listener = self.next_listener;
         for bound in provisions.listeners {
             let held = kept.iter().position(|held| held.plan.address == bound.plan.address);
+            // One that was not handed over has no authority in it, and is refused below.
+            let pem =
+                |clients: &ClientCaPlan| provisions.client_authorities.get(&clients.file).cloned().unwrap_or_default();
+            let client_ca = bound.plan.client_ca.as_ref().map(pem);
             let (id, address, changed) = match (bound.sockets, held) {
                 (BoundSockets::Kept, Some(position)) => {
                     let held = kept.remove(position);
-                    let changed = held.plan != bound.plan || (bound.plan.tls && tls_changed);
+                    let changed =
+                        held.plan != bound.plan || held.client_ca != client_ca || (bound.plan.tls && tls_changed);
                     (held.id, held.address.clone(), changed)
                 }
                 (BoundSockets::Kept, None) => return Err(StartError::NoSocket(bound.address)),
@@ -276,9 +286,12 @@ impl Gateway {
                 }
             };
             let label = address.to_string();
-            let tls = bound.plan.tls.then(|| tls.clone());
+            let tls = match (&bound.plan.client_ca, &client_ca) {
+                (Some(clients), Some(pem)) => Some(self.tls_for_clients_of(&plan, clients, pem)?),
+                _ => bound.plan.tls.then(|| tls.clone()),
+            };
             terms.push(Terms { id, plan: bound.plan.clone(), label, tls, changed });
-            listeners.push(OpenListener { id, plan: bound.plan, address });
+            listeners.push(OpenListener { id, plan: bound.plan, address, client_ca });
         }
         self.take(new)?;
 
@@ -320,6 +333,13 @@ impl Gateway {
         }
         self.metrics.reloaded(generation);
         Ok(())
+    }
+
+    /// The terms of a listener that asks for certificates of the authorities in `pem`.
+    fn tls_for_clients_of(&self, plan: &Plan, clients: &ClientCaPlan, pem: &[u8]) -> Result<ServerConfigs, StartError> {
+        let unusable = |source| StartError::ClientCa { file: clients.file.clone(), source };
+        let authority = ClientAuthority::new(pem, clients.required).map_err(unusable)?;
+        Ok(ServerConfigs::new(&plan.tls, Arc::clone(&self.certificates), &self.ticketer, Some(authority))?)
     }
 
     fn log_for(&self, plan: &Plan, output: Option<LogOutput>) -> Result<NextLog, StartError> {

@@ -4,8 +4,8 @@ use std::error::Error;
 
 use jiff::Timestamp;
 
-use super::{Certificate, CertificateMaterial, Role};
-use crate::config::{HostName, Plan, Problem};
+use super::{Certificate, CertificateMaterial, ClientAuthority, Role, read_bounded};
+use crate::config::{HostName, ListenerPlan, Plan, Problem};
 
 /// Reads and checks every configured certificate: files, pairs, dates, and whether the site's hosts are covered.
 ///
@@ -30,7 +30,7 @@ struct Examined {
 }
 
 fn examine(plan: &Plan, now: Timestamp) -> Examined {
-    let mut examined = Examined::default();
+    let mut examined = Examined { faults: client_authorities(plan), warnings: Vec::new() };
     if plan.tls.certificates.is_empty() || !plan.listeners.iter().any(|listener| listener.tls) {
         return examined;
     }
@@ -68,6 +68,24 @@ fn examine(plan: &Plan, now: Timestamp) -> Examined {
         warnings.extend(uncovered(plan, &certificates));
     }
     examined
+}
+
+/// What is wrong with the files of `client_ca`.
+fn client_authorities(plan: &Plan) -> Vec<Problem> {
+    let listeners = plan.listeners.iter().enumerate();
+    let problem = |(position, listener): (usize, &ListenerPlan)| {
+        let client_ca = listener.client_ca.as_ref()?;
+        let file = client_ca.file.display();
+        let problem = match read_bounded(&client_ca.file) {
+            Ok(pem) => {
+                let error = ClientAuthority::new(&pem, client_ca.required).err()?;
+                format!("{file}: {}", with_cause(&error))
+            }
+            Err(problem) => format!("cannot read {file}: {problem}"),
+        };
+        Some(Problem { at: format!("listeners[{position}].client_ca"), problem })
+    };
+    listeners.filter_map(problem).collect()
 }
 
 fn uncovered<'a>(plan: &'a Plan, certificates: &'a [Certificate]) -> impl Iterator<Item = Problem> + 'a {

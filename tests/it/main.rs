@@ -5,6 +5,7 @@
 mod authorities;
 mod bodies;
 mod cli;
+mod client_certificates;
 mod config;
 mod demo;
 mod descriptors;

@@ -129,7 +129,8 @@ impl Keeper {
         }
         let candidate = candidate?;
         let content = candidate.provisions.certificates.iter().map(CertificateMaterial::content);
-        let is_same = content.eq(self.certificates.iter().map(CertificateMaterial::content));
+        let is_same = content.eq(self.certificates.iter().map(CertificateMaterial::content))
+            && candidate.provisions.client_authorities == self.client_authorities;
         if candidate.plan == self.plan && is_same {
             // Files may have been exchanged for others with the same content, which are watched from now on.
             self.watcher.watch(config::dependencies(&self.plan));
@@ -142,6 +143,7 @@ impl Keeper {
         let (plan, (log, errors)) =
             (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions, candidate.user.as_ref()));
         let certificates = candidate.provisions.certificates.clone();
+        let client_authorities = candidate.provisions.client_authorities.clone();
         let user = candidate.user.clone();
         let applied = match candidate.takes.clone() {
             Takes::Effect => self.apply(generation, candidate).await,
@@ -161,6 +163,7 @@ impl Keeper {
         }
         self.watcher.watch(config::dependencies(&plan));
         (self.generation, self.plan, self.certificates, self.user) = (generation, plan, certificates, user);
+        self.client_authorities = client_authorities;
         (self.log, self.errors) = (log, errors);
         self.write_errors();
         self.assign();
