@@ -3,6 +3,7 @@
 //! A [`Gateway`] is given everything of the system that its plan asks for ([`Provisions`]) and opens nothing itself.
 //! Who gives it, and when, is [`crate::process`]'s business.
 
+mod attention;
 mod places;
 mod probing;
 mod traffic;
@@ -65,6 +66,8 @@ pub struct Gateway {
     pub current: Arc<Current>,
     /// Tells those who look after applications that there are others.
     changed: Arc<Notify>,
+    /// Tells those who look after certificates the same.
+    certificates_changed: Arc<Notify>,
 }
 
 struct OpenListener {
@@ -217,11 +220,15 @@ impl Gateway {
             metrics,
             current,
             changed: Arc::default(),
+            certificates_changed: Arc::default(),
         };
         debug_assert!(admin_plan.is_some() || provisions.admin.is_none());
         gateway.apply_beside(generation, plan, provisions, held)?;
         let looking = probing::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.changed));
         gateway.control.spawn(looking);
+        let (certificates, current) = (Arc::clone(&gateway.certificates), Arc::clone(&gateway.current));
+        let others = Arc::clone(&gateway.certificates_changed);
+        gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));
         gateway.control.spawn(probing::warn_of_open_supervisors(Arc::clone(&gateway.current)));
         Ok(gateway)
     }
@@ -313,6 +320,7 @@ impl Gateway {
         let runtime = Runtime::build(plan, files, spool, generation, Some(&self.current.load()), &self.metrics);
         self.current.replace(runtime);
         self.changed.notify_one();
+        self.certificates_changed.notify_one();
         // Before the first connection is accepted, or there would be more inside than there may be.
         self.leave_places(held);
         let old = match log {
@@ -448,7 +456,10 @@ impl Gateway {
     /// One that cannot be used leaves all as it was, with an event.
     pub fn serve_certificates(&self, materials: &[CertificateMaterial]) {
         match certificates(materials) {
-            Ok(certificates) => self.certificates.replace(certificates),
+            Ok(certificates) => {
+                self.certificates.replace(certificates);
+                self.certificates_changed.notify_one();
+            }
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the certificates of before stay in force");
             }
@@ -559,14 +570,9 @@ fn finish(old: OpenLog) {
 }
 
 fn certificates(materials: &[CertificateMaterial]) -> Result<Vec<Certificate>, StartError> {
-    let now = jiff::Timestamp::now();
-    let load = |material| {
-        let certificate = Certificate::from_material(material)
-            .map_err(|source| StartError::Certificate { at: material.at.clone(), source })?;
-        if let Some(warning) = certificate.warning(now) {
-            tracing::warn!(at = certificate.at(), %warning, "a certificate needs attention");
-        }
-        Ok(certificate)
+    let load = |material: &CertificateMaterial| {
+        Certificate::from_material(material)
+            .map_err(|source| StartError::Certificate { at: material.at.clone(), source })
     };
     materials.iter().map(load).collect()
 }

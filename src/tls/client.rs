@@ -97,8 +97,11 @@ pub enum ClientAuthorityError {
 /// What `certificate`, which has been verified, says of its holder.
 pub(super) fn read(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    let serial = parsed.raw_serial();
-    let serial = &serial[serial.iter().position(|byte| *byte != 0).unwrap_or(serial.len().saturating_sub(1))..];
+    // The first byte of a positive number may be a zero.
+    let serial = match parsed.raw_serial() {
+        [0, serial @ ..] if !serial.is_empty() => serial,
+        serial => serial,
+    };
     Some(ClientCertificate {
         subject: value(distinguished_name(parsed.subject()))?,
         issuer: value(distinguished_name(parsed.issuer()))?,

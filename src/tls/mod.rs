@@ -22,7 +22,7 @@ mod tickets;
 pub use acme::{OrderReport, OrderState};
 pub use certificate::{Certificate, CertificateError, CertificateName, CertificateWarning};
 pub use challenges::{Challenges, PendingChallenge};
-pub use check::{check, faults};
+pub use check::{check, faults, findings, warnings};
 pub use client::{ClientAuthorities, ClientAuthority, ClientAuthorityError};
 pub use config::ServerConfigs;
 pub use info::TlsInfo;
