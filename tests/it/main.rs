@@ -27,6 +27,7 @@ mod routing;
 mod service_managers;
 mod soak;
 mod support;
+mod testssl;
 mod tls;
 mod upgrade;
 mod upstreams;
