@@ -125,12 +125,10 @@ fn uncovered<'a>(plan: &'a Plan, certificates: &'a [Certificate]) -> impl Iterat
 }
 
 fn list(names: &[String]) -> String {
-    match names {
-        [] => "no name at all".to_owned(),
-        [first @ .., _] if first.len() >= NAMES => {
-            format!("{} and {} more", names[..NAMES].join(", "), names.len() - NAMES)
-        }
-        names => names.join(", "),
+    match names.len() {
+        0 => "no name at all".to_owned(),
+        1..=NAMES => names.join(", "),
+        all => format!("{} and {} more", names[..NAMES].join(", "), all - NAMES),
     }
 }
 

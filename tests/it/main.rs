@@ -19,6 +19,7 @@ mod http2;
 mod in_place_of_nginx;
 mod keeper;
 mod logs;
+mod many_certificates;
 mod memory;
 mod ordering;
 mod queue;

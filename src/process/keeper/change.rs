@@ -13,7 +13,7 @@ use super::{
         message::{Handover, ToWorker, Word},
         sandbox, signal_mask,
     },
-    Deed, Keeper, Missed, START, STOPPING, State, WorkerId,
+    Deed, Keeper, Missed, START, STOPPING, State, WorkerId, joined,
     places::places,
     watched, worker_user,
     workers::sink,
@@ -172,7 +172,7 @@ impl Keeper {
         self.quick_crashes = 0;
         self.warn();
         let changed = match (words.is_empty(), is_same) {
-            (false, _) => words.join("; "),
+            (false, _) => joined(&words, "; "),
             (true, false) => "the content of certificates".to_owned(),
             (true, true) => "a password, or where it was read".to_owned(),
         };

@@ -722,7 +722,15 @@ fn event(worker: WorkerId, deed: Deed) -> Event {
 /// What a change of `files` is called in the history.
 fn changed(files: &[PathBuf]) -> String {
     let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-    format!("{} changed", names.join(", "))
+    format!("{} changed", joined(&names, ", "))
+}
+
+/// As many of `words` as somebody reads in one line.
+fn joined(words: &[String], between: &str) -> String {
+    match words.len().checked_sub(WORDS) {
+        None | Some(0) => words.join(between),
+        Some(more) => format!("{}{between}and {more} more", words[..WORDS].join(between)),
+    }
 }
 
 /// Who the workers are to be.
@@ -752,6 +760,7 @@ fn watched_log(output: Option<&LogOutput>, rotate: Option<RotatePlan>, user: Opt
 
 /// To whoever asked for something that a stop came before.
 const STOPPING: &str = "vestibule was told to stop before it was done";
+const WORDS: usize = 20;
 /// What workers have done and we have not looked at; beyond it they wait.
 const DEEDS: usize = 64;
 /// Orders that wait while something is being done.
