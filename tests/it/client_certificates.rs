@@ -15,7 +15,7 @@ use crate::support::{
     Backend, TestGateway, body,
     clients::{self, block_on, certificate, tls, tls_connect},
     proxying, raw,
-    served::{self, Served},
+    served::{self, Served, signal},
     status, wait_for,
 };
 
@@ -242,6 +242,14 @@ fn a_client_whose_authority_is_taken_out_of_the_file_is_out_and_its_session_does
         (client(&server, Some(&old.client("alice")), BOTH), client(&server, Some(&new.client("bob")), BOTH));
     assert!(ask(address, &alice, "/").is_ok() && ask(address, &bob, "/").is_err());
     assert_eq!(ask(address, &alice, "/").unwrap().1, HandshakeKind::Resumed);
+
+    // Another program, and another worker, know whom they are to believe, without a look at the disk.
+    served.order(&["upgrade"]);
+    assert_eq!(ask(address, &alice, "/").unwrap().1, HandshakeKind::Resumed);
+    signal("KILL", served.worker());
+    wait_for("the crash", || served.status()["processes"]["crashes"] == 1);
+    assert_eq!(ask(address, &alice, "/").unwrap().1, HandshakeKind::Resumed);
+    assert!(ask(address, &bob, "/").is_err());
 
     fs::write(served.path("clients.pem.new"), new.0.pem()).unwrap();
     fs::rename(served.path("clients.pem.new"), served.path("clients.pem")).unwrap();
