@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     admin::{self, Order},
-    config::{self, AdminAddress, ConfigError, Outer, Source},
+    config::{self, AdminAddress, ConfigError, Outer, Problem, Source},
     demo,
     keeper::user,
     process::{self, Ended, ServeError},
@@ -264,6 +264,9 @@ fn check(source: &Source) -> ExitCode {
         Ok(plan) => {
             for warning in &plan.warnings {
                 say(&format!("warning: {warning}\n"));
+            }
+            for Problem { at, problem } in tls::warnings(&plan) {
+                say(&format!("warning: {at}: {problem}\n"));
             }
             ExitCode::SUCCESS
         }

@@ -36,7 +36,7 @@
 //! A connection is accepted into a task of its own, where a PROXY header is read if the listener requires one and TLS
 //! is agreed under a deadline ([`listener`]). On a listener with a log server there is only that. Its requests are read by [`h1`], or by hyper for HTTP/2, and each goes
 //! through [`service::serve`], which is the law and reads from top to bottom: the log record, the listener's redirect,
-//! one reading of host, path and client, the host rule, the route, whether its application is ready at all (if not, a page
+//! one reading of host, path and client, the host rule, the route, the certificate that it may demand, whether its application is ready at all (if not, a page
 //! that says what is missing), the body's announced length, the headers made true,
 //! the body collected, a place waited for, the exchange, and the answer with its `Location`, its file and its
 //! compression. A websocket's handshake takes that path as any request and leaves it with its 101, as a tunnel. Whatever

@@ -69,7 +69,10 @@ impl Cipher {
             "ALL" | "DEFAULT" | "HIGH" | "TLSv1.2" | "ECDHE" | "EECDH" | "kECDHE" | "kEECDH" | "ECDH" => true,
             "ECDSA" | "aECDSA" => is("ECDSA"),
             "aRSA" => is("RSA"),
-            "AESGCM" => is("GCM"),
+            "AESGCM" | "FIPS" => is("GCM"),
+            "SUITEB128" | "SUITEB128C2" => is("ECDSA") && is("GCM"),
+            "SUITEB128ONLY" => self == Self::EcdsaAes128,
+            "SUITEB192" => self == Self::EcdsaAes256,
             "AES" => is("AES128") || is("AES256"),
             "AES128" | "AES256" | "CHACHA20" => is(word),
             name => name == self.name() || name == self.iana_name(),
@@ -83,6 +86,13 @@ impl Scalar for Cipher {
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|cipher| text == cipher.name() || text == cipher.iana_name());
         found.ok_or_else(|| {
+            if text.starts_with("TLS_") && !text.contains("_WITH_") {
+                return format!("`{text}` is of TLS 1.3, whose ciphers are all spoken; take it out");
+            }
+            if let (Some(meant), _) = from_openssl(text) {
+                let meant: Vec<_> = meant.into_iter().map(Self::name).collect();
+                return format!("`{text}` is a list of OpenSSL's, which means here: {}", meant.join(", "));
+            }
             let near = suggestion(text, Self::ALL.iter().map(|cipher| cipher.name()));
             format!("`{text}` is not spoken here, where every cipher is forward secret and authenticated{near}")
         })
@@ -100,7 +110,9 @@ pub(super) fn from_openssl(list: &str) -> (Option<Vec<Cipher>>, Vec<String>) {
     let mut taken = [false; Cipher::ALL.len()];
     let mut barred = taken;
     let mut useless = Vec::new();
-    let words = list.split([':', ',', ';', ' ', '\t']).filter(|word| !word.is_empty() && !word.starts_with('@'));
+    // What follows an `@` is an order, or a level that all of ours are above.
+    let words = list.split([':', ',', ';', ' ', '\t']).map(|word| word.split('@').next().unwrap_or_default());
+    let words = words.filter(|word| !word.is_empty());
     for word in words {
         let (operator, word) = match word.as_bytes()[0] {
             operator @ (b'!' | b'-' | b'+') => (Some(operator), &word[1..]),
@@ -133,6 +145,8 @@ pub(super) fn from_openssl(list: &str) -> (Option<Vec<Cipher>>, Vec<String>) {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     fn names(list: &str) -> Vec<&'static str> {
@@ -155,6 +169,95 @@ mod tests {
             "barred for good, wherever it stands"
         );
         assert_eq!(names("-aRSA:ALL"), all, "taken out before it was in");
+    }
+
+    #[test]
+    fn openssl_itself_takes_every_list_for_the_same() {
+        let mozilla_intermediate = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:\
+                                    ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:\
+                                    DHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384:DHE-RSA-CHACHA20-POLY1305";
+        for list in [
+            mozilla_intermediate,
+            "HIGH:!aNULL:!MD5",
+            "HIGH:!aNULL:!kRSA:!PSK:!SRP:!MD5:!RC4",
+            "ALL:!ADH:!LOW:!EXP:!MD5:@STRENGTH",
+            "DEFAULT",
+            "DEFAULT@SECLEVEL=1",
+            "DEFAULT:!AES128",
+            "@SECLEVEL=2:HIGH",
+            "EECDH+AESGCM:EDH+AESGCM:AES256+EECDH:AES256+EDH",
+            "ECDHE+CHACHA20:ECDHE+AES256:!aRSA",
+            "kEECDH+aECDSA+AES128",
+            "ECDSA",
+            "aECDSA+AESGCM",
+            "RSA+AESGCM:ECDHE-RSA-AES128-GCM-SHA256",
+            "aRSA:-AES256:+ECDHE",
+            "AESGCM",
+            "CHACHA20",
+            "SHA256:SHA384:CHACHA20",
+            "SUITEB128",
+            "SUITEB192",
+            "SUITEB128ONLY",
+            "FIPS",
+            "FIPS:!aRSA",
+            "MEDIUM:CHACHA20",
+            "TLSv1.2:!AES256",
+            "TLSv1.2+aRSA",
+            "AEAD",
+            "AES+AEAD",
+            "ECDH+AESGCM256",
+            "AECDH:ADH:CHACHA20",
+            "COMPLEMENTOFDEFAULT:CHACHA20",
+            "ALL:COMPLEMENTOFALL",
+            "AES128:-ALL:HIGH:!CHACHA20",
+            "!HIGH:ALL",
+            "ALL,!AES256",
+            "ALL !AES256",
+        ] {
+            let printed = Command::new("openssl").args(["ciphers", "-s", "-tls1_2", list]).output();
+            let Ok(printed) = printed else {
+                assert!(std::env::var_os("CI").is_none(), "openssl is not installed");
+                return eprintln!("skipped: openssl is not installed");
+            };
+            let printed = String::from_utf8(printed.stdout).unwrap();
+            let theirs: Vec<_> = printed.trim().split(':').collect();
+            let expected: Vec<_> =
+                Cipher::ALL.into_iter().map(Cipher::name).filter(|name| theirs.contains(name)).collect();
+
+            assert_eq!(names(list), expected, "{list}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_cipher_of_tls_1_2_is_refused_with_what_to_write() {
+        for (text, expected) in [
+            (
+                "TLS_AES_128_GCM_SHA256",
+                "`TLS_AES_128_GCM_SHA256` is of TLS 1.3, whose ciphers are all spoken; take it out",
+            ),
+            (
+                "HIGH:!aNULL:!aRSA:!AES256",
+                "`HIGH:!aNULL:!aRSA:!AES256` is a list of OpenSSL's, which means here: ECDHE-ECDSA-AES128-GCM-SHA256, \
+                 ECDHE-ECDSA-CHACHA20-POLY1305",
+            ),
+            (
+                "ECDHE-RSA-AES128-GCM-SHA257",
+                "`ECDHE-RSA-AES128-GCM-SHA257` is not spoken here, where every cipher is forward secret and authenticated; did \
+                 you mean `ECDHE-RSA-AES128-GCM-SHA256`?",
+            ),
+        ] {
+            assert_eq!(Cipher::parse(text, Path::new("/")).unwrap_err(), expected);
+        }
+    }
+
+    #[test]
+    fn every_cipher_of_tls_1_2_that_rustls_has_is_named() {
+        let suites = rustls::crypto::aws_lc_rs::ALL_CIPHER_SUITES.iter().filter(|suite| suite.tls13().is_none());
+        let mut theirs: Vec<_> = suites.filter_map(|suite| suite.suite().as_str()).collect();
+        let mut ours = Cipher::ALL.map(Cipher::iana_name);
+        theirs.sort_unstable();
+        ours.sort_unstable();
+        assert_eq!(ours[..], theirs);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Plans are compared as the trees they are written as, so that a key which is new to [`Plan`] cannot be forgotten here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use serde_json::{Map, Value as Json};
 
@@ -111,16 +111,21 @@ fn compare(at: &str, old: &Json, new: &Json, lines: &mut Vec<String>) {
 
 /// Entries that have a name of their own (an address, a prefix) are the same wherever they stand.
 fn compare_lists(at: &str, old: &[Json], new: &[Json], lines: &mut Vec<String>) {
-    let mut rest: Vec<&Json> = new.iter().collect();
+    let mut rest: Vec<Option<&Json>> = new.iter().map(Some).collect();
+    let mut places: HashMap<Option<String>, VecDeque<usize>> = HashMap::new();
+    for (place, after) in new.iter().enumerate() {
+        places.entry(label(after)).or_default().push_back(place);
+    }
     for before in old {
-        let name = label(before).unwrap_or_default();
-        let entry = format!("{at}[{name}]");
-        match rest.iter().position(|after| label(after) == label(before)) {
-            Some(position) => compare(&entry, before, rest.remove(position), lines),
+        let name = label(before);
+        let entry = format!("{at}[{}]", name.as_deref().unwrap_or_default());
+        let place = places.get_mut(&name).and_then(VecDeque::pop_front);
+        match place.and_then(|place| rest[place].take()) {
+            Some(after) => compare(&entry, before, after, lines),
             None => lines.push(format!("{entry} is removed")),
         }
     }
-    for added in rest {
+    for added in rest.into_iter().flatten() {
         let entry = format!("{at}[{}]", label(added).unwrap_or_default());
         lines.push(format!("{entry} is added: {}", show(&entry, added)));
     }

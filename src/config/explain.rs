@@ -44,7 +44,7 @@ fn warnings(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 fn listeners(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "Listeners: where connections are taken")?;
     for listener in &plan.listeners {
-        let ListenerPlan { address, tls, redirect, proxy_protocol, log_server } = listener;
+        let ListenerPlan { address, tls, redirect, proxy_protocol, log_server, client_ca } = listener;
         write!(f, "  {address}: ")?;
         if let Some(server) = log_server {
             write!(f, "the logs in {}, for {} only; ", server.folder.display(), list(&server.allow.networks))?;
@@ -56,6 +56,10 @@ fn listeners(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             }
             (None, true) => write!(f, "https (HTTP/2 and HTTP/1.1)")?,
             (None, false) => write!(f, "http, not encrypted")?,
+        }
+        if let Some(client_ca) = client_ca {
+            let without = if client_ca.required { "is not let in" } else { "is let in all the same" };
+            write!(f, "; who has no certificate that {} vouches for {without}", client_ca.file.display())?;
         }
         if *proxy_protocol {
             write!(f, "; each connection must begin with a PROXY protocol header from a trusted proxy")?;
@@ -104,6 +108,12 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         if route.slash == Slash::Redirect && !path.is_empty() {
             writeln!(f, "    {path} itself is redirected to {path}/")?;
+        }
+        if route.client_certificate {
+            writeln!(
+                f,
+                "    only for clients with a certificate that their listener has verified; others are answered 403"
+            )?;
         }
         writeln!(f, "    it has {} to begin its answer; then the client is told 504", show_time(route.timeout))?;
         match route.body_limit {

@@ -14,13 +14,14 @@ use super::{
     address::Trusted,
     ciphers::Cipher,
     plan::{
-        AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, EabPlan, EndpointAddress,
-        ErrorLogPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan,
-        QueuePlan, RotatePlan, RoutePlan, SpoolPlan, SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+        AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, EabPlan,
+        EndpointAddress, ErrorLogPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan,
+        LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SpoolPlan, SupervisorPlan, TlsPlan, TrustedProxies,
+        UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
-    words::{TlsVersion, Workers},
+    words::{ClientCertificate, TlsVersion, Workers},
 };
 
 /// What `file` means. Every broken rule is told to `reading`.
@@ -34,6 +35,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     let only_logs =
         listeners.as_ref().is_ok_and(|listeners| listeners.iter().all(|listener| listener.log_server.is_some()));
     let routes = file.routes.and_then(|routes| lower_routes(routes, &names, only_logs, reading));
+    refuse_routes_for_nobody(&listeners, &routes, reading);
     let tls = file.tls.and_then(|tls| lower_tls(tls, &listeners, reading));
     refuse_circles(&listeners, &upstreams, reading);
     refuse_indexes_that_hold(&listeners, &upstreams, reading);
@@ -137,6 +139,23 @@ fn refuse_circles(
     }
 }
 
+/// Where no listener asks for a certificate, a route that demands one would answer everybody 403.
+fn refuse_routes_for_nobody(
+    listeners: &Result<Vec<ListenerPlan>, Told>,
+    routes: &Result<Vec<RoutePlan>, Told>,
+    reading: &mut Reading<'_>,
+) {
+    let (Ok(listeners), Ok(routes)) = (listeners, routes) else { return };
+    if listeners.iter().any(|listener| listener.client_ca.is_some()) {
+        return;
+    }
+    for index in routes.iter().enumerate().filter(|(_, route)| route.client_certificate).map(|(index, _)| index) {
+        let problem = "no listener asks for a certificate, so nobody could show one; name the authorities in `client_ca` of \
+                       a listener with `tls: true`";
+        reading.refuse_at(&format!("routes[{index}].client_certificate"), problem);
+    }
+}
+
 fn trust(entries: Vec<Trusted>) -> TrustedProxies {
     let mut trusted = TrustedProxies::default();
     for entry in entries {
@@ -211,6 +230,7 @@ fn lower_listener(
             reading.refuse_at(&format!("{at}.proxy_protocol"), problem);
         }
     }
+    let client_ca = lower_client_ca(&listener, at, reading);
     Ok(ListenerPlan {
         address: listener.address.clone()?,
         tls: listener.tls?,
@@ -220,7 +240,35 @@ fn lower_listener(
             Some(server) => Some(lower_log_server(server, at, upstreams, reading)?),
             None => None,
         },
+        client_ca: client_ca?,
     })
+}
+
+fn lower_client_ca(
+    listener: &raw::Listener,
+    at: &str,
+    reading: &mut Reading<'_>,
+) -> Result<Option<ClientCaPlan>, Told> {
+    let wanted = listener.client_certificate?;
+    let Some(file) = listener.client_ca.clone()? else {
+        return match wanted {
+            None => Ok(None),
+            Some(_) => Err(reading.refuse_at(
+                &format!("{at}.client_certificate"),
+                "nobody is asked for a certificate here; name the file of the authorities in `client_ca`",
+            )),
+        };
+    };
+    if listener.tls == Ok(false) {
+        let problem = "clients are asked for a certificate in the TLS handshake; write `tls: true` as well";
+        return Err(reading.refuse_at(&format!("{at}.client_ca"), problem));
+    }
+    if wanted == Some(ClientCertificate::Optional) && listener.log_server.as_ref().is_ok_and(Option::is_some) {
+        let problem =
+            "a log server does not look at certificates: only the handshake keeps anybody out; write `required`";
+        return Err(reading.refuse_at(&format!("{at}.client_certificate"), problem));
+    }
+    Ok(Some(ClientCaPlan { file: file.0, required: wanted != Some(ClientCertificate::Optional) }))
 }
 
 fn lower_log_server(
@@ -583,6 +631,7 @@ fn lower_route(route: raw::Route) -> Result<RoutePlan, Told> {
         compress: route.compress?,
         tunnel_idle: route.tunnel_idle?.0,
         allow_origin: route.allow_origin?.map(|origin| origin.0),
+        client_certificate: route.client_certificate?.is_some(),
     })
 }
 

@@ -95,6 +95,17 @@ pub struct ListenerPlan {
     pub proxy_protocol: bool,
     /// It serves a folder of logs and nothing else.
     pub log_server: Option<LogServerPlan>,
+    /// Clients are asked for a certificate; only with `tls`.
+    pub client_ca: Option<ClientCaPlan>,
+}
+
+/// Whose certificates clients are asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ClientCaPlan {
+    /// PEM: the certificates of the authorities.
+    pub file: PathBuf,
+    /// Without one there is no handshake.
+    pub required: bool,
 }
 
 /// A folder of logs for other machines of the same site.
@@ -391,6 +402,8 @@ pub struct RoutePlan {
     pub tunnel_idle: Duration,
     /// An origin whose pages may read the answers, where the application says nothing about it.
     pub allow_origin: Option<String>,
+    /// Only for clients whose certificate was verified in the handshake.
+    pub client_certificate: bool,
 }
 
 /// What becomes of the bare form of a prefix: `/da` for `/da/`.

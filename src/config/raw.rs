@@ -15,8 +15,8 @@ use super::{
     },
     units::{Count, Size, Timeout, Wait},
     words::{
-        AccelPrefix, Concurrency, DirectoryUrl, FilePath, Https, MailAddress, PagePath, PageTarget, ProxyRequired,
-        ServedFolder, SiteOrigin, TlsVersion, UserName, Workers,
+        AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, DirectoryUrl, FilePath, Https, MailAddress,
+        PagePath, PageTarget, ProxyRequired, ServedFolder, SiteOrigin, TlsVersion, UserName, Workers,
     },
 };
 
@@ -79,6 +79,12 @@ keys! {
         proxy_protocol: Option<ProxyRequired> = "null",
         /// It serves a folder of logs to other machines of the site, and nothing else. `null`: it serves the routes.
         log_server: Option<LogServer> = "null",
+        /// The certificates (PEM) of the authorities that clients' certificates must come from: clients are asked for one in the
+        /// handshake. `null`: nobody is asked.
+        client_ca: Option<FilePath> = "null",
+        /// With `client_ca`: whether a client without a certificate is refused the handshake, `required`, or let in,
+        /// `optional`. `null`: it is refused.
+        client_certificate: Option<ClientCertificate> = "null",
     }
 }
 
@@ -263,6 +269,9 @@ keys! {
         /// A site whose pages may read the answers, such as `https://www.example.com`: four `Access-Control-*` headers are added
         /// to answers that have no `Access-Control-Allow-Origin` of the application's. `null`: that is the application's business.
         allow_origin: Option<SiteOrigin> = "null",
+        /// `required`: a client that has shown no certificate which its listener's `client_ca` vouches for is answered 403. `null`:
+        /// the route asks for none.
+        client_certificate: Option<CertificateRequired> = "null",
     }
     not_yet ["stick"]
 }

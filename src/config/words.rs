@@ -74,6 +74,41 @@ impl Scalar for ProxyRequired {
     }
 }
 
+/// What becomes of a client that is asked for a certificate and has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ClientCertificate {
+    Required,
+    Optional,
+}
+
+impl Scalar for ClientCertificate {
+    const EXPECTED: &'static str = "`required` or `optional`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("required", Self::Required), ("optional", Self::Optional)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["required", "optional"] })
+    }
+}
+
+/// The one thing a route can say of it: whether clients are asked is the listener's matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CertificateRequired;
+
+impl Scalar for CertificateRequired {
+    const EXPECTED: &'static str = "`required` (listeners say whether clients are asked for one)";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("required", Self)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["required"] })
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TlsVersion {
     Tls12,

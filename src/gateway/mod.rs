@@ -3,6 +3,7 @@
 //! A [`Gateway`] is given everything of the system that its plan asks for ([`Provisions`]) and opens nothing itself.
 //! Who gives it, and when, is [`crate::process`]'s business.
 
+mod attention;
 mod places;
 mod probing;
 mod traffic;
@@ -11,6 +12,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io,
+    path::PathBuf,
     sync::{Arc, mpsc},
     thread,
     time::{Duration, SystemTime},
@@ -27,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use self::traffic::{Bound, Command, ListenerId, Share, SocketId, Switch, Terms};
 use crate::{
     admin::{self, Observer, Orders, Report},
-    config::{ListenAddress, ListenerPlan, LogSink, Plan},
+    config::{ClientCaPlan, ListenAddress, ListenerPlan, LogSink, Plan},
     drain::{Cut, Drain},
     keeper::{Provisions, output::LogOutput, sockets::BoundSockets},
     listener::Connections,
@@ -37,8 +39,8 @@ use crate::{
     spool::Spool,
     telemetry::access_log::{self, AccessLog, Format, FormatError},
     tls::{
-        Certificate, CertificateError, CertificateMaterial, CertificateStore, PendingChallenge, ServerConfigs,
-        TicketKeys, Ticketer,
+        Certificate, CertificateError, CertificateMaterial, CertificateStore, ClientAuthority, ClientAuthorityError,
+        PendingChallenge, ServerConfigs, TicketKeys, Ticketer,
     },
 };
 
@@ -64,6 +66,8 @@ pub struct Gateway {
     pub current: Arc<Current>,
     /// Tells those who look after applications that there are others.
     changed: Arc<Notify>,
+    /// Tells those who look after certificates the same.
+    certificates_changed: Arc<Notify>,
 }
 
 struct OpenListener {
@@ -71,6 +75,8 @@ struct OpenListener {
     plan: ListenerPlan,
     /// As it is: port 0 has become the port the system chose.
     address: ListenAddress,
+    /// What the file of its `client_ca` held.
+    client_ca: Option<Vec<u8>>,
 }
 
 struct OpenLog {
@@ -106,6 +112,8 @@ struct Thread {
 pub enum StartError {
     #[error("{at}: this certificate cannot be used")]
     Certificate { at: String, source: CertificateError },
+    #[error("client_ca: {}", file.display())]
+    ClientCa { file: PathBuf, source: ClientAuthorityError },
     #[error("the terms of TLS cannot be made")]
     Tls(#[from] rustls::Error),
     #[error("access_log.format")]
@@ -144,7 +152,7 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new(started));
         let certificates = Arc::new(CertificateStore::new(Vec::new()));
         let ticketer = Ticketer::new(tickets);
-        let tls = ServerConfigs::new(&plan.tls, Arc::clone(&certificates), ticketer.clone())?;
+        let tls = ServerConfigs::new(&plan.tls, Arc::clone(&certificates), &ticketer, None)?;
         let control = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")
@@ -212,11 +220,15 @@ impl Gateway {
             metrics,
             current,
             changed: Arc::default(),
+            certificates_changed: Arc::default(),
         };
         debug_assert!(admin_plan.is_some() || provisions.admin.is_none());
         gateway.apply_beside(generation, plan, provisions, held)?;
         let looking = probing::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.changed));
         gateway.control.spawn(looking);
+        let (certificates, current) = (Arc::clone(&gateway.certificates), Arc::clone(&gateway.current));
+        let others = Arc::clone(&gateway.certificates_changed);
+        gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));
         gateway.control.spawn(probing::warn_of_open_supervisors(Arc::clone(&gateway.current)));
         Ok(gateway)
     }
@@ -245,7 +257,7 @@ impl Gateway {
         let protocols = |plan: &Plan| (plan.tls.tls12, plan.tls.tls13, plan.tls.ciphers.clone());
         let tls_changed = protocols(&plan) != protocols(&before);
         let tls = if tls_changed {
-            ServerConfigs::new(&plan.tls, Arc::clone(&self.certificates), self.ticketer.clone())?
+            ServerConfigs::new(&plan.tls, Arc::clone(&self.certificates), &self.ticketer, None)?
         } else {
             self.tls.clone()
         };
@@ -257,10 +269,15 @@ impl Gateway {
         let mut next_listener = self.next_listener;
         for bound in provisions.listeners {
             let held = kept.iter().position(|held| held.plan.address == bound.plan.address);
+            // One that was not handed over has no authority in it, and is refused below.
+            let pem =
+                |clients: &ClientCaPlan| provisions.client_authorities.get(&clients.file).cloned().unwrap_or_default();
+            let client_ca = bound.plan.client_ca.as_ref().map(pem);
             let (id, address, changed) = match (bound.sockets, held) {
                 (BoundSockets::Kept, Some(position)) => {
                     let held = kept.remove(position);
-                    let changed = held.plan != bound.plan || (bound.plan.tls && tls_changed);
+                    let changed =
+                        held.plan != bound.plan || held.client_ca != client_ca || (bound.plan.tls && tls_changed);
                     (held.id, held.address.clone(), changed)
                 }
                 (BoundSockets::Kept, None) => return Err(StartError::NoSocket(bound.address)),
@@ -276,9 +293,12 @@ impl Gateway {
                 }
             };
             let label = address.to_string();
-            let tls = bound.plan.tls.then(|| tls.clone());
+            let tls = match (&bound.plan.client_ca, &client_ca) {
+                (Some(clients), Some(pem)) => Some(self.tls_for_clients_of(&plan, clients, pem)?),
+                _ => bound.plan.tls.then(|| tls.clone()),
+            };
             terms.push(Terms { id, plan: bound.plan.clone(), label, tls, changed });
-            listeners.push(OpenListener { id, plan: bound.plan, address });
+            listeners.push(OpenListener { id, plan: bound.plan, address, client_ca });
         }
         self.take(new)?;
 
@@ -300,6 +320,7 @@ impl Gateway {
         let runtime = Runtime::build(plan, files, spool, generation, Some(&self.current.load()), &self.metrics);
         self.current.replace(runtime);
         self.changed.notify_one();
+        self.certificates_changed.notify_one();
         // Before the first connection is accepted, or there would be more inside than there may be.
         self.leave_places(held);
         let old = match log {
@@ -320,6 +341,13 @@ impl Gateway {
         }
         self.metrics.reloaded(generation);
         Ok(())
+    }
+
+    /// The terms of a listener that asks for certificates of the authorities in `pem`.
+    fn tls_for_clients_of(&self, plan: &Plan, clients: &ClientCaPlan, pem: &[u8]) -> Result<ServerConfigs, StartError> {
+        let unusable = |source| StartError::ClientCa { file: clients.file.clone(), source };
+        let authority = ClientAuthority::new(pem, clients.required).map_err(unusable)?;
+        Ok(ServerConfigs::new(&plan.tls, Arc::clone(&self.certificates), &self.ticketer, Some(authority))?)
     }
 
     fn log_for(&self, plan: &Plan, output: Option<LogOutput>) -> Result<NextLog, StartError> {
@@ -428,7 +456,10 @@ impl Gateway {
     /// One that cannot be used leaves all as it was, with an event.
     pub fn serve_certificates(&self, materials: &[CertificateMaterial]) {
         match certificates(materials) {
-            Ok(certificates) => self.certificates.replace(certificates),
+            Ok(certificates) => {
+                self.certificates.replace(certificates);
+                self.certificates_changed.notify_one();
+            }
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the certificates of before stay in force");
             }
@@ -539,14 +570,9 @@ fn finish(old: OpenLog) {
 }
 
 fn certificates(materials: &[CertificateMaterial]) -> Result<Vec<Certificate>, StartError> {
-    let now = jiff::Timestamp::now();
-    let load = |material| {
-        let certificate = Certificate::from_material(material)
-            .map_err(|source| StartError::Certificate { at: material.at.clone(), source })?;
-        if let Some(warning) = certificate.warning(now) {
-            tracing::warn!(at = certificate.at(), %warning, "a certificate needs attention");
-        }
-        Ok(certificate)
+    let load = |material: &CertificateMaterial| {
+        Certificate::from_material(material)
+            .map_err(|source| StartError::Certificate { at: material.at.clone(), source })
     };
     materials.iter().map(load).collect()
 }

@@ -23,7 +23,7 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::authority::Authority;
+use super::{authority::Authority, client_certificate::says_whose_it_is};
 use crate::config::TrustedProxies;
 
 /// The other end of the connection, or what a PROXY header says it is.
@@ -284,10 +284,7 @@ fn last_outside_quotes(text: &str, separator: u8) -> Option<usize> {
 /// By which proxies name the user or the certificate they have checked; `HTTP_REMOTE_USER` and its like are believed by
 /// many an application.
 fn says_who_the_user_is(name: &str) -> bool {
-    name.starts_with("x-ssl-")
-        || name.starts_with("ssl-client-")
-        || name.starts_with("x-client-cert")
-        || matches!(name, "client-cert" | "client-cert-chain" | "remote-user" | "remote-addr" | "x-remote-user")
+    says_whose_it_is(name) || matches!(name, "remote-user" | "remote-addr" | "x-remote-user")
 }
 
 /// Whether an application might take the client's address, scheme, host or path from a field of this name.

@@ -4,6 +4,7 @@
 
 pub mod authority;
 mod body;
+pub mod client_certificate;
 pub mod compress;
 mod error;
 mod file;

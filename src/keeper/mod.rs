@@ -27,7 +27,7 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use crate::{
     config::{self, Plan},
     files::{Denied, Roots, RootsError},
-    tls::CertificateMaterial,
+    tls::{CertificateMaterial, ClientAuthorities},
 };
 use output::{LogOutput, OutputError};
 use secrets::SecretFault;
@@ -37,6 +37,9 @@ use user::User;
 /// The access log and the error log, as far as they could be opened.
 type Logs = (Option<Result<LogOutput, OutputError>>, Option<Result<LogOutput, OutputError>>);
 
+/// Certificates, and the authorities of clients', as far as they could be read.
+type Secrets = (Result<Vec<CertificateMaterial>, Vec<SecretFault>>, Result<ClientAuthorities, Vec<SecretFault>>);
+
 /// Everything of the system that a [`Plan`] asks for, opened.
 #[derive(Debug)]
 pub struct Provisions {
@@ -44,6 +47,8 @@ pub struct Provisions {
     pub listeners: Vec<BoundListener>,
     /// In the order of the plan; self-signed if it names none and has a TLS listener.
     pub certificates: Vec<CertificateMaterial>,
+    /// By the file of `client_ca`.
+    pub client_authorities: ClientAuthorities,
     pub access_log: Option<LogOutput>,
     /// The file for warnings and errors.
     pub error_log: Option<LogOutput>,
@@ -84,16 +89,17 @@ impl Provisions {
     ) -> Result<Self, ProvisionFaults> {
         let access_log = plan.access_log.as_ref().map(|log| LogOutput::open(&log.sink, owner));
         let error_log = plan.error_log.as_ref().map(|log| LogOutput::file(&log.path, owner));
-        Self::open(plan, secrets::read(plan), (access_log, error_log), sockets, held, owner)
+        let (certificates, clients) = (secrets::read(plan), secrets::client_authorities(plan));
+        Self::open(plan, (certificates, clients), (access_log, error_log), sockets, held, owner)
     }
 
     /// Opens everything for another process that is to serve `plan`, which is in force.
     ///
-    /// With `certificates`, as they were when it was put in force: what has become of their files since then is the
-    /// matter of the next reload. Where a log cannot be opened, lines go on to that of `logs`, which is open still.
+    /// With `certificates`, and authorities of clients, as they were when it was put in force: what has become of their files
+    /// since then is the matter of the next reload. Where a log cannot be opened, lines go on to that of `logs`, which is open still.
     pub fn gather_again(
         plan: &Plan,
-        certificates: Vec<CertificateMaterial>,
+        (certificates, clients): (Vec<CertificateMaterial>, ClientAuthorities),
         logs: (Option<LogOutput>, Option<LogOutput>),
         sockets: &mut Sockets,
         owner: Option<&User>,
@@ -110,12 +116,12 @@ impl Provisions {
             plan.access_log.as_ref().map(|plan| or_before(LogOutput::open(&plan.sink, owner), logs.0, "access_log"));
         let error_log =
             plan.error_log.as_ref().map(|plan| or_before(LogOutput::file(&plan.path, owner), logs.1, "error_log"));
-        Self::open(plan, Ok(certificates), (access_log, error_log), sockets, None, owner)
+        Self::open(plan, (Ok(certificates), Ok(clients)), (access_log, error_log), sockets, None, owner)
     }
 
     fn open(
         plan: &Plan,
-        certificates: Result<Vec<CertificateMaterial>, Vec<SecretFault>>,
+        (certificates, clients): Secrets,
         (access_log, error_log): Logs,
         sockets: &mut Sockets,
         held: Option<&Plan>,
@@ -127,6 +133,10 @@ impl Provisions {
         let certificates = certificates.unwrap_or_else(|found| {
             faults.extend(found.into_iter().map(ProvisionFault::Secret));
             Vec::new()
+        });
+        let client_authorities = clients.unwrap_or_else(|found| {
+            faults.extend(found.into_iter().map(ProvisionFault::Secret));
+            ClientAuthorities::new()
         });
         let access_log = access_log.transpose().unwrap_or_else(|fault| {
             faults.push(ProvisionFault::AccessLog { fault });
@@ -161,7 +171,7 @@ impl Provisions {
         };
         let (listeners, admin) =
             sockets.hand(plan, held).map_err(|source| ProvisionFaults(vec![ProvisionFault::Descriptors { source }]))?;
-        Ok(Self { listeners, certificates, access_log, error_log, spool, admin, denied, files })
+        Ok(Self { listeners, certificates, client_authorities, access_log, error_log, spool, admin, denied, files })
     }
 }
 

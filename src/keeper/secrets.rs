@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use super::self_signed;
 use crate::{
     config::{AcmePlan, Plan},
-    tls::{CertificateMaterial, MaterialFault, SecretBytes, acme, read_bounded},
+    tls::{CertificateMaterial, ClientAuthorities, MaterialFault, MaterialProblem, SecretBytes, acme, read_bounded},
 };
 
 /// Reads every certificate of `plan`.
@@ -55,6 +55,27 @@ fn ordered(plan: &Plan, ordered: &AcmePlan) -> Result<CertificateMaterial, Secre
     }
 }
 
+/// What the files of `client_ca` hold.
+///
+/// # Errors
+///
+/// Every file that cannot be read.
+pub fn client_authorities(plan: &Plan) -> Result<ClientAuthorities, Vec<SecretFault>> {
+    let mut authorities = ClientAuthorities::new();
+    let mut faults = Vec::new();
+    for (position, listener) in plan.listeners.iter().enumerate() {
+        let Some(file) = listener.client_ca.as_ref().map(|client_ca| &client_ca.file) else { continue };
+        match read_bounded(file) {
+            Ok(pem) => drop(authorities.insert(file.clone(), pem)),
+            Err(problem) => {
+                let at = format!("listeners[{position}].client_ca");
+                faults.push(SecretFault::ClientCa { at, file: file.clone(), problem });
+            }
+        }
+    }
+    if faults.is_empty() { Ok(authorities) } else { Err(faults) }
+}
+
 /// A certificate that cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFault {
@@ -66,6 +87,8 @@ pub enum SecretFault {
         folder.display()
     )]
     Storage { folder: PathBuf, source: io::Error },
+    #[error("{at}: cannot read {}: {problem}", file.display())]
+    ClientCa { at: String, file: PathBuf, problem: MaterialProblem },
     #[error("tls.certificates: cannot make a self-signed certificate for `{host}`; name a certificate of your own")]
     Make { host: String, source: rcgen::Error },
 }
@@ -75,6 +98,7 @@ impl SecretFault {
     pub fn at(&self) -> &str {
         match self {
             Self::File(fault) => &fault.at,
+            Self::ClientCa { at, .. } => at,
             Self::Storage { .. } => "tls.storage",
             Self::Make { .. } => "tls.certificates",
         }

@@ -446,7 +446,7 @@ mod tests {
     use super::*;
 
     fn plan(address: ListenAddress) -> ListenerPlan {
-        ListenerPlan { address, tls: false, redirect: None, proxy_protocol: false, log_server: None }
+        ListenerPlan { address, tls: false, redirect: None, proxy_protocol: false, log_server: None, client_ca: None }
     }
 
     fn tcp(address: &str) -> ListenerPlan {

@@ -12,6 +12,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
         redirect: None,
         proxy_protocol: false,
         log_server: None,
+        client_ca: None,
     };
     let second = Duration::from_secs(1);
     Plan {

@@ -27,7 +27,7 @@ use crate::{
         sockets::{BoundListener, BoundSockets},
         user::User,
     },
-    tls::{CertificateMaterial, PendingChallenge, TicketKeys},
+    tls::{CertificateMaterial, ClientAuthorities, PendingChallenge, TicketKeys},
 };
 
 /// What a worker is told.
@@ -72,6 +72,7 @@ pub(super) struct Handover {
     pub(super) plan: Plan,
     listeners: Vec<HandedListener>,
     certificates: Vec<CertificateMaterial>,
+    client_authorities: ClientAuthorities,
     denied: Denied,
     /// Whether there is the descriptor of a file. Standard output is inherited.
     access_log: bool,
@@ -138,6 +139,7 @@ impl Handover {
         let admin = provisions.admin.is_some();
         descriptors.extend(provisions.admin.map(OwnedFd::from));
         let (plan, certificates) = (plan.clone(), provisions.certificates);
+        let client_authorities = provisions.client_authorities;
         let denied = Arc::unwrap_or_clone(provisions.denied);
         (
             Self {
@@ -145,6 +147,7 @@ impl Handover {
                 plan,
                 listeners,
                 certificates,
+                client_authorities,
                 denied,
                 access_log,
                 error_log,
@@ -191,7 +194,18 @@ impl Handover {
         let denied = Arc::new(std::mem::take(&mut self.denied));
         let files: Vec<Roots> = roots(&self.plan, &denied).map_err(|faults| faults.to_string())?;
         let certificates = std::mem::take(&mut self.certificates);
-        Ok(Provisions { listeners, certificates, access_log, error_log, spool, admin, denied, files })
+        let client_authorities = std::mem::take(&mut self.client_authorities);
+        Ok(Provisions {
+            listeners,
+            certificates,
+            client_authorities,
+            access_log,
+            error_log,
+            spool,
+            admin,
+            denied,
+            files,
+        })
     }
 }
 

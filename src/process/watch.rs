@@ -7,7 +7,7 @@
 //! besides.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     ffi::{OsStr, OsString},
     fs, io,
     os::unix::fs::MetadataExt,
@@ -240,10 +240,10 @@ impl Watch {
     }
 
     fn watch(&mut self, files: Vec<(PathBuf, Option<Seen>)>) {
-        let mut before = std::mem::take(&mut self.files);
+        let before = std::mem::take(&mut self.files).into_iter();
+        let mut before: HashMap<PathBuf, File> = before.map(|file| (file.path.clone(), file)).collect();
         for (path, seen) in files {
-            let known = before.iter().position(|file| file.path == path).map(|at| before.swap_remove(at));
-            self.files.push(known.unwrap_or(File { path, known: seen, missing: None }));
+            self.files.push(before.remove(&path).unwrap_or(File { path, known: seen, missing: None }));
         }
         self.next_attempt = Instant::now();
         // What has happened until we listen is seen at once.
@@ -251,8 +251,9 @@ impl Watch {
     }
 
     fn know(&mut self, seen: &[(PathBuf, Option<Seen>)]) {
+        let seen: HashMap<&Path, Option<Seen>> = seen.iter().map(|(path, seen)| (path.as_path(), *seen)).collect();
         for file in &mut self.files {
-            if let Some((_, seen)) = seen.iter().find(|(path, _)| *path == file.path) {
+            if let Some(seen) = seen.get(file.path.as_path()) {
                 file.known = *seen;
                 file.missing = None;
             }

@@ -6,7 +6,7 @@ use super::hops::{Hops, NextLook};
 use crate::{
     config::ListenerPlan,
     drain::{Drain, Leaving, Tasks},
-    http::forwarded::Peer,
+    http::{client_certificate::ClientCertificate, forwarded::Peer},
     metrics::Metrics,
     runtime::{Current, Runtime},
     telemetry::access_log::{Format, LogWriter, Record},
@@ -95,4 +95,11 @@ pub struct Connection {
     /// Where the client connected to; 0 on a unix socket.
     pub local_port: u16,
     pub tls: Option<TlsInfo>,
+}
+
+impl Connection {
+    /// The one that was verified in the handshake.
+    pub fn client_certificate(&self) -> Option<&ClientCertificate> {
+        self.tls.as_ref().and_then(|tls| tls.client.as_ref())
+    }
 }

@@ -33,7 +33,7 @@ use crate::{
     http::{
         Body, GatewayError, Retry,
         authority::Authority,
-        compress,
+        client_certificate, compress,
         forwarded::{Origin, Scheme},
         headers,
         location::Mapping,
@@ -134,6 +134,10 @@ async fn respond(
     };
     let route: &Route = found.value;
     log.route(route);
+    // Before the route answers anything.
+    if route.plan.client_certificate {
+        demand_certificate(connection)?;
+    }
     if found.bare && route.plan.slash == Slash::Redirect {
         return Ok(Reached::Response(answer::redirect_to_slash(&path, uri.query())));
     }
@@ -154,6 +158,9 @@ async fn respond(
     headers::strip_hop_by_hop(&mut request.headers);
     headers::sanitize_request(&mut request.headers);
     origin.apply(&mut request.headers);
+    if connection.listener.client_ca.is_some() {
+        client_certificate::tell(connection.client_certificate(), &mut request.headers);
+    }
     authority.set_host(&mut request.headers);
     if authority.is_empty() {
         // A client of HTTP/1.0 need not name a host, but what goes on is HTTP/1.1 (RFC 9112, 3.2).
@@ -263,6 +270,27 @@ fn wants_websocket(request: &request::Parts) -> bool {
         && request.method == Method::GET
         && headers::has_token(&request.headers, &header::UPGRADE, "websocket")
         && headers::has_token(&request.headers, &header::CONNECTION, "upgrade")
+}
+
+/// What counts is the handshake of this very connection: no header, and no proxy.
+fn demand_certificate(connection: &Connection) -> Result<(), GatewayError> {
+    if connection.client_certificate().is_some() {
+        return Ok(());
+    }
+    let (message, hint) = if connection.listener.client_ca.is_some() {
+        (
+            "the client has shown no certificate",
+            "It takes a certificate, and the browser has shown none. If you have one, install it in the browser, close all \
+             windows of it and come again.",
+        )
+    } else {
+        (
+            "no certificate is asked for on this listener",
+            "It takes a certificate, which is asked for at another address of this site.",
+        )
+    };
+    let message = format!("{message} (routes[].client_certificate)");
+    Err(GatewayError::downstream(StatusCode::FORBIDDEN, message).hint(hint))
 }
 
 /// A host whose certificate is another one than this connection was opened with: the client reuses a connection it

@@ -12,6 +12,7 @@ use rustls::{
     sign::{CertifiedKey, SigningKey},
 };
 use x509_parser::{
+    asn1_rs::{Oid, oid},
     certificate::X509Certificate,
     extensions::GeneralName,
     prelude::{FromDer, X509Error},
@@ -51,6 +52,9 @@ impl Certificate {
         let parsed = parse(material, Role::Certificate, &leaf)?;
         let names = names(&parsed)
             .map_err(|source| CertificateError::Leaf { file: material.certificate_file.clone(), source })?;
+        if must_staple(&parsed) {
+            return Err(CertificateError::MustStaple { file: material.certificate_file.clone() });
+        }
         let time = |seconds| {
             // ASN.1 reaches to the end of the year 9999, a little further than jiff: "never" either way.
             Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
@@ -112,6 +116,13 @@ impl Certificate {
         }
     }
 
+    /// What whoever renews it should know by `now`: that it ends within 14 days, or a third of its life where that is less.
+    pub fn ends_soon(&self, now: Timestamp) -> Option<CertificateWarning> {
+        let life = self.not_after.as_second().saturating_sub(self.not_before.as_second());
+        let left = self.not_after.as_second() - now.as_second();
+        (0..=SOON.min(life / 3)).contains(&left).then_some(CertificateWarning::EndsSoon { at: self.not_after })
+    }
+
     /// Whether a client that asks for `name` (lower case, without port; IPv6 with or without brackets) will accept it.
     pub fn covers(&self, name: &str) -> bool {
         let address = address(name);
@@ -171,6 +182,8 @@ pub enum CertificateWarning {
         "the certificate is valid only from {from}: clients refuse it until then; is the clock of this machine right?"
     )]
     NotYetValid { from: Timestamp },
+    #[error("the certificate ends at {at}: renew it")]
+    EndsSoon { at: Timestamp },
 }
 
 /// Why material does not make a certificate. Every message names the file to look at.
@@ -194,6 +207,12 @@ pub enum CertificateError {
     Der { role: Role, file: PathBuf, source: x509_parser::nom::Err<X509Error> },
     #[error("the certificate in {} cannot be understood", file.display())]
     Leaf { file: PathBuf, source: X509Error },
+    #[error(
+        "the certificate in {} demands an OCSP response with every handshake (Must-Staple), which is not sent here, and browsers that \
+         heed it refuse it without; have one made without the TLS feature extension (RFC 7633)",
+        file.display()
+    )]
+    MustStaple { file: PathBuf },
     #[error("the key {} does not belong to the certificate {}", key.display(), certificate.display())]
     KeyMismatch { key: PathBuf, certificate: PathBuf },
 }
@@ -203,7 +222,7 @@ impl CertificateError {
     pub fn role(&self) -> Role {
         match self {
             Self::Pem { role, .. } | Self::NoCertificate { role, .. } | Self::Der { role, .. } => *role,
-            Self::Leaf { .. } => Role::Certificate,
+            Self::Leaf { .. } | Self::MustStaple { .. } => Role::Certificate,
             Self::NoKey { .. } | Self::EncryptedKey { .. } | Self::UnusableKey { .. } | Self::KeyMismatch { .. } => {
                 Role::Key
             }
@@ -325,6 +344,13 @@ fn names(certificate: &X509Certificate<'_>) -> Result<Vec<CertificateName>, X509
     Ok(common.into_iter().map(CertificateName::dns).collect())
 }
 
+/// Whether it has `status_request` among its TLS features (RFC 7633, 4.2.3).
+fn must_staple(certificate: &X509Certificate<'_>) -> bool {
+    let features = certificate.extensions().iter().find(|extension| extension.oid == TLS_FEATURE);
+    let features = features.and_then(|extension| Vec::<u32>::from_der(extension.value).ok());
+    features.is_some_and(|(_, features)| features.contains(&STATUS_REQUEST))
+}
+
 fn octets_to_address(octets: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(octets).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(octets).map(IpAddr::from)).ok()
 }
@@ -339,12 +365,19 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
+/// Seconds: time enough to renew it in, and too short for one of Let's Encrypt's that is renewed as it should be.
+const SOON: i64 = 14 * 24 * 60 * 60;
+const TLS_FEATURE: Oid<'static> = oid!(1.3.6.1.5.5.7.1.24);
+const STATUS_REQUEST: u32 = 5;
+
 #[cfg(test)]
 mod tests {
     use std::sync::LazyLock;
 
     use proptest::prelude::*;
-    use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, date_time_ymd};
+    use rcgen::{
+        CertificateParams, CustomExtension, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, date_time_ymd,
+    };
 
     use super::*;
     use crate::tls::{
@@ -444,6 +477,48 @@ mod tests {
                 "the key /certs/site.key is encrypted, and nobody is there to type its password; decrypt it: \
                  openssl pkey -in /certs/site.key -out /certs/site.key.plain"
             );
+        }
+    }
+
+    #[test]
+    fn one_that_must_be_stapled_is_refused_with_the_reason_and_the_way_out() {
+        let authority = Authority::new();
+        let with = |features: &[u8]| {
+            let content = [&[0x30, u8::try_from(features.len()).unwrap()], features].concat();
+            let extension = CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 24], content);
+            let (certificate, key) = authority.issue_with(&["a.example"], &PKCS_ECDSA_P256_SHA256, |params| {
+                params.custom_extensions = vec![extension];
+            });
+            Certificate::from_material(&material(&certificate, &key, None))
+        };
+
+        for features in [&[2, 1, 5][..], &[2, 1, 17, 2, 1, 5]] {
+            let refused = with(features).unwrap_err().to_string();
+            assert!(refused.starts_with("the certificate in /certs/site.crt demands an OCSP response"), "{refused}");
+            assert!(refused.contains("have one made without the TLS feature extension"), "{refused}");
+        }
+        assert!(with(&[2, 1, 17]).is_ok(), "another feature");
+    }
+
+    #[test]
+    fn an_end_is_told_of_14_days_before_or_after_two_thirds_of_a_short_life() {
+        let authority = Authority::new();
+        let ending = |from, to| {
+            let (certificate, key) = authority.issue_with(&["a.example"], &PKCS_ECDSA_P256_SHA256, |params| {
+                (params.not_before, params.not_after) = (from, to);
+            });
+            Certificate::from_material(&material(&certificate, &key, None)).unwrap()
+        };
+        let of_a_year = ending(date_time_ymd(2030, 1, 1), date_time_ymd(2031, 1, 1));
+        let of_six_days = ending(date_time_ymd(2030, 12, 26), date_time_ymd(2031, 1, 1));
+        for (certificate, now, told) in [
+            (&of_a_year, "2030-12-17T00:00:00Z", false),
+            (&of_a_year, "2030-12-19T00:00:00Z", true),
+            (&of_a_year, "2031-01-01T00:00:01Z", false),
+            (&of_six_days, "2030-12-29T00:00:00Z", false),
+            (&of_six_days, "2030-12-30T01:00:00Z", true),
+        ] {
+            assert_eq!(certificate.ends_soon(now.parse().unwrap()).is_some(), told, "{now}");
         }
     }
 

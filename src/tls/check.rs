@@ -1,11 +1,11 @@
 //! What `vestibule check` says about certificates, before anything is served with them.
 
-use std::error::Error;
+use std::{collections::HashSet, error::Error};
 
 use jiff::Timestamp;
 
-use super::{Certificate, CertificateMaterial, Role};
-use crate::config::{HostName, Plan, Problem};
+use super::{Certificate, CertificateMaterial, ClientAuthority, Role, read_bounded};
+use crate::config::{CertificatePlan, HostName, ListenerPlan, Plan, Problem};
 
 /// Reads and checks every configured certificate: files, pairs, dates, and whether the site's hosts are covered.
 ///
@@ -23,6 +23,31 @@ pub fn faults(plan: &Plan) -> Vec<Problem> {
     examine(plan, Timestamp::now()).faults
 }
 
+/// What is right still, and will not be for long: certificates of the operator's own that end soon.
+pub fn warnings(plan: &Plan) -> Vec<Problem> {
+    if !plan.listeners.iter().any(|listener| listener.tls) {
+        return Vec::new();
+    }
+    let warning = |entry: &CertificatePlan| {
+        let certificate = Certificate::from_material(&CertificateMaterial::read(entry).ok()?).ok()?;
+        let problem = certificate.ends_soon(Timestamp::now())?.to_string();
+        Some(Problem { at: format!("{}.files.{}", entry.at, Role::Certificate), problem })
+    };
+    plan.tls.certificates.iter().filter_map(warning).collect()
+}
+
+/// What is to be told at `now` of the certificates that are served.
+pub fn findings(plan: &Plan, certificates: &[Certificate], now: Timestamp) -> Vec<Problem> {
+    let own: HashSet<&str> = plan.tls.certificates.iter().map(|own| own.at.as_str()).collect();
+    let dates = certificates.iter().filter_map(|certificate| {
+        // Others are renewed by us.
+        let soon = || own.contains(certificate.at()).then(|| certificate.ends_soon(now)).flatten();
+        let warning = certificate.warning(now).or_else(soon)?;
+        Some(Problem { at: certificate.at().to_owned(), problem: warning.to_string() })
+    });
+    dates.chain(uncovered(plan, certificates)).collect()
+}
+
 #[derive(Default)]
 struct Examined {
     faults: Vec<Problem>,
@@ -30,7 +55,7 @@ struct Examined {
 }
 
 fn examine(plan: &Plan, now: Timestamp) -> Examined {
-    let mut examined = Examined::default();
+    let mut examined = Examined { faults: client_authorities(plan), warnings: Vec::new() };
     if plan.tls.certificates.is_empty() || !plan.listeners.iter().any(|listener| listener.tls) {
         return examined;
     }
@@ -70,6 +95,24 @@ fn examine(plan: &Plan, now: Timestamp) -> Examined {
     examined
 }
 
+/// What is wrong with the files of `client_ca`.
+fn client_authorities(plan: &Plan) -> Vec<Problem> {
+    let listeners = plan.listeners.iter().enumerate();
+    let problem = |(position, listener): (usize, &ListenerPlan)| {
+        let client_ca = listener.client_ca.as_ref()?;
+        let file = client_ca.file.display();
+        let problem = match read_bounded(&client_ca.file) {
+            Ok(pem) => {
+                let error = ClientAuthority::new(&pem, client_ca.required).err()?;
+                format!("{file}: {}", with_cause(&error))
+            }
+            Err(problem) => format!("cannot read {file}: {problem}"),
+        };
+        Some(Problem { at: format!("listeners[{position}].client_ca"), problem })
+    };
+    listeners.filter_map(problem).collect()
+}
+
 fn uncovered<'a>(plan: &'a Plan, certificates: &'a [Certificate]) -> impl Iterator<Item = Problem> + 'a {
     let host = plan.host.iter().map(|host| ("host".to_owned(), host));
     let aliases = plan.aliases.iter().enumerate().map(|(position, host)| (format!("aliases[{position}]"), host));
@@ -82,8 +125,15 @@ fn uncovered<'a>(plan: &'a Plan, certificates: &'a [Certificate]) -> impl Iterat
 }
 
 fn list(names: &[String]) -> String {
-    if names.is_empty() { "no name at all".to_owned() } else { names.join(", ") }
+    match names.len() {
+        0 => "no name at all".to_owned(),
+        1..=NAMES => names.join(", "),
+        all => format!("{} and {} more", names[..NAMES].join(", "), all - NAMES),
+    }
 }
+
+/// More of them would hide what the message is about.
+const NAMES: usize = 20;
 
 fn with_cause(error: &dyn Error) -> String {
     match error.source() {
@@ -99,7 +149,7 @@ mod tests {
     use rcgen::{PKCS_ECDSA_P256_SHA256, date_time_ymd};
 
     use super::*;
-    use crate::{config::CertificatePlan, keeper::testing::tls_plan, tls::testing::Authority};
+    use crate::{keeper::testing::tls_plan, tls::testing::Authority};
 
     /// A plan with the given pairs as its certificates.
     fn plan_with(folder: &Path, pairs: &[(String, String)]) -> Plan {

@@ -5,14 +5,14 @@ use std::{io, net::IpAddr, sync::Arc};
 use rustls::{
     CipherSuite, ServerConfig, SupportedCipherSuite,
     crypto::aws_lc_rs,
-    server::{Acceptor, ClientHello, ProducesTickets},
+    server::{Acceptor, ClientHello},
     sign::SingleCertAndKey,
     version,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::{challenges, store::CertificateStore};
+use super::{challenges, client::ClientAuthority, store::CertificateStore, tickets::Ticketer};
 use crate::config::TlsPlan;
 
 /// The terms for every client, in the two orders of ciphers that clients need.
@@ -25,10 +25,12 @@ pub struct ServerConfigs {
     store: Arc<CertificateStore>,
     our_order: Arc<ServerConfig>,
     client_order: Arc<ServerConfig>,
+    clients: Option<ClientAuthority>,
 }
 
 impl ServerConfigs {
-    /// Made once and shared by all cores, so that a session resumes on any of them.
+    /// Made once and shared by all cores, so that a session resumes on any of them; one that began with other `clients`,
+    /// or with none, does not.
     ///
     /// # Errors
     ///
@@ -36,12 +38,13 @@ impl ServerConfigs {
     pub fn new(
         plan: &TlsPlan,
         store: Arc<CertificateStore>,
-        ticketer: Arc<dyn ProducesTickets>,
+        ticketer: &Arc<Ticketer>,
+        clients: Option<ClientAuthority>,
     ) -> Result<Self, rustls::Error> {
-        let client_order = server_config(plan, Arc::clone(&store), ticketer)?;
+        let client_order = server_config(plan, Arc::clone(&store), ticketer, clients.as_ref())?;
         let mut our_order = (*client_order).clone();
         our_order.ignore_client_order = true;
-        Ok(Self { store, our_order: Arc::new(our_order), client_order })
+        Ok(Self { store, our_order: Arc::new(our_order), client_order, clients })
     }
 
     /// The terms for the client that sent `hello` to the address `local`.
@@ -77,7 +80,11 @@ impl ServerConfigs {
             return Ok(None);
         }
         let config = self.choose(&hello, local);
-        start.into_stream(config).await.map(Some)
+        let stream = start.into_stream(config).await?;
+        if let Some(clients) = &self.clients {
+            clients.admit(stream.get_ref().1)?;
+        }
+        Ok(Some(stream))
     }
 }
 
@@ -91,7 +98,8 @@ impl ServerConfigs {
 fn server_config(
     plan: &TlsPlan,
     store: Arc<CertificateStore>,
-    ticketer: Arc<dyn ProducesTickets>,
+    ticketer: &Arc<Ticketer>,
+    clients: Option<&ClientAuthority>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut provider = aws_lc_rs::default_provider();
     // Stable: the order within a rank stays that of rustls.
@@ -102,10 +110,12 @@ fn server_config(
         [(plan.tls13, &version::TLS13), (plan.tls12, &version::TLS12)].into_iter().filter(|(on, _)| *on).collect();
     let versions: Vec<_> = versions.into_iter().map(|(_, version)| version).collect();
 
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
-        .with_protocol_versions(&versions)?
-        .with_no_client_auth()
-        .with_cert_resolver(store);
+    let config = ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(&versions)?;
+    let (config, ticketer) = match clients {
+        Some(clients) => (config.with_client_cert_verifier(clients.verifier()), ticketer.on(clients.digest())),
+        None => (config.with_no_client_auth(), Arc::clone(ticketer)),
+    };
+    let mut config = config.with_cert_resolver(store);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = ticketer;
     config.send_tls13_tickets = 1;
@@ -145,7 +155,7 @@ fn is_chacha(suite: CipherSuite) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::{TicketKeys, Ticketer};
+    use crate::tls::TicketKeys;
 
     #[test]
     fn sessions_are_kept_by_the_clients_in_one_ticket_and_carry_no_early_data() {
@@ -159,7 +169,7 @@ mod tests {
         };
 
         let ticketer = Ticketer::new(&TicketKeys::generate().unwrap());
-        let config = server_config(&plan, Arc::new(CertificateStore::new(Vec::new())), ticketer).unwrap();
+        let config = server_config(&plan, Arc::new(CertificateStore::new(Vec::new())), &ticketer, None).unwrap();
 
         assert!(config.ticketer.enabled());
         assert_eq!((config.send_tls13_tickets, config.max_early_data_size), (1, 0));

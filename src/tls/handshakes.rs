@@ -55,7 +55,7 @@ fn plan(tls12: bool, tls13: bool) -> TlsPlan {
 }
 
 fn configs(certificates: Vec<Certificate>) -> ServerConfigs {
-    ServerConfigs::new(&plan(true, true), Arc::new(CertificateStore::new(certificates)), ticketer()).unwrap()
+    ServerConfigs::new(&plan(true, true), Arc::new(CertificateStore::new(certificates)), &ticketer(), None).unwrap()
 }
 
 fn client(authority: &Authority) -> ClientConfig {
@@ -187,14 +187,17 @@ async fn only_the_versions_of_the_plan_are_spoken() {
     let certificate = authority.certificate(&["a.example"], &PKCS_ECDSA_P256_SHA256);
     for (tls12, tls13) in [(true, false), (false, true), (true, true)] {
         let store = Arc::new(CertificateStore::new(vec![certificate.clone()]));
-        let configs = ServerConfigs::new(&plan(tls12, tls13), store, ticketer()).unwrap();
+        let configs = ServerConfigs::new(&plan(tls12, tls13), store, &ticketer(), None).unwrap();
         for (offered, name, spoken) in [(&version::TLS12, "TLSv1.2", tls12), (&version::TLS13, "TLSv1.3", tls13)] {
             let client = Arc::new(client_with(&authority, &[offered], |_| {}));
             let seen = handshake(&configs, &client, "a.example").await;
             assert_eq!(seen.map(|seen| seen.server.version).ok(), spoken.then_some(name), "{tls12} {tls13} {name}");
         }
     }
-    assert!(ServerConfigs::new(&plan(false, false), Arc::new(CertificateStore::new(Vec::new())), ticketer()).is_err());
+    assert!(
+        ServerConfigs::new(&plan(false, false), Arc::new(CertificateStore::new(Vec::new())), &ticketer(), None)
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -278,7 +281,7 @@ async fn a_replaced_certificate_is_in_the_next_handshake() {
         authority.certificate(&["a.example"], &PKCS_ECDSA_P256_SHA256),
     );
     let store = Arc::new(CertificateStore::new(vec![old.clone()]));
-    let configs = ServerConfigs::new(&plan(true, true), Arc::clone(&store), ticketer()).unwrap();
+    let configs = ServerConfigs::new(&plan(true, true), Arc::clone(&store), &ticketer(), None).unwrap();
 
     let before = handshake(&configs, &Arc::new(client(&authority)), "a.example").await.unwrap();
     store.replace(vec![new.clone()]);

@@ -2,6 +2,9 @@
 
 use rustls::{CipherSuite, ProtocolVersion, ServerConnection};
 
+use super::client;
+use crate::http::client_certificate::ClientCertificate;
+
 /// The outcome of a handshake, in the words of OpenSSL and the registries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsInfo {
@@ -13,6 +16,8 @@ pub struct TlsInfo {
     pub server_name: Option<Box<str>>,
     /// `h2` or `http/1.1`; `None` if the client offered no protocol.
     pub alpn: Option<&'static str>,
+    /// Of a client that was asked for a certificate, had one, and was believed.
+    pub client: Option<ClientCertificate>,
 }
 
 impl TlsInfo {
@@ -33,6 +38,7 @@ impl TlsInfo {
             cipher: connection.negotiated_cipher_suite().map_or("-", |suite| name(suite.suite())),
             server_name: connection.server_name().map(Into::into),
             alpn,
+            client: connection.peer_certificates().and_then(|chain| client::read(chain.first()?)),
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod acme;
 mod certificate;
 mod challenges;
 mod check;
+mod client;
 mod config;
 #[cfg(test)]
 mod handshakes;
@@ -21,7 +22,8 @@ mod tickets;
 pub use acme::{OrderReport, OrderState};
 pub use certificate::{Certificate, CertificateError, CertificateName, CertificateWarning};
 pub use challenges::{Challenges, PendingChallenge};
-pub use check::{check, faults};
+pub use check::{check, faults, findings, warnings};
+pub use client::{ClientAuthorities, ClientAuthority, ClientAuthorityError};
 pub use config::ServerConfigs;
 pub use info::TlsInfo;
 pub(crate) use material::read_bounded;

@@ -162,6 +162,8 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use rcgen::{PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, date_time_ymd};
 
     use super::*;
@@ -242,6 +244,31 @@ mod tests {
         assert_ne!(store.certificate_for("a.example"), store.certificate_for("c.example"));
         assert_eq!(store.certificate_for("c.example"), store.certificate_for("[::1]"));
         assert_eq!(store.certificate_for("d.example"), None);
+    }
+
+    #[test]
+    fn a_name_is_found_as_soon_among_thousands_as_among_few() {
+        let authority = Authority::new();
+        let make = |number| {
+            let names = [format!("site-{number}.example"), format!("*.site-{number}.example")];
+            authority.certificate(&names.each_ref().map(String::as_str), &PKCS_ECDSA_P256_SHA256)
+        };
+        let certificates: Vec<_> = (0..5_000).map(make).collect();
+        let takes = |count: usize| {
+            let store = CertificateStore::new(certificates[..count].to_vec());
+            let began = Instant::now();
+            for _ in 0..10_000 {
+                for name in ["site-9.example", "www.site-9.example", "unknown.example"] {
+                    assert!(store.select(Some(name), &BOTH).is_some());
+                }
+            }
+            began.elapsed()
+        };
+
+        let (few, many) = (takes(10), takes(5_000));
+
+        // By a scan it would be five hundred times as long.
+        assert!(many < 20 * few, "{few:?} among ten, {many:?} among all");
     }
 
     #[test]

@@ -71,7 +71,11 @@ impl TicketKey {
 }
 
 /// Seals and opens tickets: the key's name, the nonce, and the state in AES-256-GCM.
-pub struct Ticketer(ArcSwap<Keys>);
+pub struct Ticketer {
+    keys: Arc<ArcSwap<Keys>>,
+    /// What else has to be the same for a ticket to be good.
+    terms: Vec<u8>,
+}
 
 struct Keys {
     name: [u8; NAME],
@@ -81,12 +85,22 @@ struct Keys {
 
 impl Ticketer {
     pub fn new(keys: &TicketKeys) -> Arc<Self> {
-        Arc::new(Self(ArcSwap::from_pointee(Keys::of(keys))))
+        Arc::new(Self { keys: Arc::new(ArcSwap::from_pointee(Keys::of(keys))), terms: Vec::new() })
+    }
+
+    /// One with the same keys, now and later, whose tickets are good on the same `terms` only.
+    pub fn on(&self, terms: &[u8]) -> Arc<Self> {
+        Arc::new(Self { keys: Arc::clone(&self.keys), terms: terms.to_owned() })
     }
 
     /// Seals with other keys from now on.
     pub fn replace(&self, keys: &TicketKeys) {
-        self.0.store(Arc::new(Keys::of(keys)));
+        self.keys.store(Arc::new(Keys::of(keys)));
+    }
+
+    /// Sealed with the state, and not in the ticket.
+    fn associated(&self, name: &[u8]) -> Aad<Vec<u8>> {
+        Aad::from([name, &self.terms].concat())
     }
 }
 
@@ -111,9 +125,9 @@ impl ProducesTickets for Ticketer {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        let keys = self.0.load();
+        let keys = self.keys.load();
         let mut sealed = plain.to_vec();
-        let nonce = keys.current.seal_in_place_append_tag(Aad::from(&keys.name), &mut sealed).ok()?;
+        let nonce = keys.current.seal_in_place_append_tag(self.associated(&keys.name), &mut sealed).ok()?;
         let mut ticket = Vec::with_capacity(NAME + NONCE_LEN + sealed.len());
         ticket.extend_from_slice(&keys.name);
         ticket.extend_from_slice(nonce.as_ref());
@@ -124,7 +138,7 @@ impl ProducesTickets for Ticketer {
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
         let (name, rest) = ticket.split_at_checked(NAME)?;
         let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
-        let keys = self.0.load();
+        let keys = self.keys.load();
         let key = match &keys.previous {
             _ if name == keys.name => &keys.current,
             Some((previous, key)) if name == previous => key,
@@ -132,7 +146,7 @@ impl ProducesTickets for Ticketer {
         };
         let mut state = sealed.to_vec();
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let length = key.open_in_place(nonce, Aad::from(name), &mut state).ok()?.len();
+        let length = key.open_in_place(nonce, self.associated(name), &mut state).ok()?.len();
         state.truncate(length);
         Some(state)
     }
@@ -181,6 +195,18 @@ mod tests {
             touched[position] ^= 1;
             assert_eq!(ticketer.decrypt(&touched), None, "{position}");
         }
+    }
+
+    #[test]
+    fn a_ticket_is_good_on_its_own_terms_only_and_rotation_reaches_all_of_them() {
+        let keys = TicketKeys::generate().unwrap();
+        let plain = Ticketer::new(&keys);
+        let (one, other) = (plain.on(&[1]), plain.on(&[2]));
+        plain.replace(&keys.rotated().unwrap());
+        let ticket = one.encrypt(b"state").unwrap();
+
+        assert_eq!(plain.on(&[1]).decrypt(&ticket).as_deref(), Some(&b"state"[..]));
+        assert_eq!([&plain, &other].map(|ticketer| ticketer.decrypt(&ticket)), [None, None]);
     }
 
     #[test]

@@ -195,6 +195,68 @@ fn a_certificate_that_is_replaced_on_the_disk_is_served_without_anybody_being_to
 }
 
 #[test]
+fn a_pair_of_which_half_is_there_is_told_once_and_served_when_it_is_whole() {
+    let backend = saying("ok");
+    let folder = served::folder();
+    let first = clients::certificate(folder.path(), "site", &["site.example"]);
+    let served = Served::start_in(folder, &to_over_tls(backend.address), |_| {});
+    let address = served.address(0);
+    let serves = |certificate: &_| {
+        block_on(clients::tls_connect(address, "site.example", clients::client(&[certificate], &["http/1.1"]))).is_ok()
+    };
+    fs::create_dir(served.path("new")).unwrap();
+    let second = clients::certificate(&served.path("new"), "site", &["site.example"]);
+    let told = || served.events().matches("does not belong to the certificate").count();
+
+    fs::rename(served.path("new/site.crt"), served.path("site.crt")).unwrap();
+    wait_for("the fault to be told", || told() > 0);
+    assert!(serves(&first) && !serves(&second), "the pair of before is served");
+    fs::rename(served.path("new/site.key"), served.path("site.key")).unwrap();
+
+    wait_for("the new pair to be served", || serves(&second));
+    assert_eq!(told(), 1, "{}", served.events());
+    assert_eq!(served.status()["processes"]["refused"], serde_json::Value::Null);
+}
+
+#[test]
+fn what_is_wrong_with_a_certificate_that_is_served_is_told_by_events_and_by_check() {
+    let backend = saying("ok");
+    let folder = served::folder();
+    let make = |name: &str, days: i64| {
+        let mut params = rcgen::CertificateParams::new(vec!["site.example".to_owned()]).unwrap();
+        let end = std::time::SystemTime::now() + Duration::from_secs(100 * 24 * 3600);
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2025, 1, 1), end.into());
+        params.not_after -= Duration::from_secs((100 - days).unsigned_abs() * 24 * 3600);
+        let key = rcgen::KeyPair::generate().unwrap();
+        fs::write(folder.path().join(format!("{name}.crt")), params.self_signed(&key).unwrap().pem()).unwrap();
+        fs::write(folder.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    };
+    make("old", -1);
+    make("ending", 10);
+    make("good", 60);
+    let names = clients::tls(&["ending", "good"]);
+    let text = to(backend.address, &format!("host: other.example\n{names}"))
+        .replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let served = Served::start_in(folder, &text, |_| {});
+
+    for part in ["certificates[0]", "the certificate ends at", "host", "no certificate is for `other.example`"] {
+        wait_for(part, || served.events().contains(part));
+    }
+    let mismatch = served.run(&["check"]);
+    assert_eq!(mismatch.status.code(), Some(78), "{mismatch:?}");
+
+    served.apply(&text.replace("host: other.example", "host: site.example"));
+    let fine = served.order(&["check"]);
+    assert!(fine.starts_with("warning: tls.certificates[0].files.certificate: the certificate ends at"), "{fine}");
+
+    served.apply(&text.replace("host: other.example", "host: site.example").replace("ending", "old"));
+    wait_for("the end to be told", || served.events().contains("the certificate expired at"));
+    assert!(!served.events().contains("certificates[1]"), "{}", served.events());
+    let expired = served.run(&["check"]);
+    assert!(String::from_utf8_lossy(&expired.stdout).contains("the certificate expired at"), "{expired:?}");
+}
+
+#[test]
 fn host_routes_limits_and_trust_change_with_the_next_request_of_an_open_connection() {
     let (one, two) = (saying("one"), Backend::echoing());
     let served = Served::start(&to(one.address, ""));

@@ -50,6 +50,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         compress: true,
         tunnel_idle: Duration::from_secs(24 * 3600),
         allow_origin: None,
+        client_certificate: false,
     };
     let upstream = UpstreamPlan {
         name: "app".to_owned(),
@@ -72,6 +73,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
             redirect: None,
             proxy_protocol: false,
             log_server: None,
+            client_ca: None,
         }],
         host: None,
         aliases: Vec::new(),
@@ -379,6 +381,31 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             listener("{ address: 'unix:/a', proxy_protocol: required }]\ntrusted_proxies: [loopback"),
             "3:51: listeners[0].proxy_protocol: nobody is trusted to send the PROXY header here; add `unix` to \
              `trusted_proxies`",
+        ),
+        (
+            listener("{ address: '[::]:80', client_ca: /ca.pem }"),
+            "3:46: listeners[0].client_ca: clients are asked for a certificate in the TLS handshake; write `tls: true` as well",
+        ),
+        (
+            listener("{ address: '[::]:80', tls: true, client_certificate: required }"),
+            "3:66: listeners[0].client_certificate: nobody is asked for a certificate here; name the file of the authorities in \
+             `client_ca`",
+        ),
+        (
+            listener(
+                "{ address: '[::]:80', tls: true, client_ca: /ca.pem, client_certificate: optional, log_server: {} }",
+            ),
+            "3:86: listeners[0].client_certificate: a log server does not look at certificates: only the handshake keeps \
+             anybody out; write `required`",
+        ),
+        (
+            route("{ prefix: /, upstream: app, client_certificate: required }"),
+            "3:58: routes[0].client_certificate: no listener asks for a certificate, so nobody could show one; name the \
+             authorities in `client_ca` of a listener with `tls: true`",
+        ),
+        (
+            route("{ prefix: /, upstream: app, client_certificate: optional }"),
+            "3:58: routes[0].client_certificate: expected `required` (listeners say whether clients are asked for one), found `optional`",
         ),
         (
             listener("{ address: /run/v.sock }"),

@@ -42,6 +42,11 @@ impl Words {
                 "Something in the request is not as it must be.",
                 "Check the address. If a link or a form brought you here, go back and try once more.",
             ),
+            403 => Self::once(
+                "This is not for everybody",
+                "This address is only for those whom the site knows.",
+                "If you are one of them, ask whoever runs this site.",
+            ),
             404 => Self::once(
                 "Page not found",
                 "There is nothing at this address.",

@@ -13,7 +13,7 @@ use super::{
         message::{Handover, ToWorker, Word},
         sandbox, signal_mask,
     },
-    Deed, Keeper, Missed, START, STOPPING, State, WorkerId,
+    Deed, Keeper, Missed, START, STOPPING, State, WorkerId, joined,
     places::places,
     watched, worker_user,
     workers::sink,
@@ -129,7 +129,8 @@ impl Keeper {
         }
         let candidate = candidate?;
         let content = candidate.provisions.certificates.iter().map(CertificateMaterial::content);
-        let is_same = content.eq(self.certificates.iter().map(CertificateMaterial::content));
+        let is_same = content.eq(self.certificates.iter().map(CertificateMaterial::content))
+            && candidate.provisions.client_authorities == self.client_authorities;
         if candidate.plan == self.plan && is_same {
             // Files may have been exchanged for others with the same content, which are watched from now on.
             self.watcher.watch(config::dependencies(&self.plan));
@@ -142,6 +143,7 @@ impl Keeper {
         let (plan, (log, errors)) =
             (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions, candidate.user.as_ref()));
         let certificates = candidate.provisions.certificates.clone();
+        let client_authorities = candidate.provisions.client_authorities.clone();
         let user = candidate.user.clone();
         let applied = match candidate.takes.clone() {
             Takes::Effect => self.apply(generation, candidate).await,
@@ -161,6 +163,7 @@ impl Keeper {
         }
         self.watcher.watch(config::dependencies(&plan));
         (self.generation, self.plan, self.certificates, self.user) = (generation, plan, certificates, user);
+        self.client_authorities = client_authorities;
         (self.log, self.errors) = (log, errors);
         self.write_errors();
         self.assign();
@@ -169,7 +172,7 @@ impl Keeper {
         self.quick_crashes = 0;
         self.warn();
         let changed = match (words.is_empty(), is_same) {
-            (false, _) => words.join("; "),
+            (false, _) => joined(&words, "; "),
             (true, false) => "the content of certificates".to_owned(),
             (true, true) => "a password, or where it was read".to_owned(),
         };

@@ -58,7 +58,7 @@ use crate::{
         user::User,
     },
     telemetry::{chain, error_log},
-    tls::{CertificateMaterial, LIFETIME_SECONDS, TicketKeys},
+    tls::{CertificateMaterial, ClientAuthorities, LIFETIME_SECONDS, TicketKeys},
 };
 
 /// All that the keeper holds.
@@ -77,6 +77,8 @@ pub(super) struct Keeper {
     generation: u64,
     /// As they are in force, whatever becomes of their files.
     certificates: Vec<CertificateMaterial>,
+    /// Likewise.
+    client_authorities: ClientAuthorities,
     history: History,
     refused: Option<Refusal>,
 
@@ -157,6 +159,7 @@ impl Keeper {
         history.push(1, "start", &text);
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
         keeper.certificates.clone_from(&provisions.certificates);
+        keeper.client_authorities.clone_from(&provisions.client_authorities);
         (keeper.log, keeper.errors) = watched(&keeper.plan, &provisions, keeper.user.as_ref());
         keeper.write_errors();
         let plan = keeper.plan.clone();
@@ -203,6 +206,7 @@ impl Keeper {
             plan,
             generation: 1,
             certificates: Vec::new(),
+            client_authorities: ClientAuthorities::new(),
             history,
             refused: None,
             sockets,
@@ -473,8 +477,8 @@ impl Keeper {
     /// What another worker for the configuration in force is to be handed.
     fn gather_again(&mut self) -> Result<Provisions, ProvisionFaults> {
         let logs = [&self.log, &self.errors].map(|log| log.as_ref().and_then(|log| log.output().ok()));
-        let certificates = self.certificates.clone();
-        Provisions::gather_again(&self.plan, certificates, logs.into(), &mut self.sockets, self.user.as_ref())
+        let secrets = (self.certificates.clone(), self.client_authorities.clone());
+        Provisions::gather_again(&self.plan, secrets, logs.into(), &mut self.sockets, self.user.as_ref())
     }
 
     fn begin_worker(
@@ -718,7 +722,15 @@ fn event(worker: WorkerId, deed: Deed) -> Event {
 /// What a change of `files` is called in the history.
 fn changed(files: &[PathBuf]) -> String {
     let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-    format!("{} changed", names.join(", "))
+    format!("{} changed", joined(&names, ", "))
+}
+
+/// As many of `words` as somebody reads in one line.
+fn joined(words: &[String], between: &str) -> String {
+    match words.len().checked_sub(WORDS) {
+        None | Some(0) => words.join(between),
+        Some(more) => format!("{}{between}and {more} more", words[..WORDS].join(between)),
+    }
 }
 
 /// Who the workers are to be.
@@ -748,6 +760,7 @@ fn watched_log(output: Option<&LogOutput>, rotate: Option<RotatePlan>, user: Opt
 
 /// To whoever asked for something that a stop came before.
 const STOPPING: &str = "vestibule was told to stop before it was done";
+const WORDS: usize = 20;
 /// What workers have done and we have not looked at; beyond it they wait.
 const DEEDS: usize = 64;
 /// Orders that wait while something is being done.

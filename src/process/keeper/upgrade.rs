@@ -38,7 +38,7 @@ use crate::{
         user::User,
     },
     telemetry::chain,
-    tls::{CertificateMaterial, TicketKeys},
+    tls::{CertificateMaterial, ClientAuthorities, TicketKeys},
 };
 
 /// The form of [`Inheritance`]: a program says before it takes over whether it reads it.
@@ -55,6 +55,9 @@ struct Inheritance {
     crashes: u64,
     tickets: TicketKeys,
     certificates: Vec<CertificateMaterial>,
+    /// Of a program before this one that knows of none.
+    #[serde(default)]
+    client_authorities: ClientAuthorities,
     user: Option<User>,
     program: PathBuf,
     started: SystemTime,
@@ -210,6 +213,7 @@ impl Keeper {
                 crashes: self.crashes,
                 tickets: self.tickets.clone(),
                 certificates: self.certificates.clone(),
+                client_authorities: self.client_authorities.clone(),
                 user: self.user.clone(),
                 program: self.program.clone(),
                 started: self.started,
@@ -291,6 +295,7 @@ impl Keeper {
         let plan = config::check_text(&source, &left.text, &[])?;
         let mut keeper = Self::new(source, options, plan, left.user, sockets, left.history, left.tickets)?;
         keeper.certificates = left.certificates;
+        keeper.client_authorities = left.client_authorities;
         keeper.generation = left.generation;
         keeper.refused = left.refused;
         keeper.crashes = left.crashes;
