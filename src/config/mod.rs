@@ -171,9 +171,12 @@ pub fn dependencies(plan: &Plan) -> Vec<PathBuf> {
         [Some(&certificate.certificate), Some(&certificate.key), certificate.chain.as_ref()].into_iter().flatten()
     });
     let authorities = plan.tls.acme.iter().filter_map(|ordered| ordered.ca_file.as_ref());
+    let shared = plan.tls.shared.iter().flat_map(|shared| {
+        [Some(&shared.secret_file), shared.key_file.as_ref(), shared.ca_file.as_ref()].into_iter().flatten()
+    });
     let docassemble = plan.docassemble.iter().flat_map(|plan| plan.awaited.iter().chain([&plan.file]));
     let mut files: Vec<_> =
-        plan.sources.iter().chain(certificates).chain(authorities).chain(docassemble).cloned().collect();
+        plan.sources.iter().chain(certificates).chain(authorities).chain(shared).chain(docassemble).cloned().collect();
     files.sort();
     files.dedup();
     files

@@ -4,7 +4,7 @@
 //! address before its challenges. An attempt that is cut off anywhere, by a crash or a power cut, is taken up by the next
 //! one where it was.
 
-use std::{io, time::Duration};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
@@ -14,18 +14,24 @@ use instant_acme::{
 };
 use jiff::Timestamp;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 
 use super::{
-    bundle,
-    client::{Https, Roots},
+    bundle, challenges_key,
+    client::Https,
+    lease::Claim,
     material,
     record::{Placed, Record},
-    shelf::Shelf,
 };
 use crate::{
     config::{AcmePlan, CertificateHost, ChallengeKind},
-    tls::{PendingChallenge, SecretBytes},
+    tls::{
+        PendingChallenge, Roots, SecretBytes,
+        storage::{Storage, StorageError},
+    },
 };
 
 /// What an order has done for it by others.
@@ -61,7 +67,7 @@ pub(crate) struct Ordering<'a> {
     pub(crate) id: &'a str,
     pub(crate) plan: &'a AcmePlan,
     pub(crate) roots: &'a Roots,
-    pub(crate) shelf: &'a Shelf,
+    pub(crate) storage: &'a Storage,
     pub(crate) favours: &'a mpsc::Sender<Favour>,
     /// The certificate that is to be replaced, in DER.
     pub(crate) replaces: Option<&'a [u8]>,
@@ -176,7 +182,7 @@ impl Ordering<'_> {
         let order = match placed {
             Err(error) if knows_no_account(&error) => {
                 // The CA has forgotten us; the next attempt makes itself known anew.
-                self.shelf.remove(&self.account_key(directory)).await.map_err(|error| kept(&error))?;
+                self.storage.remove(&self.account_key(directory)).await.map_err(|error| kept(&error))?;
                 return Err(OrderError::of(error, https));
             }
             placed => placed.map_err(|error| OrderError::of(error, https))?,
@@ -192,11 +198,7 @@ impl Ordering<'_> {
         for challenge in pending.iter().filter(|challenge| challenge.kind == ChallengeKind::Dns01) {
             self.txt(true, challenge).await.map_err(|why| Error::Other(why.into()))?;
         }
-        let (done, answered) = oneshot::channel();
-        let favour = Favour::Answer { id: self.id.to_owned(), pending, done };
-        let gone = || Error::Str("the process is about to end");
-        self.favours.send(favour).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?;
+        self.answer(pending).await.map_err(|why| Error::Other(why.into()))?;
 
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
@@ -261,8 +263,26 @@ impl Ordering<'_> {
                 }
             }
         }
-        let (done, _) = oneshot::channel();
-        self.favours.send(Favour::Answer { id: self.id.to_owned(), pending: Vec::new(), done }).await.ok();
+        if let Err(why) = self.answer(Vec::new()).await {
+            tracing::debug!(id = self.id, why, "a challenge is answered for longer than it is asked for");
+        }
+    }
+
+    /// Has exactly `pending` answered by this machine, and by those that share the storage.
+    pub(super) async fn answer(&self, pending: Vec<PendingChallenge>) -> Result<(), String> {
+        let shown = match pending.is_empty() || pending.iter().all(|one| one.kind == ChallengeKind::Dns01) {
+            _ if !self.storage.is_shared() => Ok(()),
+            true => self.storage.remove(&challenges_key(self.id)).await,
+            false => {
+                let content = serde_json::to_vec(&pending).map_err(|error| error.to_string())?;
+                self.storage.write(&challenges_key(self.id), SecretBytes::new(content)).await
+            }
+        };
+        let (done, answered) = oneshot::channel();
+        let gone = |()| "the process is about to end".to_owned();
+        self.favours.send(Favour::Answer { id: self.id.to_owned(), pending, done }).await.map_err(|_| gone(()))?;
+        answered.await.map_err(|_| gone(()))?;
+        shown.map_err(|error| kept(&error).why)
     }
 
     async fn txt(&self, present: bool, challenge: &PendingChallenge) -> Result<(), String> {
@@ -270,7 +290,7 @@ impl Ordering<'_> {
         let record = TxtRecord { present, host: challenge.host.clone(), value };
         let (done, made) = oneshot::channel();
         let favour = Favour::Dns { id: self.id.to_owned(), record, done };
-        let gone = |_| "the process is about to end".to_owned();
+        let gone = |()| "the process is about to end".to_owned();
         self.favours.send(favour).await.map_err(|_| gone(()))?;
         made.await.map_err(|_| gone(()))?
     }
@@ -293,15 +313,42 @@ impl Ordering<'_> {
 
     /// The account with `directory`, made where there is none.
     async fn account(&self, directory: &str, https: &Https) -> Result<Account, OrderError> {
-        let fault = |error| OrderError::of(error, https);
-        let builder = || Account::builder_with_http(Box::new(https.clone()));
         let at = self.account_key(directory);
-        let known = self.shelf.read(&at).await.map_err(|error| kept(&error))?;
-        if let Some(known) = known
-            && let Ok(credentials) = serde_json::from_slice::<AccountCredentials>(known.expose())
-        {
-            return builder().from_credentials(credentials).await.map_err(fault);
+        if let Some(known) = self.known_account(&at, https).await? {
+            return Ok(known);
         }
+        // One machine makes itself known for all of them.
+        let mut claim = Claim::new(self.storage, format!("{at}.lease"));
+        let mut lease = loop {
+            match claim.take().await.map_err(|error| kept(&error))? {
+                Some(lease) => break lease,
+                None => sleep(ANOTHERS_ACCOUNT).await,
+            }
+        };
+        let made = lease.during(async {
+            match self.known_account(&at, https).await? {
+                Some(known) => Ok(known),
+                None => self.new_account(directory, &at, https).await,
+            }
+        });
+        let made = made.await;
+        lease.give_up().await;
+        made.unwrap_or_else(|| Err(said("another machine makes the account")))
+    }
+
+    async fn known_account(&self, at: &str, https: &Https) -> Result<Option<Account>, OrderError> {
+        let Some(known) = self.storage.read(at).await.map_err(|error| kept(&error))? else { return Ok(None) };
+        let Ok(credentials) = serde_json::from_slice::<AccountCredentials>(known.expose()) else {
+            self.storage.remove(at).await.map_err(|error| kept(&error))?;
+            return Ok(None);
+        };
+        let builder = Account::builder_with_http(Box::new(https.clone()));
+        let account = builder.from_credentials(credentials).await;
+        account.map(Some).map_err(|error| OrderError::of(error, https))
+    }
+
+    async fn new_account(&self, directory: &str, at: &str, https: &Https) -> Result<Account, OrderError> {
+        let builder = Account::builder_with_http(Box::new(https.clone()));
         let contact: Vec<String> = self.plan.email.iter().map(|email| format!("mailto:{email}")).collect();
         let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
         let account = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
@@ -314,10 +361,12 @@ impl Ordering<'_> {
             }
             _ => None,
         };
-        let made = builder().create(&account, directory.to_owned(), bound.as_ref()).await;
-        let (account, credentials) = made.map_err(fault)?;
+        let made = builder.create(&account, directory.to_owned(), bound.as_ref()).await;
+        let (account, credentials) = made.map_err(|error| OrderError::of(error, https))?;
         let content = serde_json::to_vec(&credentials).map_err(|error| said(&error))?;
-        self.shelf.write(&at, SecretBytes::new(content)).await.map_err(|error| kept(&error))?;
+        if self.storage.create(at, SecretBytes::new(content)).await.map_err(|error| kept(&error))?.is_none() {
+            return Err(said("another machine has made an account meanwhile, which is used from now on"));
+        }
         tracing::info!(directory, account = account.id(), "account made with a certificate authority");
         Ok(account)
     }
@@ -331,14 +380,14 @@ impl Ordering<'_> {
     /// The key of the certificate to come; it is another one for each certificate.
     async fn pending_key(&self) -> Result<KeyPair, OrderError> {
         let at = pending_key_key(self.id);
-        let known = self.shelf.read(&at).await.map_err(|error| kept(&error))?;
+        let known = self.storage.read(&at).await.map_err(|error| kept(&error))?;
         let known = known.and_then(|pem| KeyPair::from_pem(std::str::from_utf8(pem.expose()).ok()?).ok());
         if let Some(known) = known {
             return Ok(known);
         }
         let key = KeyPair::generate().map_err(|error| said(&error))?;
         let pem = SecretBytes::new(key.serialize_pem().into_bytes());
-        self.shelf.write(&at, pem).await.map_err(|error| kept(&error))?;
+        self.storage.write(&at, pem).await.map_err(|error| kept(&error))?;
         Ok(key)
     }
 
@@ -347,9 +396,26 @@ impl Ordering<'_> {
         self.keep(record).await
     }
 
-    pub(crate) async fn keep(&self, record: &Record) -> Result<(), OrderError> {
-        let content = serde_json::to_vec(record).map_err(|error| said(&error))?;
-        self.shelf.write(&record_key(self.id), SecretBytes::new(content)).await.map_err(|error| kept(&error))
+    /// Keeps `record` in the place of what it was read from.
+    pub(crate) async fn keep(&self, record: &mut Record) -> Result<(), OrderError> {
+        if self.has_kept(record).await? {
+            return Ok(());
+        }
+        Err(said("another machine has ordered this certificate meanwhile; it is looked at anew"))
+    }
+
+    /// The same; answers whether that was there still.
+    pub(crate) async fn has_kept(&self, record: &mut Record) -> Result<bool, OrderError> {
+        let content = SecretBytes::new(serde_json::to_vec(record).map_err(|error| said(&error))?);
+        let key = record_key(self.id);
+        let version = match &record.version {
+            Some(version) => self.storage.replace(&key, content, version).await,
+            None => self.storage.create(&key, content).await,
+        };
+        let version = version.map_err(|error| kept(&error))?;
+        let is_kept = version.is_some();
+        record.version = version.or_else(|| record.version.take());
+        Ok(is_kept)
     }
 
     fn kind(&self) -> ChallengeType {
@@ -412,6 +478,7 @@ fn in_words(problem: &Problem) -> String {
 }
 
 impl OrderError {
+    #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
     pub(super) fn of(error: Error, https: &Https) -> Self {
         let retry_at = match &error {
             Error::Api(_) => https.retry_after().and_then(|at| Timestamp::try_from(at).ok()),
@@ -434,14 +501,17 @@ fn chain(error: &dyn std::error::Error) -> String {
     crate::telemetry::chain(error)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "text, or an error that is shown and gone")]
 fn said(why: impl ToString) -> OrderError {
     OrderError { why: why.to_string(), retry_at: None }
 }
 
-fn kept(error: &io::Error) -> OrderError {
+fn kept(error: &StorageError) -> OrderError {
     said(format!("the storage (`tls.storage`): {error}"))
 }
 
+/// Until it is looked again whether another machine has an account.
+const ANOTHERS_ACCOUNT: Duration = Duration::from_secs(1);
 /// Until a CA has looked at all names; it looks from several places.
 const VALIDATION: RetryPolicy =
     RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(Duration::from_secs(120));

@@ -3,6 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::tls::storage::Version;
+
 /// The state of one certificate's orders; no secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
@@ -20,6 +22,9 @@ pub(crate) struct Record {
     pub(crate) not_before: Option<Timestamp>,
     /// What the CA advises (RFC 9773).
     pub(crate) advice: Option<Advice>,
+    /// Which version of what is kept this was read from; `None`: there was nothing.
+    #[serde(skip)]
+    pub(crate) version: Option<Version>,
 }
 
 /// An order that a CA has taken.
@@ -69,7 +74,12 @@ impl Record {
     }
 
     pub(crate) fn succeeded(&mut self, directory: &str, profile: Option<&str>) {
-        *self = Self { issued_by: Some(directory.to_owned()), profile: profile.map(str::to_owned), ..Self::default() };
+        *self = Self {
+            issued_by: Some(directory.to_owned()),
+            profile: profile.map(str::to_owned),
+            version: self.version.take(),
+            ..Self::default()
+        };
     }
 }
 
