@@ -24,6 +24,7 @@ mod queue;
 mod reload;
 mod routing;
 mod service_managers;
+mod shared;
 mod soak;
 mod support;
 mod tls;

@@ -515,7 +515,7 @@ fn storage(error: &StorageError) -> OrderError {
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(10 * 60);
 /// Where other machines order as well: so long one serves an older certificate than another at most.
-const LONGEST_SHARED: Duration = Duration::from_secs(60);
+const LONGEST_SHARED: Duration = Duration::from_secs(30);
 /// Seconds until it is looked again whether a machine that orders has come to an end.
 const OTHERS: i64 = 5;
 /// Seconds after a storage could not be read or written.
