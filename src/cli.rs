@@ -224,8 +224,14 @@ Environment:
   VESTIBULE_LOG_FORMAT  `text` (the default), or `json`: one object a line";
 
 /// What `check` holds a configuration against beyond its own text.
-const INSPECTIONS: &[config::Inspection] =
-    &[config::untrusted_sources, user::unusable, access_log::faults, config::unusable_folders, tls::check];
+const INSPECTIONS: &[config::Inspection] = &[
+    config::untrusted_sources,
+    user::unusable,
+    access_log::faults,
+    config::unusable_folders,
+    tls::check,
+    tls::storage::faults,
+];
 
 /// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
 const REFUSED: u8 = 78;

@@ -6,10 +6,12 @@ set -euo pipefail
 
 case "${1:-}" in
     # the peers of `cargo test`: application servers, other front ends, service managers, clients, a browser, a
-    # certificate authority (pebble, with its pebble-challtestsrv), and testssl.sh.
+    # certificate authority (pebble, with its pebble-challtestsrv), and testssl.sh. Stores of objects (moto from PyPI,
+    # Azurite from npm) are installed by the tests themselves, under target/.
     # systemd is there for its tools; nothing boots it.
     test) packages="python3 uwsgi-core uwsgi-plugin-python3 gunicorn nginx-light apache2 haproxy
-                    supervisor systemd logrotate caddy iproute2 curl openssl nghttp2-client chromium chromium-driver pebble testssl.sh" ;;
+                    supervisor systemd logrotate caddy iproute2 curl openssl nghttp2-client chromium chromium-driver pebble
+                    testssl.sh python3-venv npm" ;;
     lint) packages="shellcheck python3" ;;
     # the gateways to compare with, and the load generators
     bench) packages="nginx-light uwsgi-core uwsgi-plugin-python3 wrk nghttp2-client curl openssl
@@ -24,7 +26,11 @@ esac
 
 missing=""
 for package in $packages; do
-    case "$package" in nginx-light) command -v nginx /usr/sbin/nginx >/dev/null && continue ;; esac   # any flavour will do
+    case "$package" in   # any flavour will do
+        nginx-light) command -v nginx /usr/sbin/nginx >/dev/null && continue ;;
+        npm) command -v npm >/dev/null && continue ;;
+        python3-venv) python3 -c 'import ensurepip' 2>/dev/null && continue ;;
+    esac
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
 done
 [ -n "$missing" ] || exit 0

@@ -7,6 +7,7 @@ use std::{
     hash::Hash,
     net::{IpAddr, Ipv4Addr},
     num::NonZeroUsize,
+    path::PathBuf,
     thread,
 };
 
@@ -16,12 +17,12 @@ use super::{
     plan::{
         AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, EabPlan,
         EndpointAddress, ErrorLogPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan,
-        LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SpoolPlan, SupervisorPlan, TlsPlan, TrustedProxies,
-        UpstreamPlan,
+        LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SharedService, SharedStoragePlan, SpoolPlan, SupervisorPlan,
+        TlsPlan, TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
-    words::{ClientCertificate, TlsVersion, Workers},
+    words::{ClientCertificate, StoragePlace, TlsVersion, Workers},
 };
 
 /// What `file` means. Every broken rule is told to `reading`.
@@ -351,6 +352,7 @@ fn lower_tls(
         _ => Ok(protocols),
     });
     let (certificates, acme) = lower_certificates(tls.certificates?, listeners, reading)?;
+    let (storage, shared) = lower_storage(tls.storage?, tls.storage_options?, reading)?;
     let protocols = protocols?;
     Ok(TlsPlan {
         tls12: protocols.contains(&TlsVersion::Tls12),
@@ -366,8 +368,67 @@ fn lower_tls(
         },
         certificates,
         acme,
-        storage: tls.storage?.0,
+        storage,
+        shared,
     })
+}
+
+/// The folder of this machine, and what it shares with others.
+fn lower_storage(
+    place: StoragePlace,
+    options: raw::StorageOptions,
+    reading: &mut Reading<'_>,
+) -> Result<(PathBuf, Option<SharedStoragePlan>), Told> {
+    let at = |name: &str| format!("tls.storage_options.{name}");
+    let (secret_file, endpoint, ca_file) = (options.secret_file?, options.endpoint?, options.ca_file?);
+    let (region, id, id_key) = (options.region?, options.access_key_id?, options.secret_access_key_file?);
+    let (account, account_key) = (options.account?, options.account_key_file?);
+    let both =
+        [("secret_file", secret_file.is_some()), ("endpoint", endpoint.is_some()), ("ca_file", ca_file.is_some())];
+    let s3 =
+        [("region", region.is_some()), ("access_key_id", id.is_some()), ("secret_access_key_file", id_key.is_some())];
+    let azure = [("account", account.is_some()), ("account_key_file", account_key.is_some())];
+    let foreign = match &place {
+        StoragePlace::Folder(_) => [&both[..], &s3, &azure].concat(),
+        StoragePlace::Shared { service: SharedService::S3, .. } => azure.to_vec(),
+        StoragePlace::Shared { service: SharedService::Azure, .. } => s3.to_vec(),
+    };
+    let mut all = Ok(());
+    for (name, _) in foreign.iter().filter(|(_, is_written)| *is_written) {
+        let problem = format!("`tls.storage` is {}, for which this key means nothing; take it out", place.kind());
+        all = Err(reading.refuse_at(&at(name), problem));
+    }
+    let (service, bucket, prefix) = match place {
+        StoragePlace::Folder(folder) => return all.map(|()| (folder, None)),
+        StoragePlace::Shared { service, bucket, prefix } => (service, bucket, prefix),
+    };
+    let (identity, key_file) = match service {
+        SharedService::S3 => (id, id_key),
+        SharedService::Azure => (account, account_key),
+    };
+    if service == SharedService::S3 && identity.is_some() != key_file.is_some() {
+        let missing = if identity.is_some() { "secret_access_key_file" } else { "access_key_id" };
+        all =
+            Err(reading.refuse_at("tls.storage_options", format!("the other half of the key is missing: `{missing}`")));
+    }
+    let Some(secret_file) = secret_file else {
+        let problem = "private keys are stored at others' only if they are sealed: name a file with a secret, the same on each \
+                       machine (`openssl rand -base64 -out FILE 48`)";
+        return Err(reading.refuse_at(&at("secret_file"), problem));
+    };
+    all?;
+    let shared = SharedStoragePlan {
+        service,
+        bucket,
+        prefix,
+        secret_file: secret_file.0,
+        endpoint: endpoint.map(|url| url.0),
+        region,
+        identity,
+        key_file: key_file.map(|file| file.0),
+        ca_file: ca_file.map(|file| file.0),
+    };
+    Ok((options.folder?.0, Some(shared)))
 }
 
 fn lower_certificates(

@@ -172,9 +172,12 @@ pub fn dependencies(plan: &Plan) -> Vec<PathBuf> {
     });
     let authorities = plan.tls.acme.iter().filter_map(|ordered| ordered.ca_file.as_ref());
     let clients = plan.listeners.iter().filter_map(|listener| Some(&listener.client_ca.as_ref()?.file));
+    let shared = plan.tls.shared.iter().flat_map(|shared| {
+        [Some(&shared.secret_file), shared.key_file.as_ref(), shared.ca_file.as_ref()].into_iter().flatten()
+    });
     let docassemble = plan.docassemble.iter().flat_map(|plan| plan.awaited.iter().chain([&plan.file]));
-    let mut files: Vec<_> =
-        plan.sources.iter().chain(certificates).chain(authorities).chain(clients).chain(docassemble).cloned().collect();
+    let named = plan.sources.iter().chain(certificates).chain(authorities).chain(clients).chain(shared);
+    let mut files: Vec<_> = named.chain(docassemble).cloned().collect();
     files.sort();
     files.dedup();
     files

@@ -190,8 +190,48 @@ pub struct TlsPlan {
     pub certificates: Vec<CertificatePlan>,
     /// Those that are ordered.
     pub acme: Vec<AcmePlan>,
-    /// Where ordered and self-signed certificates and the history are kept (0700).
+    /// The folder of this machine where ordered and self-signed certificates and the history are kept (0700).
     pub storage: PathBuf,
+    /// Where several machines keep what is ordered for all of them; `None`: in `storage`.
+    pub shared: Option<SharedStoragePlan>,
+}
+
+/// A storage that several machines share.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct SharedStoragePlan {
+    pub service: SharedService,
+    /// What Azure calls a container.
+    pub bucket: String,
+    /// What all keys begin with, without slashes at its ends; may be empty.
+    pub prefix: String,
+    /// What objects are sealed with.
+    pub secret_file: PathBuf,
+    /// The URL of a service that is not Amazon's or Microsoft's own.
+    pub endpoint: Option<String>,
+    pub region: Option<String>,
+    /// The id of an access key, or the name of a storage account.
+    pub identity: Option<String>,
+    /// The secret that belongs to it.
+    pub key_file: Option<PathBuf>,
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Whose protocol a shared storage speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum SharedService {
+    S3,
+    Azure,
+}
+
+impl fmt::Display for SharedStoragePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.service {
+            SharedService::S3 => "s3",
+            SharedService::Azure => "azure",
+        };
+        write!(f, "{scheme}://{}", self.bucket)?;
+        if self.prefix.is_empty() { Ok(()) } else { write!(f, "/{}", self.prefix) }
+    }
 }
 
 /// A certificate in files of the operator's own.

@@ -16,7 +16,8 @@ use super::{
     units::{Count, Size, Timeout, Wait},
     words::{
         AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, DirectoryUrl, FilePath, Https, MailAddress,
-        PagePath, PageTarget, ProxyRequired, ServedFolder, SiteOrigin, TlsVersion, UserName, Workers,
+        PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace, TlsVersion, UserName,
+        Workers,
     },
 };
 
@@ -129,7 +130,39 @@ keys! {
         /// made.
         certificates: Vec<Certificate> = "[]",
         /// The folder where ordered and self-signed certificates, accounts and the configurations that were applied are kept.
-        storage: FilePath = "/var/lib/vestibule",
+        /// Where several machines serve one site: `s3://bucket/prefix` or `azure://container/prefix`, so that they share
+        /// accounts and certificates, which one of them orders for all.
+        storage: StoragePlace = "/var/lib/vestibule",
+        /// How `s3://` and `azure://` are reached, and what is kept there sealed with; the same on each machine.
+        storage_options: StorageOptions = "{}",
+    }
+}
+
+keys! {
+    /// How a storage is reached that several machines share.
+    struct StorageOptions {
+        /// A file with at least 32 bytes that nobody else knows, the same on each machine
+        /// (`openssl rand -base64 -out FILE 48`): what is stored is sealed with it. Required.
+        secret_file: Option<FilePath> = "null",
+        /// The URL of a service of the same kind, such as `https://minio.example.com`. `null`: Amazon's or Microsoft's own.
+        endpoint: Option<ServiceUrl> = "null",
+        /// S3: the region of the bucket. `null`: what `AWS_REGION` says.
+        region: Option<String> = "null",
+        /// S3: the id of the access key; with `secret_access_key_file`. `null`: what `AWS_ACCESS_KEY_ID` and
+        /// `AWS_SECRET_ACCESS_KEY` say, or what the role of this machine allows.
+        access_key_id: Option<String> = "null",
+        /// S3: a file with the secret access key.
+        secret_access_key_file: Option<FilePath> = "null",
+        /// Azure: the name of the storage account. `null`: what `AZURE_STORAGE_ACCOUNT_NAME` says.
+        account: Option<String> = "null",
+        /// Azure: a file with a key of the account. `null`: what `AZURE_STORAGE_ACCOUNT_KEY` says, or what the identity of this
+        /// machine allows.
+        account_key_file: Option<FilePath> = "null",
+        /// The root certificates (PEM) that the service is trusted by. `null`: those of the system.
+        ca_file: Option<FilePath> = "null",
+        /// The folder of this machine for what is not shared, and for copies of the certificates, so that a start needs
+        /// nobody else.
+        folder: FilePath = "/var/lib/vestibule",
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::{
-    plan::{CertificateHost, ChallengeKind, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash},
+    plan::{CertificateHost, ChallengeKind, LogFormat, LogSink, PathPrefix, Protocol, Secret, SharedService, Slash},
     read::{Scalar, or_variable, suggestion, unexpected},
     units::Count,
 };
@@ -328,16 +328,75 @@ impl Scalar for FilePath {
     const EXPECTED: &'static str = "a path such as `/etc/vestibule/site.pem`";
 
     fn parse(text: &str, base: &Path) -> Result<Self, String> {
-        if text.starts_with("s3://") || text.starts_with("azure://") {
-            return Err(format!(
-                "`{}` is not supported yet; write the path of a folder",
-                &text[..=text.find(':').unwrap_or(0) + 2]
-            ));
-        }
         if text.is_empty() || text.contains('\0') || text.contains("://") {
             return Err(unexpected::<Self>(text));
         }
         Ok(Self(base.join(text)))
+    }
+}
+
+/// Where certificates are kept: a folder, or a place that several machines share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StoragePlace {
+    Folder(PathBuf),
+    Shared { service: SharedService, bucket: String, prefix: String },
+}
+
+impl StoragePlace {
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Folder(_) => "a folder",
+            Self::Shared { service: SharedService::S3, .. } => "in S3",
+            Self::Shared { service: SharedService::Azure, .. } => "at Azure",
+        }
+    }
+}
+
+impl Scalar for StoragePlace {
+    const EXPECTED: &'static str =
+        "a folder such as `/var/lib/vestibule`, `s3://bucket/prefix` or `azure://container/prefix`";
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        let shared = [("s3://", SharedService::S3), ("azure://", SharedService::Azure)];
+        let found = shared.iter().find_map(|(scheme, service)| Some((text.strip_prefix(scheme)?, *service)));
+        let Some((place, service)) = found else {
+            return FilePath::parse(text, base)
+                .map(|folder| Self::Folder(folder.0))
+                .map_err(|_| unexpected::<Self>(text));
+        };
+        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+        let prefix = prefix.trim_end_matches('/');
+        // What both services take, and no more: names of other forms cannot be made any more.
+        let is_name = (3..=63).contains(&bucket.len())
+            && bucket.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
+            && bucket.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && (service == SharedService::S3 || !bucket.contains('.'));
+        let is_prefix = prefix.is_empty()
+            || prefix.len() <= 512
+                && prefix.split('/').all(|part| {
+                    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+                    !matches!(part, "" | "." | "..") && part.bytes().all(plain)
+                });
+        if !is_name || !is_prefix {
+            return Err(unexpected::<Self>(text));
+        }
+        Ok(Self::Shared { service, bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+    }
+}
+
+/// Where a service is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServiceUrl(pub(super) String);
+
+impl Scalar for ServiceUrl {
+    const EXPECTED: &'static str = "the URL of a service, such as `https://minio.example.com`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let uri = text.parse::<http::Uri>().ok().filter(|uri| uri.host().is_some() && uri.query().is_none());
+        match uri.as_ref().and_then(http::Uri::scheme_str) {
+            Some("http" | "https") => Ok(Self(text.trim_end_matches('/').to_owned())),
+            _ => Err(unexpected::<Self>(text)),
+        }
     }
 }
 

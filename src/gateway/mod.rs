@@ -13,9 +13,9 @@ use std::{
     fs::File,
     io,
     path::PathBuf,
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -93,6 +93,8 @@ pub enum News {
     Wanted { upstream: Arc<str> },
     /// All traffic threads have turned since [`Gateway::beat`].
     Alive { beat: u64 },
+    /// Somebody asks for a challenge that may be another machine's.
+    Sought,
 }
 
 /// The log that a plan goes on with.
@@ -451,6 +453,24 @@ impl Gateway {
         self.certificates.challenges().replace(pending);
     }
 
+    /// Tells `news` of questions for challenges that are not known, which other machines may know of; `None` where there are
+    /// no others. No more than one a second.
+    pub fn seek_challenges(&self, news: Option<UnboundedSender<News>>) {
+        let seek = news.map(|news| {
+            let last = Mutex::new(None::<Instant>);
+            let seek: Box<dyn Fn() + Send + Sync> = Box::new(move || {
+                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                if last.is_none_or(|last| last.elapsed() >= BETWEEN_QUESTIONS) {
+                    *last = Some(Instant::now());
+                    // Where nobody hears it any more there is nobody to answer.
+                    news.send(News::Sought).ok();
+                }
+            });
+            seek
+        });
+        self.certificates.challenges().seek_by(seek);
+    }
+
     /// Serves `materials`, in their order, in place of the certificates there are; handshakes that have begun keep theirs.
     ///
     /// One that cannot be used leaves all as it was, with an event.
@@ -587,4 +607,6 @@ fn raise_file_limit() {
 }
 
 /// How long a stop waits for the last lines of the access log.
+/// Between two questions whether other machines know of a challenge.
+const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
 const LAST_LINES: Duration = Duration::from_secs(5);

@@ -29,6 +29,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
             certificates: Vec::new(),
             acme: Vec::new(),
             storage: folder.to_owned(),
+            shared: None,
         },
         trusted_proxies: TrustedProxies::default(),
         upstreams: BTreeMap::new(),

@@ -11,13 +11,16 @@ use std::{
     path::PathBuf,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::{
+    select,
     sync::{mpsc, oneshot},
     task::{JoinHandle, LocalSet, spawn_local},
+    time::sleep,
 };
 
 use super::{
@@ -29,8 +32,9 @@ use super::{
 use crate::{
     config::AcmePlan,
     tls::{
-        PendingChallenge, SecretBytes,
-        acme::{self, Asked, Care, Favour, Finding, OrderReport, Roots, Shelf, Told, Turns, TxtRecord},
+        PendingChallenge, Roots, SecretBytes,
+        acme::{self, Asked, Care, Favour, Finding, OrderReport, Told, Turns, TxtRecord},
+        storage::{Access, Storage},
     },
 };
 
@@ -38,7 +42,7 @@ use crate::{
 #[derive(Serialize, Deserialize)]
 pub(super) enum ToAgent {
     /// Look after exactly these from now on.
-    Serve(Assignment),
+    Serve(Box<Assignment>),
     /// The challenges of this version are answered.
     Answered { version: u64 },
     /// What came of a record that was to be made.
@@ -47,11 +51,15 @@ pub(super) enum ToAgent {
     Renew { host: Option<String> },
     /// Say what is in the way of certificates.
     Check { number: u64 },
+    /// Look for orders of other machines that have to be answered: somebody has asked for what is none of ours.
+    Seek,
 }
 
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Assignment {
+    /// The folder of this machine.
     pub(super) storage: PathBuf,
+    pub(super) shared: Option<Access>,
     pub(super) certificates: Vec<Assigned>,
 }
 
@@ -107,6 +115,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), AgentError> {
     };
     let first = local.block_on(&runtime, link.receive::<ToAgent>())?;
     let Some((ToAgent::Serve(assignment), _)) = first else { return Ok(()) };
+    let assignment = *assignment;
     // While the whole disk can be read.
     let roots = Roots::of_the_system();
     if runs_as == RunsAs::Process {
@@ -120,8 +129,13 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), AgentError> {
         let (favours_sender, mut favours) = mpsc::channel(MESSAGES);
         let (told_sender, mut told) = mpsc::channel(MESSAGES);
         let (checked_sender, mut checked) = mpsc::channel(MESSAGES);
+        let (shown_sender, mut shown) = mpsc::channel(1);
         let mut agent = Agent {
             roots,
+            storage: Storage::in_folder(assignment.storage.clone()),
+            shown: shown_sender,
+            seeker: None,
+            answered_for_others: Vec::new(),
             favours: favours_sender,
             told: told_sender,
             turns: Arc::new(Turns::default()),
@@ -145,6 +159,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), AgentError> {
                 Some(favour) = favours.recv() => Some(agent.ask(favour)),
                 Some(told) = told.recv() => Some(agent.tell(told)),
                 Some(checked) = checked.recv() => Some(checked),
+                Some(shown) = shown.recv() => Some(agent.answer_for_others(shown)),
             };
             if let Some(said) = said
                 && link.send(&said, &[]).await.is_err()
@@ -176,9 +191,44 @@ async fn check(number: u64, cares: Vec<mpsc::Sender<Asked>>, checked: mpsc::Send
     checked.send(FromAgent::Checked { number, findings }).await.ok();
 }
 
+/// Looks for orders of other machines when it is `asked` to, and again while there are any, so that what is over is answered no
+/// more.
+async fn seek(storage: Storage, mut asked: mpsc::Receiver<()>, shown: mpsc::Sender<Shown>) {
+    let mut any = false;
+    loop {
+        select! {
+            asked = asked.recv() => if asked.is_none() { return },
+            () = sleep(LOOK_AGAIN), if any => {}
+        }
+        match acme::shown(&storage).await {
+            Ok(found) => {
+                any = !found.is_empty();
+                if shown.send(found).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "it cannot be seen whether another machine orders");
+            }
+        }
+        // Whoever asks for what is nobody's has it looked for no more often than that.
+        sleep(BETWEEN).await;
+    }
+}
+
+/// Challenges of other machines, by the id of the certificate.
+type Shown = Vec<(String, Vec<PendingChallenge>)>;
+
 struct Agent {
     /// Those of the system.
     roots: Roots,
+    /// What is kept for all machines that share it.
+    storage: Storage,
+    shown: mpsc::Sender<Shown>,
+    /// Looks for what others order, where there are others.
+    seeker: Option<(JoinHandle<()>, mpsc::Sender<()>)>,
+    answered_for_others: Shown,
     favours: mpsc::Sender<Favour>,
     told: mpsc::Sender<Told>,
     turns: Arc<Turns>,
@@ -198,7 +248,7 @@ struct Agent {
 impl Agent {
     fn obey(&mut self, message: ToAgent) -> Option<FromAgent> {
         match message {
-            ToAgent::Serve(assignment) => return self.serve(assignment),
+            ToAgent::Serve(assignment) => return self.serve(*assignment),
             ToAgent::Answered { version } => {
                 for (_, done) in self.unanswered.extract_if(.., |(waits_for, _)| *waits_for <= version) {
                     done.send(()).ok();
@@ -219,6 +269,12 @@ impl Agent {
                     }
                 }
             }
+            ToAgent::Seek => {
+                if let Some((_, asked)) = &self.seeker {
+                    // Where one waits already it is looked for both.
+                    asked.try_send(()).ok();
+                }
+            }
             ToAgent::Check { number } => {
                 let cares = self.cares.values().map(|(_, _, asked)| asked.clone()).collect();
                 spawn_local(check(number, cares, self.checked.clone()));
@@ -228,8 +284,17 @@ impl Agent {
     }
 
     /// Goes on with what is assigned still, and begins with what is new.
-    fn serve(&mut self, assignment: Assignment) -> Option<FromAgent> {
+    fn serve(&mut self, mut assignment: Assignment) -> Option<FromAgent> {
         let mut before = std::mem::take(&mut self.cares);
+        if self.assigned.shared != assignment.shared || self.assigned.storage != assignment.storage {
+            for (_, (_, task, _)) in std::mem::take(&mut before) {
+                task.abort();
+            }
+            if !self.use_storage(&assignment) {
+                // Without it each machine would order for itself.
+                assignment.certificates.clear();
+            }
+        }
         for assigned in &assignment.certificates {
             let id = acme::id(&assigned.plan.hosts);
             let kept = before.remove(&id);
@@ -239,7 +304,7 @@ impl Agent {
                     if let Some((_, task, _)) = changed {
                         task.abort();
                     }
-                    let Some(care) = self.begin(assigned, &assignment.storage) else { continue };
+                    let Some(care) = self.begin(assigned, &assignment) else { continue };
                     care
                 }
             };
@@ -255,10 +320,34 @@ impl Agent {
         (self.pending.len() != answered).then(|| self.challenges())
     }
 
+    /// Keeps what is ordered in the storage of `assignment`; answers whether that can be used.
+    fn use_storage(&mut self, assignment: &Assignment) -> bool {
+        if let Some((task, _)) = self.seeker.take() {
+            task.abort();
+        }
+        self.answered_for_others.clear();
+        self.storage = Storage::in_folder(assignment.storage.clone());
+        let Some(access) = &assignment.shared else { return true };
+        let roots = access.roots().map_or_else(|| Ok(self.roots.clone()), Roots::from_pem);
+        let shared = roots.and_then(|roots| Storage::shared(access, &roots).map_err(|problem| problem.to_string()));
+        match shared {
+            Ok(shared) => {
+                self.storage = shared.clone();
+                let (asked_sender, asked) = mpsc::channel(1);
+                self.seeker = Some((spawn_local(seek(shared, asked, self.shown.clone())), asked_sender));
+                true
+            }
+            Err(why) => {
+                tracing::error!("tls.storage: {why}; certificates are neither ordered nor renewed until then");
+                false
+            }
+        }
+    }
+
     fn begin(
         &self,
         assigned: &Assigned,
-        storage: &std::path::Path,
+        assignment: &Assignment,
     ) -> Option<(Assigned, JoinHandle<()>, mpsc::Sender<Asked>)> {
         let roots = match assigned.roots.as_deref().map(Roots::from_pem) {
             Some(Ok(roots)) => roots,
@@ -275,7 +364,8 @@ impl Agent {
         let care = Care::new(
             assigned.plan.clone(),
             roots,
-            Shelf::in_folder(storage.to_owned()),
+            self.storage.clone(),
+            self.storage.is_shared().then(|| Storage::in_folder(assignment.storage.clone())),
             self.favours.clone(),
             self.told.clone(),
             Arc::clone(&self.turns),
@@ -306,7 +396,14 @@ impl Agent {
 
     fn challenges(&mut self) -> FromAgent {
         self.version += 1;
-        FromAgent::Challenges { version: self.version, pending: self.pending.values().flatten().cloned().collect() }
+        let others = self.answered_for_others.iter().filter(|(id, _)| !self.pending.contains_key(id));
+        let pending = self.pending.values().chain(others.map(|(_, pending)| pending)).flatten().cloned().collect();
+        FromAgent::Challenges { version: self.version, pending }
+    }
+
+    fn answer_for_others(&mut self, shown: Shown) -> FromAgent {
+        self.answered_for_others = shown;
+        self.challenges()
     }
 
     fn tell(&mut self, told: Told) -> FromAgent {
@@ -322,5 +419,9 @@ impl Agent {
 }
 
 const MESSAGES: usize = 64;
+/// Until it is looked whether an order of another machine is over.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// Between two looks.
+const BETWEEN: Duration = Duration::from_secs(1);
 /// What may be asked of one certificate while it is busy.
 const ASKED: usize = 4;

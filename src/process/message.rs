@@ -274,6 +274,9 @@ pub(super) enum Word {
     Check {
         id: u32,
     },
+    /// Look for what other machines order: somebody asks for a challenge that is none of ours. Which one is not said; all
+    /// there are come back.
+    Seek,
 }
 
 /// Bytes of a word: kind, id, argument; little endian.
@@ -310,6 +313,7 @@ impl Word {
             Self::Answers { version } => (13, 0, version),
             Self::Renew { id } => (14, id, 0),
             Self::Check { id } => (15, id, 0),
+            Self::Seek => (16, 0, 0),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -346,6 +350,7 @@ impl Word {
             13 => Self::Answers { version: argument },
             14 => Self::Renew { id },
             15 => Self::Check { id },
+            16 => Self::Seek,
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -383,6 +388,7 @@ mod tests {
             Word::Answers { version: u64::MAX },
             Word::Renew { id: 9 },
             Word::Check { id: 9 },
+            Word::Seek,
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }

@@ -160,5 +160,5 @@ fn run(keeper: impl Future<Output = Result<Ended, ServeError>>) -> Result<Ended,
 /// What a configuration is held against before it is put in force: no folder, which may come with the application, and
 /// no date of a certificate.
 fn inspections() -> &'static [Inspection] {
-    &[config::untrusted_sources, access_log::faults, tls::faults]
+    &[config::untrusted_sources, access_log::faults, tls::faults, tls::storage::faults]
 }

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     admin::{Order, Outcome},
+    config::Plan,
     drain::Cut,
     gateway::{Gateway, News, StartError},
     keeper::output::LogOutput,
@@ -86,7 +87,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
     let mut provisions = handover.provisions(descriptors).map_err(WorkerError::Handover)?;
     write_errors_to(provisions.error_log.take());
     let Handover { generation, plan, held, tickets, .. } = *handover;
-    let drain = plan.drain;
+    let (drain, asks_others) = (plan.drain, asks_others(&plan));
     let (orders, mut ordered) = unbounded_channel();
     let gateway = Gateway::start_beside(plan, provisions, generation, &tickets, Some(orders), &held)?;
 
@@ -101,6 +102,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
         stopping: false,
         orphaned: false,
     };
+    worker.seek_challenges(asks_others);
     let say = |word| local.block_on(&runtime, link.say(word));
     // Nobody hears it where the keeper has gone; that comes to be known by the next message.
     drop(say(Word::Ready));
@@ -256,10 +258,12 @@ impl Worker {
             }
         };
         let (generation, drain) = (handover.generation, handover.plan.drain);
+        let asks_others = asks_others(&handover.plan);
         let errors = provisions.error_log.take();
         match self.gateway.apply(generation, handover.plan, provisions) {
             Ok(()) => {
                 self.drain = drain;
+                self.seek_challenges(asks_others);
                 write_errors_to(errors);
                 Word::Applied
             }
@@ -268,6 +272,10 @@ impl Worker {
                 Word::Failed
             }
         }
+    }
+
+    fn seek_challenges(&self, asks_others: bool) {
+        self.gateway.seek_challenges(asks_others.then(|| self.news.clone()));
     }
 
     /// The word for `order`, whose outcome the keeper answers.
@@ -293,10 +301,16 @@ impl Worker {
     }
 }
 
+/// Whether other machines may order what we are asked about.
+fn asks_others(plan: &Plan) -> bool {
+    plan.tls.shared.is_some() && !plan.tls.acme.is_empty()
+}
+
 fn word(news: News) -> Word {
     match news {
         News::Given { upstream, count } => Word::Place { upstream: tag(&upstream), count },
         News::Wanted { upstream } => Word::Want { upstream: tag(&upstream) },
         News::Alive { beat } => Word::Alive { beat },
+        News::Sought => Word::Seek,
     }
 }

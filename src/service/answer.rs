@@ -96,12 +96,12 @@ pub(super) fn redirect_to_https(target: &HttpsRedirect, uri: &Uri) -> Response<B
 
 /// What a CA looks for to see that a name is ours (RFC 8555, 8.3), while an order waits for it; whose path it is
 /// otherwise is for the routes to say.
-pub(super) fn challenge(certificates: &CertificateStore, request: &request::Parts) -> Option<Response<Body>> {
+pub(super) async fn challenge(certificates: &CertificateStore, request: &request::Parts) -> Option<Response<Body>> {
     let token = request.uri.path().strip_prefix("/.well-known/acme-challenge/")?;
     if !matches!(request.method, Method::GET | Method::HEAD) {
         return None;
     }
-    let page = certificates.challenges().page(token)?;
+    let page = certificates.challenges().page(token).await?;
     let mut response = Response::new(Body::from(Bytes::copy_from_slice(page.as_bytes())));
     let kind = HeaderValue::from_static("application/octet-stream");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -82,7 +82,7 @@ async fn respond(
     let runtime = Rc::clone(log.runtime());
 
     // Before any redirect and any limit: whether a name is ours is asked here.
-    if let Some(page) = answer::challenge(&thread.certificates, request) {
+    if let Some(page) = answer::challenge(&thread.certificates, request).await {
         return Ok(Reached::Response(page));
     }
     // Before any route: what comes in on this listener is on its way elsewhere.

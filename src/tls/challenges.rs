@@ -1,8 +1,8 @@
 //! What a CA may ask us for: the challenges of orders that are under way, whoever placed them.
 
-use std::{collections::HashMap, fmt, io, net::IpAddr, sync::Arc};
+use std::{collections::HashMap, fmt, io, net::IpAddr, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use aws_lc_rs::digest::{SHA256, digest};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::{
@@ -12,6 +12,10 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 use crate::config::ChallengeKind;
 
@@ -27,8 +31,18 @@ pub struct PendingChallenge {
 }
 
 /// The challenges that are answered at present.
-#[derive(Default)]
-pub struct Challenges(ArcSwap<Pending>);
+///
+/// A CA may come to another machine than the one that has asked it to. Where there are others, a question that cannot be
+/// answered waits a moment, while it is looked whether it is about an order of theirs.
+pub struct Challenges {
+    pending: ArcSwap<Pending>,
+    /// Has it looked for; `None` where there are no others.
+    seek: ArcSwapOption<Seek>,
+    replaced: watch::Sender<()>,
+    waiting: Semaphore,
+}
+
+type Seek = Box<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
 struct Pending {
@@ -36,6 +50,17 @@ struct Pending {
     pages: HashMap<String, Arc<str>>,
     /// By the name that the client of RFC 8737 asks for.
     handshakes: HashMap<String, Arc<ServerConfig>>,
+}
+
+impl Default for Challenges {
+    fn default() -> Self {
+        Self {
+            pending: ArcSwap::default(),
+            seek: ArcSwapOption::empty(),
+            replaced: watch::Sender::default(),
+            waiting: Semaphore::new(WAITING),
+        }
+    }
 }
 
 impl Challenges {
@@ -60,22 +85,52 @@ impl Challenges {
                 ChallengeKind::Dns01 => {}
             }
         }
-        self.0.store(Arc::new(next));
+        self.pending.store(Arc::new(next));
+        self.replaced.send_replace(());
+    }
+
+    /// Has what is not known sought by `seek`, which is called as often as somebody asks; a [`Challenges::replace`] answers it.
+    pub fn seek_by(&self, seek: Option<Seek>) {
+        self.seek.store(seek.map(Arc::new));
     }
 
     /// What is answered at `/.well-known/acme-challenge/` and `token`.
-    pub fn page(&self, token: &str) -> Option<Arc<str>> {
-        let pending = self.0.load();
-        if pending.pages.is_empty() { None } else { pending.pages.get(token).cloned() }
+    pub async fn page(&self, token: &str) -> Option<Arc<str>> {
+        // RFC 8555, 8.3.
+        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        if token.is_empty() || token.len() > LONGEST_TOKEN || !token.bytes().all(is_token) {
+            return None;
+        }
+        self.find(|pending| pending.pages.get(token).cloned()).await
     }
 
-    /// The terms for a client that wants nothing but to see that a name is ours (RFC 8737, 3).
-    pub(super) fn handshake(&self, hello: &ClientHello<'_>) -> io::Result<Arc<ServerConfig>> {
-        let pending = self.0.load();
-        let config = hello.server_name().and_then(|name| pending.handshakes.get(name));
-        config
-            .cloned()
-            .ok_or_else(|| io::Error::other("no order is under way for the name that acme-tls/1 is asked for"))
+    /// The terms for a client that wants nothing but to see that the name `asked_for` is ours (RFC 8737, 3).
+    pub(super) async fn handshake(&self, asked_for: Option<String>) -> io::Result<Arc<ServerConfig>> {
+        let config = match asked_for {
+            Some(name) => self.find(|pending| pending.handshakes.get(&name).cloned()).await,
+            None => None,
+        };
+        config.ok_or_else(|| io::Error::other("no order is under way for the name that acme-tls/1 is asked for"))
+    }
+
+    async fn find<T>(&self, look: impl Fn(&Pending) -> Option<T>) -> Option<T> {
+        let mut replaced = self.replaced.subscribe();
+        if let Some(found) = look(&self.pending.load()) {
+            return Some(found);
+        }
+        let seek = self.seek.load_full()?;
+        let _place = self.waiting.try_acquire().ok()?;
+        let found = async {
+            loop {
+                seek();
+                // A look that had begun before we asked may have missed it.
+                drop(timeout(AGAIN, replaced.changed()).await);
+                if let Some(found) = look(&self.pending.load()) {
+                    return found;
+                }
+            }
+        };
+        timeout(PATIENCE, found).await.ok()
     }
 }
 
@@ -121,18 +176,28 @@ fn asked_for(host: &str) -> String {
 
 impl fmt::Debug for Challenges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pending = self.0.load();
+        let pending = self.pending.load();
         f.debug_struct("Challenges")
             .field("pages", &pending.pages.len())
             .field("handshakes", &pending.handshakes.keys())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
 const ALPN: &[u8] = b"acme-tls/1";
+const LONGEST_TOKEN: usize = 128;
+/// How long it is sought: a CA waits for some ten seconds.
+const PATIENCE: Duration = Duration::from_secs(4);
+const AGAIN: Duration = Duration::from_secs(1);
+/// Those who wait at once; others are told that there is nothing.
+const WAITING: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::time::{Instant, sleep};
+
     use super::*;
 
     fn challenge(host: &str, kind: ChallengeKind, token: &str) -> PendingChallenge {
@@ -140,17 +205,55 @@ mod tests {
         PendingChallenge { host: host.to_owned(), kind, token: token.to_owned(), key_authorization }
     }
 
-    #[test]
-    fn a_page_is_there_as_long_as_its_challenge() {
+    #[tokio::test]
+    async fn a_page_is_there_as_long_as_its_challenge() {
         let challenges = Challenges::default();
-        assert_eq!(challenges.page("a"), None);
+        assert_eq!(challenges.page("a").await, None);
 
         challenges.replace(&[challenge("h.example", ChallengeKind::Http01, "a")]);
-        assert_eq!(challenges.page("a").as_deref(), Some("a.thumbprint"));
-        assert_eq!(challenges.page("b"), None);
+        assert_eq!(challenges.page("a").await.as_deref(), Some("a.thumbprint"));
+        assert_eq!(challenges.page("b").await, None);
 
         challenges.replace(&[challenge("h.example", ChallengeKind::TlsAlpn01, "a")]);
-        assert_eq!(challenges.page("a"), None, "it is no challenge of that kind");
+        assert_eq!(challenges.page("a").await, None, "it is no challenge of that kind");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_another_machine_orders_is_waited_for() {
+        let challenges = Arc::new(Challenges::default());
+        let sought = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&sought);
+        challenges.seek_by(Some(Box::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        })));
+
+        let answered = challenges.page("a");
+        let found = async {
+            // A look that finds nothing, and one that does.
+            sleep(Duration::from_millis(500)).await;
+            challenges.replace(&[]);
+            sleep(Duration::from_millis(500)).await;
+            challenges.replace(&[challenge("h.example", ChallengeKind::Http01, "a")]);
+        };
+        assert_eq!(tokio::join!(answered, found).0.as_deref(), Some("a.thumbprint"));
+        assert_eq!(sought.load(Ordering::Relaxed), 2);
+
+        let begun = Instant::now();
+        assert_eq!(challenges.page("b").await, None, "it is nobody's");
+        assert_eq!(begun.elapsed(), PATIENCE);
+        assert_eq!(challenges.page("a/../b").await, None, "it is no token");
+        assert_eq!(begun.elapsed(), PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_are_bounded() {
+        let challenges = Challenges::default();
+        challenges.seek_by(Some(Box::new(|| {})));
+        let _all = challenges.waiting.try_acquire_many(u32::try_from(WAITING).unwrap()).unwrap();
+
+        let begun = Instant::now();
+        assert_eq!(challenges.page("a").await, None);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
     #[test]

@@ -75,7 +75,8 @@ impl ServerConfigs {
         let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let hello = start.client_hello();
         if challenges::is_challenge(&hello) {
-            let config = self.store.challenges().handshake(&hello)?;
+            let asked_for = hello.server_name().map(str::to_owned);
+            let config = self.store.challenges().handshake(asked_for).await?;
             start.into_stream(config).await?.shutdown().await?;
             return Ok(None);
         }
@@ -166,6 +167,7 @@ mod tests {
             certificates: Vec::new(),
             acme: Vec::new(),
             storage: "/nonexistent".into(),
+            shared: None,
         };
 
         let ticketer = Ticketer::new(&TicketKeys::generate().unwrap());

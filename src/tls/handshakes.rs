@@ -51,6 +51,7 @@ fn plan(tls12: bool, tls13: bool) -> TlsPlan {
         certificates: Vec::new(),
         acme: Vec::new(),
         storage: "/nonexistent".into(),
+        shared: None,
     }
 }
 

@@ -67,7 +67,7 @@ impl CertificateMaterial {
 /// Bytes that are wiped when they are dropped and never printed.
 ///
 /// Serialized as they are: only ever into memory that one process of ours hands to another.
-#[derive(Clone, Deserialize, Serialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct SecretBytes(Vec<u8>);
 
 impl SecretBytes {

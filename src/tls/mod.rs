@@ -14,6 +14,8 @@ mod config;
 mod handshakes;
 mod info;
 mod material;
+mod roots;
+pub mod storage;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -28,5 +30,6 @@ pub use config::ServerConfigs;
 pub use info::TlsInfo;
 pub(crate) use material::read_bounded;
 pub use material::{CertificateMaterial, MADE_BY_US, MaterialFault, MaterialProblem, Role, SecretBytes};
+pub use roots::Roots;
 pub use store::{CertificateId, CertificateStore};
 pub use tickets::{LIFETIME_SECONDS, TicketKeys, Ticketer};

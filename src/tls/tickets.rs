@@ -1,6 +1,10 @@
 //! Session tickets whose keys outlive a process: a successor resumes what its predecessor began.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::{
@@ -10,6 +14,8 @@ use aws_lc_rs::{
 use rustls::server::ProducesTickets;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
+
+use super::{SecretBytes, storage::derived};
 
 /// The keys of session tickets: one to seal with, and one before it that still opens.
 ///
@@ -44,6 +50,16 @@ impl TicketKeys {
         Ok(Self { current: TicketKey::generate()?, previous: None })
     }
 
+    /// Those of the time `now` that everybody has who has `secret`: machines resume each other's sessions. With them come the
+    /// seconds until the next ones.
+    pub(crate) fn shared(secret: &SecretBytes, now: SystemTime) -> (Self, u64) {
+        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let (period, rest) = (seconds / u64::from(LIFETIME_SECONDS), seconds % u64::from(LIFETIME_SECONDS));
+        let key = |period: u64| TicketKey::derived(secret, period);
+        let keys = Self { current: key(period), previous: Some(key(period.saturating_sub(1))) };
+        (keys, u64::from(LIFETIME_SECONDS) - rest)
+    }
+
     /// A new key to seal with; tickets of the last one are taken until the next rotation.
     pub fn rotated(&self) -> Result<Self, rustls::Error> {
         Ok(Self { current: TicketKey::generate()?, previous: Some(self.current.clone()) })
@@ -63,6 +79,13 @@ impl TicketKey {
             .and_then(|()| rand::fill(&mut secret))
             .map_err(|_| rustls::Error::FailedToGetRandomBytes)?;
         Ok(Self { name, secret })
+    }
+
+    fn derived(secret: &SecretBytes, period: u64) -> Self {
+        let (mut name, mut key) = ([0; NAME], [0; SECRET]);
+        name.copy_from_slice(&derived(secret, &format!("name of the ticket key {period}")).expose()[..NAME]);
+        key.copy_from_slice(derived(secret, &format!("ticket key {period}")).expose());
+        Self { name, secret: key }
     }
 
     fn key(&self) -> RandomizedNonceKey {
@@ -207,6 +230,21 @@ mod tests {
 
         assert_eq!(plain.on(&[1]).decrypt(&ticket).as_deref(), Some(&b"state"[..]));
         assert_eq!([&plain, &other].map(|ticketer| ticketer.decrypt(&ticket)), [None, None]);
+    }
+
+    #[test]
+    fn machines_with_one_secret_resume_each_others_sessions_for_as_long_as_one_machine_would() {
+        let secret = SecretBytes::new(vec![7; 32]);
+        let at = |seconds| TicketKeys::shared(&secret, UNIX_EPOCH + std::time::Duration::from_secs(seconds));
+        let period = u64::from(LIFETIME_SECONDS);
+        let ticket = Ticketer::new(&at(1000 * period).0).encrypt(b"state").unwrap();
+
+        let opens = |keys: &TicketKeys| Ticketer::new(keys).decrypt(&ticket).is_some();
+        assert!(opens(&at(1001 * period - 1).0) && opens(&at(1002 * period - 1).0));
+        assert!(!opens(&at(1002 * period).0) && !opens(&at(1000 * period - 1).0));
+        assert_eq!((at(1000 * period).1, at(1001 * period - 1).1), (period, 1));
+        let other = SecretBytes::new(vec![8; 32]);
+        assert!(!opens(&TicketKeys::shared(&other, UNIX_EPOCH + std::time::Duration::from_secs(1000 * period)).0));
     }
 
     #[test]

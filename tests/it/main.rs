@@ -26,6 +26,7 @@ mod queue;
 mod reload;
 mod routing;
 mod service_managers;
+mod shared;
 mod soak;
 mod support;
 mod testssl;

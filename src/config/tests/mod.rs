@@ -84,6 +84,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
             certificates: Vec::new(),
             acme: Vec::new(),
             storage: "/var/lib/vestibule".into(),
+            shared: None,
         },
         trusted_proxies: TrustedProxies::default(),
         upstreams: BTreeMap::from([("app".to_owned(), upstream)]),
@@ -175,6 +176,23 @@ administrator: admin@example.com
 }
 
 #[test]
+fn a_storage_that_is_shared_leaves_a_folder_of_this_machine() {
+    let shared = |storage: &str| {
+        plan(&minimal(&format!(
+            "tls: {{ storage: '{storage}', storage_options: {{ secret_file: s, folder: local }} }}\n"
+        )))
+        .tls
+    };
+
+    let tls = shared("s3://bucket/one/two/");
+    assert_eq!(tls.storage, Path::new("/etc/local"));
+    let plan = tls.shared.unwrap();
+    assert_eq!((plan.service, plan.bucket.as_str(), plan.prefix.as_str()), (SharedService::S3, "bucket", "one/two"));
+    assert_eq!((plan.to_string(), plan.secret_file.as_path()), ("s3://bucket/one/two".to_owned(), Path::new("/etc/s")));
+    assert_eq!(shared("azure://container").shared.unwrap().to_string(), "azure://container");
+}
+
+#[test]
 fn every_fault_of_a_file_is_told_at_once_in_its_order() {
     let text = "listeners:
   - address: '*:80'
@@ -227,7 +245,37 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         ("limits: [1]", "4:9: limits: expected a mapping of keys, found a list"),
         ("drain: {}", "4:8: drain: expected a time such as `30s`, found a mapping"),
         ("drain:", "4:6: drain: expected a time such as `30s`, found nothing"),
-        ("tls: { storage: ~ }", "4:17: tls.storage: expected a path such as `/etc/vestibule/site.pem`, found nothing"),
+        (
+            "tls: { storage: ~ }",
+            "4:17: tls.storage: expected a folder such as `/var/lib/vestibule`, `s3://bucket/prefix` or \
+             `azure://container/prefix`, found nothing",
+        ),
+        (
+            "tls: { storage: 's3://B/a' }",
+            "4:17: tls.storage: expected a folder such as `/var/lib/vestibule`, `s3://bucket/prefix` or \
+             `azure://container/prefix`, found `s3://B/a`",
+        ),
+        (
+            "tls: { storage: 's3://bucket/a' }",
+            "4:6: tls.storage_options.secret_file: private keys are stored at others' only if they are sealed: name a file with a \
+             secret, the same on each machine (`openssl rand -base64 -out FILE 48`)",
+        ),
+        (
+            "tls: { storage: 's3://bucket/a', storage_options: { secret_file: s, account: a } }",
+            "4:78: tls.storage_options.account: `tls.storage` is in S3, for which this key means nothing; take it out",
+        ),
+        (
+            "tls: { storage: 's3://bucket/a', storage_options: { secret_file: s, access_key_id: a } }",
+            "4:51: tls.storage_options: the other half of the key is missing: `secret_access_key_file`",
+        ),
+        (
+            "tls: { storage: /a, storage_options: { region: eu-central-1 } }",
+            "4:48: tls.storage_options.region: `tls.storage` is a folder, for which this key means nothing; take it out",
+        ),
+        (
+            "tls: { storage: 'azure://container', storage_options: { endpoint: blob } }",
+            "4:67: tls.storage_options.endpoint: expected the URL of a service, such as `https://minio.example.com`, found `blob`",
+        ),
         // Values.
         ("spool: { limit: 16M }", "4:17: spool.limit: `M` is not a unit here; write `16MiB`"),
         ("admin: /run/admin.sock", "4:8: admin: a socket begins with `unix:`; write `unix:/run/admin.sock`"),
@@ -277,14 +325,6 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         // Later.
         ("user: 'a b'", "4:7: user: expected the name of a user, such as `www-data`, found `a b`"),
         ("backends: {}", "4:1: backends: `backends` is not supported yet"),
-        (
-            "tls: { storage: 's3://bucket/a' }",
-            "4:17: tls.storage: `s3://` is not supported yet; write the path of a folder",
-        ),
-        (
-            "tls: { storage: 'azure://c/a' }",
-            "4:17: tls.storage: `azure://` is not supported yet; write the path of a folder",
-        ),
         (
             "admin: 127.0.0.1:9000",
             "4:8: admin: an admin address on TCP is not supported yet; write `unix:/run/vestibule/admin.sock`",

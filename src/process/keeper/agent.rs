@@ -20,8 +20,8 @@ use super::{
     workers::{Worker, reap, spawn},
 };
 use crate::{
-    config::Plan,
-    tls::{PendingChallenge, acme, read_bounded},
+    config::{Plan, Problem},
+    tls::{PendingChallenge, acme, read_bounded, storage::Access},
 };
 
 /// An agent that lives.
@@ -66,6 +66,8 @@ pub(super) struct Orders {
     /// Who waits for what is found, by number.
     checks: Vec<(u64, WorkerId, u32)>,
     next_check: u64,
+    /// When it was looked last for what other machines order.
+    sought: Option<Instant>,
 }
 
 impl Orders {
@@ -144,7 +146,7 @@ impl Keeper {
         }
         let assignment = assignment(&self.plan);
         if let Some(agent) = &self.orders.agent {
-            agent.tell(ToAgent::Serve(assignment));
+            agent.tell(ToAgent::Serve(Box::new(assignment)));
         }
     }
 
@@ -219,6 +221,18 @@ impl Keeper {
     pub(super) fn answers(&mut self, worker: WorkerId, version: u64) {
         self.orders.answering.push((worker, version));
         self.challenges_answered();
+    }
+
+    /// Has the agent look for what other machines order; what it finds goes to all workers.
+    pub(super) fn seek_challenges(&mut self) {
+        // A worker says so once a second, and one that is not itself any more may say so without end.
+        if self.orders.sought.is_some_and(|last| last.elapsed() < BETWEEN_LOOKS) {
+            return;
+        }
+        self.orders.sought = Some(Instant::now());
+        if let Some(agent) = &self.orders.agent {
+            agent.tell(ToAgent::Seek);
+        }
     }
 
     /// Lets the agent know when every worker that accepts connections answers.
@@ -299,7 +313,18 @@ fn assignment(plan: &Plan) -> Assignment {
         };
         Some(Assigned { plan: ordered.clone(), roots })
     });
-    Assignment { storage: plan.tls.storage.clone(), certificates: assigned.collect() }
+    let certificates = assigned.collect();
+    let shared = match plan.tls.shared.as_ref().map(Access::of_this_process).transpose() {
+        Ok(shared) => shared,
+        Err(problems) => {
+            // Without it each machine would order for itself.
+            for Problem { at, problem } in problems {
+                tracing::error!("{at}: {problem}; certificates are neither ordered nor renewed until then");
+            }
+            return Assignment { storage: plan.tls.storage.clone(), ..Assignment::default() };
+        }
+    };
+    Assignment { storage: plan.tls.storage.clone(), shared, certificates }
 }
 
 /// What was found, in words; as a refusal where a CA would refuse.
@@ -314,6 +339,7 @@ fn found(findings: &[acme::Finding]) -> Result<String, String> {
 const NONE_ORDERED: &str = "no certificate is ordered: `tls.certificates` has no `acme`";
 /// Operators that wait for a check at once.
 const CHECKS: usize = 16;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 const QUICK: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);

@@ -134,6 +134,11 @@ impl Keeper {
         if candidate.plan == self.plan && is_same {
             // Files may have been exchanged for others with the same content, which are watched from now on.
             self.watcher.watch(config::dependencies(&self.plan));
+            // Of files that only the agent has a use for, or tickets.
+            self.assign();
+            if self.plan.tls.shared.is_some() {
+                self.rotate_tickets = Instant::now();
+            }
             if self.refused.take().is_some() {
                 self.report();
             }
@@ -162,6 +167,9 @@ impl Keeper {
             self.let_go = Some(Instant::now() + 2 * LET_GO);
         }
         self.watcher.watch(config::dependencies(&plan));
+        if self.plan.tls.shared != plan.tls.shared {
+            self.rotate_tickets = Instant::now();
+        }
         (self.generation, self.plan, self.certificates, self.user) = (generation, plan, certificates, user);
         self.client_authorities = client_authorities;
         (self.log, self.errors) = (log, errors);

@@ -52,13 +52,13 @@ use super::{
 };
 use crate::{
     admin::{Order, Outcome, Refusal, Report},
-    config::{self, Plan, RotatePlan, Source},
+    config::{self, Plan, Problem, RotatePlan, Source},
     keeper::{
         ProvisionFaults, Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets,
         user::User,
     },
     telemetry::{chain, error_log},
-    tls::{CertificateMaterial, ClientAuthorities, LIFETIME_SECONDS, TicketKeys},
+    tls::{CertificateMaterial, ClientAuthorities, LIFETIME_SECONDS, TicketKeys, storage},
 };
 
 /// All that the keeper holds.
@@ -194,6 +194,8 @@ impl Keeper {
         let (agent_deeds_sender, agent_deeds) = channel(DEEDS);
         let (changes_sender, changes) = unbounded_channel();
         let now = Instant::now();
+        // Those of machines that share them come at the first look.
+        let rotate_tickets = if plan.tls.shared.is_some() { now } else { now + TICKETS };
         Ok(Self {
             program: upgrade::program().map_err(ServeError::System)?,
             started: SystemTime::now(),
@@ -211,7 +213,7 @@ impl Keeper {
             refused: None,
             sockets,
             tickets,
-            rotate_tickets: now + TICKETS,
+            rotate_tickets,
             log: None,
             errors: None,
             workers: Vec::new(),
@@ -395,6 +397,7 @@ impl Keeper {
             Deed::Said(Word::Place { upstream, count }) => self.place_given(id, upstream, count),
             Deed::Said(Word::Want { upstream }) => self.place_wanted(id, upstream),
             Deed::Said(Word::Answers { version }) => self.answers(id, version),
+            Deed::Said(Word::Seek) => self.seek_challenges(),
             // Whoever waits for the others has seen them, and nobody else has a use for them.
             Deed::Said(_) => {}
             Deed::Mumbled(mumbled) => {
@@ -569,16 +572,26 @@ impl Keeper {
         }
     }
 
+    /// Seals tickets with the next keys: new ones, or those that machines with one secret have by the clock.
     fn rotate_tickets(&mut self, now: Instant) {
         self.rotate_tickets = now + TICKETS;
-        match self.tickets.rotated() {
+        let next = match self.plan.tls.shared.as_ref().map(storage::secret).transpose() {
+            Ok(None) => self.tickets.rotated().map_err(|error| error.to_string()),
+            Ok(Some(secret)) => {
+                let (keys, seconds) = TicketKeys::shared(&secret, SystemTime::now());
+                self.rotate_tickets = now + Duration::from_secs(seconds);
+                Ok(keys)
+            }
+            Err(Problem { at, problem }) => Err(format!("{at}: {problem}")),
+        };
+        match next {
             Ok(keys) => {
                 self.tickets = keys;
                 for worker in &self.workers {
                     worker.tell(ToWorker::Tickets(self.tickets.clone()));
                 }
             }
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "ticket keys stay as they are"),
+            Err(error) => tracing::error!(error, "ticket keys stay as they are"),
         }
     }
 

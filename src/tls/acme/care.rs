@@ -1,6 +1,11 @@
 //! Looks after one certificate: orders it, renews it in time, and tells how it stands.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use data_encoding::BASE64URL_NOPAD;
 use instant_acme::{Account, AccountCredentials, CertificateIdentifier, Error};
@@ -14,17 +19,21 @@ use tokio::{
 
 use super::{
     account_key, bundle_key,
-    client::{Https, Roots},
+    client::Https,
     flight::{Authority, Dns, Finding, Flight, Handshake, Page, Proof, Severity},
-    id, material,
+    id,
+    lease::Claim,
+    lease_key, material,
     order::{Favour, OrderError, Ordering, pending_key_key, record_key},
-    record::{Advice, Record, due, later},
-    shelf::Shelf,
+    record::{Advice, Failure, Record, due, later},
     turns::Turns,
 };
 use crate::{
     config::{AcmePlan, CertificateHost, ChallengeKind},
-    tls::{Certificate, PendingChallenge, SecretBytes},
+    tls::{
+        Certificate, PendingChallenge, Roots, SecretBytes,
+        storage::{Storage, StorageError},
+    },
 };
 
 /// How a certificate that is ordered stands.
@@ -77,13 +86,17 @@ pub(crate) struct Care {
     id: String,
     plan: AcmePlan,
     roots: Roots,
-    shelf: Shelf,
+    storage: Storage,
+    /// The folder of this machine, for a copy of what is in a storage that is shared: a start needs nobody else then.
+    copies: Option<Storage>,
     favours: mpsc::Sender<Favour>,
     told: mpsc::Sender<Told>,
     /// Orders that may be under way at once.
     turns: Arc<Turns>,
     /// What an operator asks.
     asked: mpsc::Receiver<Asked>,
+    /// When a CA was asked last for advice that it may not give.
+    asked_for_advice: Cell<Option<Instant>>,
 }
 
 /// What an operator asks of one certificate.
@@ -93,6 +106,20 @@ pub(crate) enum Asked {
     Renew { roll: bool },
     /// What is in its way.
     Check(oneshot::Sender<Vec<Finding>>),
+}
+
+/// What was found by looking.
+enum Look {
+    /// Nothing is to be done before then.
+    Rest(Timestamp),
+    /// To be ordered, or, where it has come, to be forgotten that it was.
+    Due(Box<Due>),
+}
+
+struct Due {
+    record: Record,
+    current: Option<Current>,
+    has_come: bool,
 }
 
 /// What there is.
@@ -105,32 +132,48 @@ impl Care {
     pub(crate) fn new(
         plan: AcmePlan,
         roots: Roots,
-        shelf: Shelf,
+        storage: Storage,
+        copies: Option<Storage>,
         favours: mpsc::Sender<Favour>,
         told: mpsc::Sender<Told>,
         turns: Arc<Turns>,
         asked: mpsc::Receiver<Asked>,
     ) -> Self {
-        Self { id: id(&plan.hosts), plan, roots, shelf, favours, told, turns, asked }
+        let asked_for_advice = Cell::new(None);
+        Self { id: id(&plan.hosts), plan, roots, storage, copies, favours, told, turns, asked, asked_for_advice }
     }
 
     /// Never ends by itself.
     pub(crate) async fn go_on(mut self) {
         let mut asked = false;
+        let mut claim = Claim::new(&self.storage, lease_key(&self.id));
+        let mut outage: Option<String> = None;
+        // Another machine may have put something there.
+        let longest = if self.storage.is_shared() { LONGEST_SHARED } else { LONGEST };
         loop {
-            let wake = match self.step(asked).await {
+            let wake = match self.step(&mut claim, asked).await {
                 Ok(next) => {
+                    outage = None;
                     let seconds = next.as_second().saturating_sub(Timestamp::now().as_second());
                     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
                 }
                 Err(OrderError { why, .. }) => {
                     // Nothing can be remembered: neither is anything ordered then, or a CA would be asked without end.
-                    tracing::error!(hosts = %self.hosts(), why, "this certificate is not looked after for the moment");
-                    UNREADABLE
+                    let next = later(Timestamp::now(), UNREADABLE);
+                    let record = Record {
+                        last_failure: Some(Failure { at: Timestamp::now(), why: why.clone() }),
+                        ..Record::default()
+                    };
+                    self.tell(OrderState::Failing, &record, next).await;
+                    if outage.is_none() {
+                        tracing::error!(hosts = %self.hosts(), why, "this certificate is not looked after for the moment; it is served on");
+                    }
+                    outage = Some(why);
+                    Duration::from_secs(UNREADABLE.unsigned_abs())
                 }
             };
             // Not longer: clocks are set, and machines sleep.
-            let rest = sleep(wake.clamp(SHORTEST, LONGEST));
+            let rest = sleep(wake.clamp(SHORTEST, longest));
             let mut rest = std::pin::pin!(rest);
             asked = loop {
                 tokio::select! {
@@ -152,7 +195,38 @@ impl Care {
     }
 
     /// Does what is due, and answers when to look again.
-    async fn step(&self, asked: bool) -> Result<Timestamp, OrderError> {
+    async fn step(&self, claim: &mut Claim, asked: bool) -> Result<Timestamp, OrderError> {
+        if let Look::Rest(next) = self.look(asked).await? {
+            return Ok(next);
+        }
+        let Some(mut lease) = claim.take().await.map_err(|error| storage(&error))? else {
+            let (record, next) = (self.record().await?, later(Timestamp::now(), OTHERS));
+            self.tell(OrderState::Ordering, &record, next).await;
+            return Ok(next);
+        };
+        let ordered = lease.during(async {
+            // Another machine may have done it meanwhile.
+            match self.look(asked).await? {
+                Look::Rest(next) => Ok(next),
+                Look::Due(mut due) if due.has_come => {
+                    due.record.order = None;
+                    self.ordering(None).keep(&mut due.record).await?;
+                    Ok(Timestamp::now())
+                }
+                Look::Due(due) => Box::pin(self.place(asked, due.record, due.current)).await,
+            }
+        });
+        let ordered = ordered.await;
+        lease.give_up().await;
+        ordered.unwrap_or_else(|| {
+            let why =
+                "the storage (`tls.storage`) did not answer for so long that another machine may order; broken off";
+            Err(OrderError { why: why.to_owned(), retry_at: None })
+        })
+    }
+
+    /// Whether anything is to be done; that nothing is has been told.
+    async fn look(&self, asked: bool) -> Result<Look, OrderError> {
         let mut record = self.record().await?;
         let current = self.current().await?;
         let now = Timestamp::now();
@@ -166,18 +240,22 @@ impl Care {
         if asked {
             due = now;
         }
-        if due > now {
-            if record.order.take().is_some() {
-                // It has come, and that was the last we remembered.
-                self.ordering(None).keep(&record).await?;
-            }
+        if due > now && record.order.is_none() {
             self.tell(OrderState::Issued, &record, due).await;
-            return Ok(due);
+            return Ok(Look::Rest(due));
         }
         if let Some(not_before) = record.not_before.filter(|at| *at > now && !asked) {
             self.tell(OrderState::Failing, &record, not_before).await;
-            return Ok(not_before);
+            return Ok(Look::Rest(not_before));
         }
+        // It has come, and that was the last that is remembered.
+        let has_come = due > now;
+        Ok(Look::Due(Box::new(Due { record, current, has_come })))
+    }
+
+    /// Orders, with the lease.
+    async fn place(&self, asked: bool, mut record: Record, current: Option<Current>) -> Result<Timestamp, OrderError> {
+        let now = Timestamp::now();
         if record.order.is_none() && !asked {
             let faults = self.faults().await;
             if !faults.is_empty() {
@@ -204,7 +282,7 @@ impl Care {
                 let (why, failures) = (&error.why, record.failures);
                 let in_force = if current.is_some() { "the certificate there is" } else { "a self-signed one" };
                 tracing::error!(hosts = %self.hosts(), why, failures, %next, "no certificate could be had; {in_force} stays in force");
-                ordering.keep(&record).await?;
+                ordering.keep(&mut record).await?;
                 self.tell(OrderState::Failing, &record, next).await;
                 Ok(next)
             }
@@ -222,7 +300,7 @@ impl Care {
         } else {
             let allowance =
                 account_key(&self.plan, &self.plan.directories[0]).replace("account.json", "allowance.json");
-            match self.turns.order(&self.shelf, &allowance).await? {
+            match self.turns.order(&self.storage, &allowance).await? {
                 Ok(()) => return Ok(None),
                 Err(next) => (next, "the account has ordered as much as we let it"),
             }
@@ -296,26 +374,24 @@ impl Care {
                 token: page.token.clone(),
                 key_authorization: page.body.clone(),
             });
-            self.answer(pending.collect()).await;
+            if let Err(error) = self.ordering(None).answer(pending.collect()).await {
+                tracing::debug!(hosts = %self.hosts(), error, "other machines do not answer for the check");
+            }
         }
         let findings = Flight { names: &names, proof, authority: &authority }.check(&dns).await;
-        self.answer(Vec::new()).await;
+        self.ordering(None).answer(Vec::new()).await.ok();
         findings
-    }
-
-    async fn answer(&self, pending: Vec<PendingChallenge>) {
-        let (done, answered) = oneshot::channel();
-        self.favours.send(Favour::Answer { id: self.id.clone(), pending, done }).await.ok();
-        answered.await.ok();
     }
 
     async fn issued(&self, bundle: SecretBytes, directory: &str, record: &mut Record) -> Result<Timestamp, OrderError> {
         // First of all, so that whatever comes between finds it.
-        self.shelf.write(&bundle_key(&self.id), bundle.clone()).await.map_err(|error| storage(&error))?;
+        self.storage.write(&bundle_key(&self.id), bundle.clone()).await.map_err(|error| storage(&error))?;
         record.succeeded(directory, self.plan.profile.as_deref());
         self.ordering(None).keep(record).await?;
-        self.shelf.remove(&pending_key_key(&self.id)).await.map_err(|error| storage(&error))?;
+        self.storage.remove(&pending_key_key(&self.id)).await.map_err(|error| storage(&error))?;
+        self.copy(&bundle).await;
         self.told.send(Told::Issued { id: self.id.clone(), bundle }).await.ok();
+        self.asked_for_advice.set(None);
         let Some(current) = self.current().await? else {
             return Err(OrderError { why: "what was kept cannot be read".to_owned(), retry_at: None });
         };
@@ -334,12 +410,18 @@ impl Care {
         let Ok(identifier) = CertificateIdentifier::try_from(&current.leaf) else { return Ok(by_age) };
         let name = identifier.to_string();
         let known = record.advice.as_ref().filter(|advice| advice.certificate == name);
-        if known.is_none_or(|advice| advice.ask_again <= now) {
+        let asked = self.asked_for_advice.get();
+        let may_ask = || asked.is_none_or(|asked| asked.elapsed() >= LONGEST);
+        if known.map_or_else(may_ask, |advice| advice.ask_again <= now) {
+            self.asked_for_advice.set(Some(Instant::now()));
             match self.advice(&identifier, record).await {
                 Ok(advice) => {
                     if advice.as_ref() != record.advice.as_ref() {
                         record.advice = advice;
-                        self.ordering(None).keep(record).await?;
+                        if !self.ordering(None).has_kept(record).await? {
+                            // Another machine has something to remember, too, and that may be more than an advice.
+                            *record = self.record().await?;
+                        }
                     }
                 }
                 Err(why) => {
@@ -359,7 +441,7 @@ impl Care {
     async fn advice(&self, certificate: &CertificateIdentifier<'_>, record: &Record) -> Result<Option<Advice>, String> {
         let Some(directory) = &record.issued_by else { return Ok(None) };
         let https = Https::new(&self.roots).map_err(|error| error.to_string())?;
-        let kept = self.shelf.read(&account_key(&self.plan, directory)).await.map_err(|error| error.to_string())?;
+        let kept = self.storage.read(&account_key(&self.plan, directory)).await.map_err(|error| error.to_string())?;
         let Some(kept) = kept else { return Ok(None) };
         let credentials: AccountCredentials =
             serde_json::from_slice(kept.expose()).map_err(|_| "the account cannot be read".to_owned())?;
@@ -397,26 +479,50 @@ impl Care {
     }
 
     async fn record(&self) -> Result<Record, OrderError> {
-        let kept = self.shelf.read(&record_key(&self.id)).await.map_err(|error| storage(&error))?;
+        let Some((kept, version)) = self.storage.look(&record_key(&self.id)).await.map_err(|error| storage(&error))?
+        else {
+            return Ok(Record::default());
+        };
         // One that cannot be read says nothing worth more than a new start.
-        Ok(kept.and_then(|bytes| serde_json::from_slice(bytes.expose()).ok()).unwrap_or_default())
+        let record: Record = serde_json::from_slice(kept.expose()).unwrap_or_default();
+        Ok(Record { version: Some(version), ..record })
     }
 
+    /// The certificate that is kept; where another machine has put it there it is served from now on.
     async fn current(&self) -> Result<Option<Current>, OrderError> {
-        let Some(kept) = self.shelf.read(&bundle_key(&self.id)).await.map_err(|error| storage(&error))? else {
+        let Some(kept) = self.storage.read(&bundle_key(&self.id)).await.map_err(|error| storage(&error))? else {
             return Ok(None);
         };
         let material = material(&self.plan, &kept, Path::new(""));
         let certificate = material.and_then(|material| Certificate::from_material(&material).ok());
+        if certificate.is_some() && self.copy(&kept).await {
+            tracing::info!(hosts = %self.hosts(), "another machine has put a certificate into the storage");
+            self.told.send(Told::Issued { id: self.id.clone(), bundle: kept }).await.ok();
+        }
         Ok(certificate.map(|certificate| {
             let leaf = certificate.key().cert[0].clone().into_owned();
             Current { certificate, leaf }
         }))
     }
 
+    /// Keeps `bundle` on this machine as well; answers whether it is another one than before.
+    async fn copy(&self, bundle: &SecretBytes) -> bool {
+        let (Some(copies), key) = (&self.copies, bundle_key(&self.id)) else { return false };
+        if copies.read(&key).await.is_ok_and(|copy| copy.as_ref() == Some(bundle)) {
+            return false;
+        }
+        if let Err(error) = copies.write(&key, bundle.clone()).await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "a certificate cannot be kept in `tls.storage_options.folder`: after a restart without the storage there is none"
+            );
+        }
+        true
+    }
+
     fn ordering<'a>(&'a self, replaces: Option<&'a [u8]>) -> Ordering<'a> {
-        let Self { id, plan, roots, shelf, favours, .. } = self;
-        Ordering { id, plan, roots, shelf, favours, replaces }
+        let Self { id, plan, roots, storage, favours, turns, .. } = self;
+        Ordering { id, plan, roots, storage, favours, turns, replaces }
     }
 
     async fn tell(&self, state: OrderState, record: &Record, next: Timestamp) {
@@ -444,14 +550,18 @@ impl Care {
     }
 }
 
-fn storage(error: &std::io::Error) -> OrderError {
+fn storage(error: &StorageError) -> OrderError {
     OrderError { why: format!("the storage (`tls.storage`): {error}"), retry_at: None }
 }
 
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(10 * 60);
-/// After a storage that could not be read or written.
-const UNREADABLE: Duration = Duration::from_secs(60);
+/// Where other machines order as well: so long one serves an older certificate than another at most.
+const LONGEST_SHARED: Duration = Duration::from_secs(30);
+/// Seconds until it is looked again whether a machine that orders has come to an end.
+const OTHERS: i64 = 5;
+/// Seconds after a storage could not be read or written.
+const UNREADABLE: i64 = 60;
 /// Seconds until it is looked again whether a CA would refuse: those who mend a record want to see it, and nobody counts.
 const LOOK_AGAIN: i64 = 3 * 60;
 /// Seconds until an advice that could not be had is asked for again: a quarter of a day.

@@ -16,55 +16,10 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, pem::PemObject},
-};
 use tokio::time::timeout;
 
 use super::flight::Authority;
-
-/// Whom a directory is trusted by.
-#[derive(Clone)]
-pub(crate) struct Roots(Arc<RootCertStore>);
-
-impl Roots {
-    /// The certificates in `pem`.
-    ///
-    /// # Errors
-    ///
-    /// There is none, or one cannot be read; in words.
-    pub(crate) fn from_pem(pem: &[u8]) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|error| error.to_string())?;
-            roots.add(certificate).map_err(|error| error.to_string())?;
-        }
-        if roots.is_empty() { Err("there is no certificate in it".to_owned()) } else { Ok(Self(Arc::new(roots))) }
-    }
-
-    /// Those of the system; to be asked for before the process is shut in. None where there are none: then no CA is
-    /// trusted, and orders say so.
-    pub(crate) fn of_the_system() -> Self {
-        let mut roots = RootCertStore::empty();
-        let found = rustls_native_certs::load_native_certs();
-        for error in &found.errors {
-            tracing::warn!(
-                error = error as &dyn std::error::Error,
-                "root certificates of the system cannot all be read"
-            );
-        }
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            tracing::error!(
-                "the system has no root certificates, so that no certificate authority is trusted; install the package \
-                 ca-certificates, or name a `ca_file`"
-            );
-        }
-        Self(Arc::new(roots))
-    }
-}
+use crate::tls::Roots;
 
 /// Speaks https, and notes what a CA says about when to come again.
 #[derive(Clone)]
@@ -75,11 +30,8 @@ pub(super) struct Https {
 
 impl Https {
     pub(super) fn new(roots: &Roots) -> Result<Self, rustls::Error> {
-        let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(Arc::clone(&roots.0))
-            .with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().build();
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(roots.client_config()?).https_only().enable_http1().build();
         let client = Client::builder(TokioExecutor::new()).pool_idle_timeout(IDLE).build(connector);
         Ok(Self { client, retry_after: Arc::default() })
     }

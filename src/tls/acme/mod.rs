@@ -7,9 +7,9 @@
 mod care;
 mod client;
 pub mod flight;
+mod lease;
 mod order;
 mod record;
-mod shelf;
 mod turns;
 
 use std::path::{Path, PathBuf};
@@ -17,16 +17,17 @@ use std::path::{Path, PathBuf};
 pub use self::care::{OrderReport, OrderState};
 pub(crate) use self::{
     care::{Asked, Care, Told},
-    client::Roots,
     flight::Finding,
     order::{Favour, TxtRecord},
-    shelf::Shelf,
     turns::Turns,
 };
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 
-use super::{Certificate, CertificateMaterial, SecretBytes};
+use super::{
+    Certificate, CertificateMaterial, PendingChallenge, SecretBytes,
+    storage::{Storage, StorageError},
+};
 use crate::config::{AcmePlan, CertificateHost};
 
 /// What a certificate for `hosts` is known by in the storage: the first name, for the eye, and a digest of all.
@@ -49,6 +50,15 @@ pub(crate) fn account_key(plan: &AcmePlan, directory: &str) -> String {
     let customer = plan.eab.as_ref().map_or("", |eab| &eab.key_id);
     let digest = digest(&SHA256, format!("{directory}\n{customer}").as_bytes());
     format!("acme/accounts/{}/account.json", HEXLOWER.encode(&digest.as_ref()[..16]))
+}
+
+fn lease_key(id: &str) -> String {
+    format!("acme/certificates/{id}/lease.json")
+}
+
+/// What all machines answer while one of them orders the certificate `id`.
+fn challenges_key(id: &str) -> String {
+    format!("{CHALLENGES}/{id}.json")
 }
 
 /// The file of a bundle, where the storage is a folder.
@@ -88,6 +98,23 @@ pub(crate) fn covers(certificate: &Certificate, host: &CertificateHost) -> bool 
     }
 }
 
+/// What orders of other machines have to be answered, found in `storage`.
+pub(crate) async fn shown(storage: &Storage) -> Result<Vec<(String, Vec<PendingChallenge>)>, StorageError> {
+    let mut shown = Vec::new();
+    for key in storage.list(CHALLENGES).await?.into_iter().take(ANSWERED) {
+        let id = key.strip_prefix(CHALLENGES).and_then(|key| key.strip_prefix('/')?.strip_suffix(".json"));
+        let (Some(id), Some(content)) = (id, storage.read(&key).await?) else { continue };
+        match serde_json::from_slice(content.expose()) {
+            Ok(pending) => shown.push((id.to_owned(), pending)),
+            Err(error) => tracing::warn!(key, %error, "challenges that cannot be read are not answered"),
+        }
+    }
+    Ok(shown)
+}
+
+const CHALLENGES: &str = "acme/challenges";
+/// Orders of other machines that are answered at once: more than may be under way on sixteen of them.
+const ANSWERED: usize = 64;
 const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 /// Characters of the first name in an id: with the digest it is no longer than a file name may be.

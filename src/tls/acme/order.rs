@@ -4,7 +4,7 @@
 //! address before its challenges. An attempt that is cut off anywhere, by a crash or a power cut, is taken up by the next
 //! one where it was.
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, time::Duration};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::BASE64URL_NOPAD;
@@ -14,18 +14,25 @@ use instant_acme::{
 };
 use jiff::Timestamp;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 
 use super::{
-    account_key, bundle,
-    client::{Https, Roots},
+    account_key, bundle, challenges_key,
+    client::Https,
+    lease::Claim,
     material,
     record::{Placed, Record},
-    shelf::Shelf,
+    turns::Turns,
 };
 use crate::{
     config::{AcmePlan, CertificateHost, ChallengeKind},
-    tls::{PendingChallenge, SecretBytes},
+    tls::{
+        PendingChallenge, Roots, SecretBytes,
+        storage::{Storage, StorageError},
+    },
 };
 
 /// What an order has done for it by others.
@@ -61,8 +68,9 @@ pub(crate) struct Ordering<'a> {
     pub(crate) id: &'a str,
     pub(crate) plan: &'a AcmePlan,
     pub(crate) roots: &'a Roots,
-    pub(crate) shelf: &'a Shelf,
+    pub(crate) storage: &'a Storage,
     pub(crate) favours: &'a mpsc::Sender<Favour>,
+    pub(crate) turns: &'a Turns,
     /// The certificate that is to be replaced, in DER.
     pub(crate) replaces: Option<&'a [u8]>,
 }
@@ -192,11 +200,7 @@ impl Ordering<'_> {
         for challenge in pending.iter().filter(|challenge| challenge.kind == ChallengeKind::Dns01) {
             self.txt(true, challenge).await.map_err(|why| Error::Other(why.into()))?;
         }
-        let (done, answered) = oneshot::channel();
-        let favour = Favour::Answer { id: self.id.to_owned(), pending, done };
-        let gone = || Error::Str("the process is about to end");
-        self.favours.send(favour).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?;
+        self.answer(pending).await.map_err(|why| Error::Other(why.into()))?;
 
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
@@ -261,8 +265,26 @@ impl Ordering<'_> {
                 }
             }
         }
-        let (done, _) = oneshot::channel();
-        self.favours.send(Favour::Answer { id: self.id.to_owned(), pending: Vec::new(), done }).await.ok();
+        if let Err(why) = self.answer(Vec::new()).await {
+            tracing::debug!(id = self.id, why, "a challenge is answered for longer than it is asked for");
+        }
+    }
+
+    /// Has exactly `pending` answered by this machine, and by those that share the storage.
+    pub(super) async fn answer(&self, pending: Vec<PendingChallenge>) -> Result<(), String> {
+        let shown = match pending.is_empty() || pending.iter().all(|one| one.kind == ChallengeKind::Dns01) {
+            _ if !self.storage.is_shared() => Ok(()),
+            true => self.storage.remove(&challenges_key(self.id)).await,
+            false => {
+                let content = serde_json::to_vec(&pending).map_err(|error| error.to_string())?;
+                self.storage.write(&challenges_key(self.id), SecretBytes::new(content)).await
+            }
+        };
+        let (done, answered) = oneshot::channel();
+        let gone = |()| "the process is about to end".to_owned();
+        self.favours.send(Favour::Answer { id: self.id.to_owned(), pending, done }).await.map_err(|_| gone(()))?;
+        answered.await.map_err(|_| gone(()))?;
+        shown.map_err(|error| kept(&error).why)
     }
 
     async fn txt(&self, present: bool, challenge: &PendingChallenge) -> Result<(), String> {
@@ -293,24 +315,60 @@ impl Ordering<'_> {
 
     /// The account with `directory`, made where there is none.
     async fn account(&self, directory: &str, https: &Https) -> Result<Account, OrderError> {
-        let fault = |error| OrderError::of(&error, https);
-        let builder = || Account::builder_with_http(Box::new(https.clone()));
         let at = account_key(self.plan, directory);
-        if self.shelf.read(&rolling_key(&at)).await.map_err(|error| kept(&error))?.is_some() {
-            // Its key may be another one by now: the CA would take us for a stranger, without end.
-            tracing::warn!(
-                directory,
-                "the key of the account was being changed when we ended; another account is made"
-            );
-            self.forget_account(directory).await?;
-            self.shelf.remove(&rolling_key(&at)).await.map_err(|error| kept(&error))?;
-        }
-        let known = self.shelf.read(&at).await.map_err(|error| kept(&error))?;
-        if let Some(known) = known
-            && let Ok(credentials) = serde_json::from_slice::<AccountCredentials>(known.expose())
+        if !self.is_rolling(&at).await?
+            && let Some(known) = self.known_account(&at, https).await?
         {
-            return builder().from_credentials(credentials).await.map_err(fault);
+            return Ok(known);
         }
+        let made = async {
+            if self.is_rolling(&at).await? {
+                // Its key may be another one by now: the CA would take us for a stranger, without end.
+                let why = "the key of the account was being changed when we ended; another account is made";
+                tracing::warn!(directory, why);
+                self.forget_account(directory).await?;
+                self.storage.remove(&rolling_key(&at)).await.map_err(|error| kept(&error))?;
+            }
+            match self.known_account(&at, https).await? {
+                Some(known) => Ok(known),
+                None => self.new_account(directory, &at, https).await,
+            }
+        };
+        self.alone(&at, made).await
+    }
+
+    /// Does `work` on the account kept under `at` while nobody else does, on this machine or another.
+    async fn alone<T>(&self, at: &str, work: impl Future<Output = Result<T, OrderError>>) -> Result<T, OrderError> {
+        let _held = self.turns.account().await;
+        let mut claim = Claim::new(self.storage, format!("{at}.lease"));
+        let mut lease = loop {
+            match claim.take().await.map_err(|error| kept(&error))? {
+                Some(lease) => break lease,
+                None => sleep(ANOTHERS_ACCOUNT).await,
+            }
+        };
+        let done = lease.during(work).await;
+        lease.give_up().await;
+        done.unwrap_or_else(|| Err(said(&"another machine has taken the account over")))
+    }
+
+    async fn is_rolling(&self, at: &str) -> Result<bool, OrderError> {
+        Ok(self.storage.read(&rolling_key(at)).await.map_err(|error| kept(&error))?.is_some())
+    }
+
+    async fn known_account(&self, at: &str, https: &Https) -> Result<Option<Account>, OrderError> {
+        let Some(known) = self.storage.read(at).await.map_err(|error| kept(&error))? else { return Ok(None) };
+        let Ok(credentials) = serde_json::from_slice::<AccountCredentials>(known.expose()) else {
+            self.storage.remove(at).await.map_err(|error| kept(&error))?;
+            return Ok(None);
+        };
+        let builder = Account::builder_with_http(Box::new(https.clone()));
+        let account = builder.from_credentials(credentials).await;
+        account.map(Some).map_err(|error| OrderError::of(&error, https))
+    }
+
+    async fn new_account(&self, directory: &str, at: &str, https: &Https) -> Result<Account, OrderError> {
+        let builder = Account::builder_with_http(Box::new(https.clone()));
         let contact: Vec<String> = self.plan.email.iter().map(|email| format!("mailto:{email}")).collect();
         let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
         let account = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
@@ -323,10 +381,12 @@ impl Ordering<'_> {
             }
             _ => None,
         };
-        let made = builder().create(&account, directory.to_owned(), bound.as_ref()).await;
-        let (account, credentials) = made.map_err(fault)?;
+        let made = builder.create(&account, directory.to_owned(), bound.as_ref()).await;
+        let (account, credentials) = made.map_err(|error| OrderError::of(&error, https))?;
         let content = serde_json::to_vec(&credentials).map_err(|error| said(&error))?;
-        self.shelf.write(&at, SecretBytes::new(content)).await.map_err(|error| kept(&error))?;
+        if self.storage.create(at, SecretBytes::new(content)).await.map_err(|error| kept(&error))?.is_none() {
+            return Err(said(&"another machine has made an account meanwhile, which is used from now on"));
+        }
         tracing::info!(directory, account = account.id(), "account made with a certificate authority");
         Ok(account)
     }
@@ -334,46 +394,46 @@ impl Ordering<'_> {
     /// Gives the account with `directory`, if there is one, another key (RFC 8555, 7.3.5).
     pub(super) async fn roll(&self, directory: &str) -> Result<(), OrderError> {
         let at = account_key(self.plan, directory);
-        if self.shelf.read(&at).await.map_err(|error| kept(&error))?.is_none() {
-            return Ok(());
-        }
         let https = Https::new(self.roots).map_err(|error| said(&error))?;
-        let mut account = self.account(directory, &https).await?;
-        self.shelf.write(&rolling_key(&at), SecretBytes::new(Vec::new())).await.map_err(|error| kept(&error))?;
-        match account.update_key().await {
-            Ok(credentials) => {
-                let content = serde_json::to_vec(&credentials).map_err(|error| said(&error))?;
-                self.shelf.write(&at, SecretBytes::new(content)).await.map_err(|error| kept(&error))?;
-                tracing::info!(directory, account = account.id(), "the key of the account was changed");
+        let rolled = async {
+            if self.is_rolling(&at).await? {
+                return Ok(());
             }
-            // It has refused: the old one goes on.
-            Err(error @ (Error::Api(_) | Error::Unsupported(_) | Error::Str(_))) => {
-                tracing::warn!(
-                    directory,
-                    why = OrderError::of(&error, &https).why,
-                    "the key of the account was not changed"
-                );
+            let Some(mut account) = self.known_account(&at, &https).await? else { return Ok(()) };
+            self.storage.write(&rolling_key(&at), SecretBytes::new(Vec::new())).await.map_err(|error| kept(&error))?;
+            match account.update_key().await {
+                Ok(credentials) => {
+                    let content = serde_json::to_vec(&credentials).map_err(|error| said(&error))?;
+                    self.storage.write(&at, SecretBytes::new(content)).await.map_err(|error| kept(&error))?;
+                    tracing::info!(directory, account = account.id(), "the key of the account was changed");
+                }
+                // It has refused: the old one goes on.
+                Err(error @ (Error::Api(_) | Error::Unsupported(_) | Error::Str(_))) => {
+                    let why = OrderError::of(&error, &https).why;
+                    tracing::warn!(directory, why, "the key of the account was not changed");
+                }
+                Err(error) => return Err(OrderError::of(&error, &https)),
             }
-            Err(error) => return Err(OrderError::of(&error, &https)),
-        }
-        self.shelf.remove(&rolling_key(&at)).await.map_err(|error| kept(&error))
+            self.storage.remove(&rolling_key(&at)).await.map_err(|error| kept(&error))
+        };
+        self.alone(&at, rolled).await
     }
 
     async fn forget_account(&self, directory: &str) -> Result<(), OrderError> {
-        self.shelf.remove(&account_key(self.plan, directory)).await.map_err(|error| kept(&error))
+        self.storage.remove(&account_key(self.plan, directory)).await.map_err(|error| kept(&error))
     }
 
     /// The key of the certificate to come; it is another one for each certificate.
     async fn pending_key(&self) -> Result<KeyPair, OrderError> {
         let at = pending_key_key(self.id);
-        let known = self.shelf.read(&at).await.map_err(|error| kept(&error))?;
+        let known = self.storage.read(&at).await.map_err(|error| kept(&error))?;
         let known = known.and_then(|pem| KeyPair::from_pem(std::str::from_utf8(pem.expose()).ok()?).ok());
         if let Some(known) = known {
             return Ok(known);
         }
         let key = KeyPair::generate().map_err(|error| said(&error))?;
         let pem = SecretBytes::new(key.serialize_pem().into_bytes());
-        self.shelf.write(&at, pem).await.map_err(|error| kept(&error))?;
+        self.storage.write(&at, pem).await.map_err(|error| kept(&error))?;
         Ok(key)
     }
 
@@ -382,9 +442,26 @@ impl Ordering<'_> {
         self.keep(record).await
     }
 
-    pub(crate) async fn keep(&self, record: &Record) -> Result<(), OrderError> {
-        let content = serde_json::to_vec(record).map_err(|error| said(&error))?;
-        self.shelf.write(&record_key(self.id), SecretBytes::new(content)).await.map_err(|error| kept(&error))
+    /// Keeps `record` in the place of what it was read from.
+    pub(crate) async fn keep(&self, record: &mut Record) -> Result<(), OrderError> {
+        if self.has_kept(record).await? {
+            return Ok(());
+        }
+        Err(said(&"another machine has ordered this certificate meanwhile; it is looked at anew"))
+    }
+
+    /// The same; answers whether that was there still.
+    pub(crate) async fn has_kept(&self, record: &mut Record) -> Result<bool, OrderError> {
+        let content = SecretBytes::new(serde_json::to_vec(record).map_err(|error| said(&error))?);
+        let key = record_key(self.id);
+        let version = match &record.version {
+            Some(version) => self.storage.replace(&key, content, version).await,
+            None => self.storage.create(&key, content).await,
+        };
+        let version = version.map_err(|error| kept(&error))?;
+        let is_kept = version.is_some();
+        record.version = version.or_else(|| record.version.take());
+        Ok(is_kept)
     }
 
     fn kind(&self) -> ChallengeType {
@@ -478,10 +555,12 @@ fn said(why: &dyn fmt::Display) -> OrderError {
     OrderError { why: why.to_string(), retry_at: None }
 }
 
-fn kept(error: &io::Error) -> OrderError {
+fn kept(error: &StorageError) -> OrderError {
     said(&format!("the storage (`tls.storage`): {error}"))
 }
 
+/// Until it is looked again whether another machine has an account.
+const ANOTHERS_ACCOUNT: Duration = Duration::from_secs(1);
 /// Until a CA has looked at all names; it looks from several places.
 const VALIDATION: RetryPolicy =
     RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(Duration::from_secs(120));

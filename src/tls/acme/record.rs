@@ -5,6 +5,8 @@ use std::{collections::VecDeque, mem};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::tls::storage::Version;
+
 /// The state of one certificate's orders; no secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
@@ -25,6 +27,9 @@ pub(crate) struct Record {
     pub(crate) refused: VecDeque<Timestamp>,
     /// What the CA advises (RFC 9773).
     pub(crate) advice: Option<Advice>,
+    /// Which version of what is kept this was read from; `None`: there was nothing.
+    #[serde(skip)]
+    pub(crate) version: Option<Version>,
 }
 
 /// An order that a CA has taken.
@@ -78,7 +83,8 @@ impl Record {
         let (mut issued, refused) = (mem::take(&mut self.issued), mem::take(&mut self.refused));
         remember(&mut issued, Timestamp::now());
         let (issued_by, profile) = (Some(directory.to_owned()), profile.map(str::to_owned));
-        *self = Self { issued_by, profile, issued, refused, ..Self::default() };
+        let version = self.version.take();
+        *self = Self { issued_by, profile, issued, refused, version, ..Self::default() };
     }
 
     /// Until when there is to be no attempt at `now`, whoever asks for it, and why: Let's Encrypt issues five certificates

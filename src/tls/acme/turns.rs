@@ -2,21 +2,26 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
 
-use super::{order::OrderError, record::later, shelf::Shelf};
-use crate::tls::SecretBytes;
+use super::{order::OrderError, record::later};
+use crate::tls::{
+    SecretBytes,
+    storage::{Storage, StorageError},
+};
 
 /// The turns of all certificates.
 pub(crate) struct Turns {
     at_once: Semaphore,
+    /// Held while an account is made, or its key is changed.
+    accounts: Mutex<()>,
     /// Held while an allowance is read and written.
     allowances: Mutex<()>,
 }
 
 impl Default for Turns {
     fn default() -> Self {
-        Self { at_once: Semaphore::new(AT_ONCE), allowances: Mutex::new(()) }
+        Self { at_once: Semaphore::new(AT_ONCE), accounts: Mutex::new(()), allowances: Mutex::new(()) }
     }
 }
 
@@ -32,14 +37,20 @@ impl Turns {
         self.at_once.acquire_many(all).await.expect("the semaphore is never closed")
     }
 
+    /// Waits until nobody makes an account or changes its key.
+    pub(super) async fn account(&self) -> MutexGuard<'_, ()> {
+        self.accounts.lock().await
+    }
+
     /// Takes one order from the allowance kept under `at`; when there will be one, if there is none left.
     ///
     /// # Errors
     ///
     /// The storage cannot be read or written: then nothing is ordered, or a crash would be worth an order each.
-    pub(super) async fn order(&self, storage: &Shelf, at: &str) -> Result<Result<(), Timestamp>, OrderError> {
+    pub(super) async fn order(&self, storage: &Storage, at: &str) -> Result<Result<(), Timestamp>, OrderError> {
         let _held = self.allowances.lock().await;
-        let fault = |error: std::io::Error| OrderError { why: format!("the storage: {error}"), retry_at: None };
+        let fault =
+            |error: StorageError| OrderError { why: format!("the storage (`tls.storage`): {error}"), retry_at: None };
         let now = Timestamp::now();
         let kept = storage.read(at).await.map_err(fault)?;
         let kept = kept.and_then(|bytes| serde_json::from_slice(bytes.expose()).ok());

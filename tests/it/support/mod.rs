@@ -4,8 +4,10 @@
 #![allow(dead_code, reason = "each helper has its users in some of the modules")]
 
 pub(crate) mod applications;
+pub(crate) mod azurite;
 pub(crate) mod clients;
 pub(crate) mod directory;
+pub(crate) mod moto;
 pub(crate) mod network;
 pub(crate) mod pebble;
 pub(crate) mod served;
@@ -301,6 +303,15 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// The same for what takes others their time: the start of a program in Python or for Node, a lease that runs out.
+pub(crate) fn patiently(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + LONG;
+    while !condition() {
+        assert!(Instant::now() < end, "not within {LONG:?}: {what}");
+        thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
 /// A process of another program, ended when dropped.
 pub(crate) struct Peer {
     child: Child,
@@ -359,8 +370,29 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
     found
 }
 
+/// What is installed in `target/peers/NAME`, by `steps` in that folder where its `program` is missing. `None` where that fails,
+/// most often for want of a network: the test is skipped then, which CI does not accept.
+pub(crate) fn fetched(name: &str, program: &str, steps: &[&[&str]]) -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("peers").join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    // One installs, the others wait for it, threads and processes alike.
+    let lock = std::fs::File::create(folder.with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    let program = folder.join(program);
+    for step in steps.iter().filter(|_| !program.is_file()) {
+        let output = Command::new(step[0]).args(&step[1..]).current_dir(&folder).stdin(Stdio::null()).output();
+        if !output.as_ref().is_ok_and(|output| output.status.success()) {
+            assert!(std::env::var_os("CI").is_none(), "{name} cannot be installed: {step:?}: {output:?}");
+            eprintln!("skipped: {name} cannot be installed: {step:?}: {output:?}");
+            return None;
+        }
+    }
+    Some(program)
+}
+
 /// The longest a test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(90);
 
 /// Reads to the empty line after a head.
 pub(crate) fn read_head(stream: &mut impl Read) -> String {

@@ -361,7 +361,7 @@ impl Authority {
 }
 
 /// Ports that nobody takes while nobody listens: below those that the kernel gives to connections.
-fn free_ports<const N: usize>() -> [u16; N] {
+pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
     let mut ports = [0; N];
     for number in 0..N {
         ports[number] = loop {

@@ -1,0 +1,185 @@
+//! What it takes to reach a storage that is shared: read by the keeper, for the agent, which reads no files of others and
+//! has no environment.
+
+use std::{env, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Storage, derived};
+use crate::{
+    config::{Environment, Plan, Problem, Secret, SharedService, SharedStoragePlan},
+    tls::{Roots, SecretBytes, read_bounded},
+};
+
+/// A shared storage, with all that is needed to use it.
+#[derive(Clone, PartialEq, Deserialize, Serialize)]
+pub struct Access {
+    plan: SharedStoragePlan,
+    /// What objects are sealed with; not the secret itself.
+    sealing_key: SecretBytes,
+    /// By the names that the variables of the environment have, in lower case.
+    settings: Vec<(String, Secret)>,
+    /// What is in `ca_file`.
+    roots: Option<Vec<u8>>,
+}
+
+impl Access {
+    /// Reads the files that `plan` names, and from the environment what it does not say.
+    ///
+    /// # Errors
+    ///
+    /// All that cannot be had.
+    pub fn read(plan: &SharedStoragePlan, environment: Environment<'_>) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let secret = noted(secret(plan), &mut problems);
+        let key = plan.key_file.as_ref().map(|file| {
+            let name = match plan.service {
+                SharedService::S3 => "secret_access_key_file",
+                SharedService::Azure => "account_key_file",
+            };
+            let text = read(file, name).and_then(|key| {
+                let text = std::str::from_utf8(key.expose()).ok().map(str::trim).filter(|text| !text.is_empty());
+                text.map(|text| Secret::new(text.to_owned()))
+                    .ok_or_else(|| problem(name, format!("{}: there is no key in it", file.display())))
+            });
+            noted(text, &mut problems)
+        });
+        let roots = plan.ca_file.as_ref().map(|file| noted(read(file, "ca_file"), &mut problems));
+
+        let (names, identity, secret_name) = match plan.service {
+            SharedService::S3 => (&S3[..], "aws_access_key_id", "aws_secret_access_key"),
+            SharedService::Azure => (&AZURE[..], "azure_storage_account_name", "azure_storage_account_key"),
+        };
+        // Half of a pair from here and half from there would be no pair.
+        let names = names.iter().filter(|name| plan.identity.is_none() || !PAIRS.contains(name));
+        let found = names.filter_map(|name| {
+            let value = environment(name).filter(|value| !value.is_empty())?;
+            Some((name.to_ascii_lowercase(), Secret::new(value)))
+        });
+        let mut settings: Vec<_> = found.collect();
+        let mut set = |name: &str, value: Option<Secret>| {
+            settings.extend(value.map(|value| (name.to_owned(), value)));
+        };
+        let text = |text: &Option<String>| text.clone().map(Secret::new);
+        set(identity, text(&plan.identity));
+        set(secret_name, key.flatten());
+        match plan.service {
+            SharedService::S3 => {
+                set("aws_region", text(&plan.region));
+                // It wins over the other one.
+                set("aws_endpoint_url_s3", text(&plan.endpoint));
+            }
+            SharedService::Azure => set("azure_storage_endpoint", text(&plan.endpoint)),
+        }
+        if plan.service == SharedService::Azure && !settings.iter().any(|(name, _)| name == identity) {
+            let say = "the name of the storage account is missing; write it here, or set AZURE_STORAGE_ACCOUNT_NAME";
+            problems.push(problem("account", say));
+        }
+        match secret {
+            Some(secret) if problems.is_empty() => Ok(Self {
+                plan: plan.clone(),
+                sealing_key: derived(&secret, "objects"),
+                settings,
+                roots: roots.flatten().map(|roots| roots.expose().to_vec()),
+            }),
+            _ => Err(problems),
+        }
+    }
+
+    /// The same with the variables of this process.
+    pub(crate) fn of_this_process(plan: &SharedStoragePlan) -> Result<Self, Vec<Problem>> {
+        Self::read(plan, &|name| env::var(name).ok())
+    }
+
+    /// The root certificates that its server is believed by; `None`: those of the system.
+    pub(crate) fn roots(&self) -> Option<&[u8]> {
+        self.roots.as_deref()
+    }
+
+    pub(super) fn plan(&self) -> &SharedStoragePlan {
+        &self.plan
+    }
+
+    pub(super) fn sealing_key(&self) -> &SecretBytes {
+        &self.sealing_key
+    }
+
+    pub(super) fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings.iter().map(|(name, value)| (name.as_str(), value.expose()))
+    }
+}
+
+/// What is in `secret_file`, without the end of its last line, which one editor writes and another does not.
+pub(crate) fn secret(plan: &SharedStoragePlan) -> Result<SecretBytes, Problem> {
+    let secret = read(&plan.secret_file, "secret_file")?;
+    let secret = secret.expose().trim_ascii_end();
+    if secret.len() < SHORTEST_SECRET {
+        let (file, length) = (plan.secret_file.display(), secret.len());
+        let say = format!(
+            "{file} has {length} bytes, and a secret at least {SHORTEST_SECRET}; make one by `openssl rand -base64 -out {file} 48`, and \
+             put the same file on each machine"
+        );
+        return Err(problem("secret_file", say));
+    }
+    Ok(SecretBytes::new(secret.to_vec()))
+}
+
+/// What keeps the storage that `plan` names from being used, as far as that can be told without asking anybody.
+pub(crate) fn faults(plan: &Plan) -> Vec<Problem> {
+    let Some(shared) = &plan.tls.shared else { return Vec::new() };
+    let access = match Access::of_this_process(shared) {
+        Ok(access) => access,
+        Err(problems) => return problems,
+    };
+    let roots = match access.roots().map(Roots::from_pem).transpose() {
+        Ok(roots) => roots.unwrap_or_else(Roots::none),
+        Err(fault) => return vec![problem("ca_file", fault)],
+    };
+    let unusable = Storage::shared(&access, &roots).err();
+    unusable
+        .map(|fault| Problem { at: "tls.storage_options".to_owned(), problem: fault.to_string() })
+        .into_iter()
+        .collect()
+}
+
+fn read(file: &Path, name: &str) -> Result<SecretBytes, Problem> {
+    let read = read_bounded(file).map(SecretBytes::new);
+    read.map_err(|fault| problem(name, format!("cannot read {}: {fault}", file.display())))
+}
+
+fn problem(name: &str, problem: impl Into<String>) -> Problem {
+    Problem { at: format!("tls.storage_options.{name}"), problem: problem.into() }
+}
+
+fn noted<T>(outcome: Result<T, Problem>, problems: &mut Vec<Problem>) -> Option<T> {
+    outcome.map_err(|problem| problems.push(problem)).ok()
+}
+
+const SHORTEST_SECRET: usize = 32;
+
+/// What is taken from the environment.
+const S3: [&str; 8] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+    "AWS_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+];
+const AZURE: [&str; 5] = [
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_CLIENT_ID",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_TENANT_ID",
+];
+/// Those that belong to a key of one's own.
+const PAIRS: [&str; 5] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+];

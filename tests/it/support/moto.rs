@@ -1,0 +1,98 @@
+//! A server that speaks as S3 does: moto, from PyPI.
+
+use std::{fs, net::SocketAddr, path::Path, process::Command};
+
+use vestibule::config::{SharedService, SharedStoragePlan};
+
+use super::{Peer, fetched, patiently, raw, status};
+
+/// moto with one empty bucket, `site`, in its memory; ended when dropped.
+pub(crate) struct Moto {
+    _peer: Peer,
+    address: SocketAddr,
+}
+
+impl Moto {
+    /// Starts it with its log in `folder`. `None` where it cannot be had.
+    pub(crate) fn start(folder: &Path) -> Option<Self> {
+        let install = ["bin/pip", "install", "--quiet", "--disable-pip-version-check", "moto[server]==5.2.5"];
+        let done = "bin/moto_server";
+        let installed = fetched("moto", done, &[&["python3", "-m", "venv", "."], &install])?;
+        let log = folder.join("moto.log");
+        let mut command = Command::new(installed.with_file_name("python3"));
+        let mut peer = Peer::start(command.args(["-c", PROGRAM]).env_remove("PYTHONHOME"), &log);
+        let said = || fs::read_to_string(&log).unwrap_or_default();
+        let mut address = None;
+        patiently("moto to start", || {
+            assert!(!peer.has_ended(), "moto has ended: {}", said());
+            address = said().lines().find_map(|line| line.strip_prefix("listening at ")?.parse().ok());
+            address.is_some()
+        });
+        let moto = Self { _peer: peer, address: address.unwrap() };
+        let made = moto.ask("PUT", "");
+        assert_eq!(status(&made), 200, "{made}");
+        Some(moto)
+    }
+
+    /// How it is reached, with the prefix `vestibule`; what else is needed is put into `folder`.
+    pub(crate) fn plan(&self, folder: &Path, secret: &str) -> SharedStoragePlan {
+        fs::write(folder.join("s3.key"), "secret").unwrap();
+        fs::write(folder.join("secret"), secret).unwrap();
+        SharedStoragePlan {
+            service: SharedService::S3,
+            bucket: "site".to_owned(),
+            prefix: "vestibule".to_owned(),
+            secret_file: folder.join("secret"),
+            endpoint: Some(format!("http://{}", self.address)),
+            region: Some("us-east-1".to_owned()),
+            identity: Some("id".to_owned()),
+            key_file: Some(folder.join("s3.key")),
+            ca_file: None,
+        }
+    }
+
+    /// The same as keys of `tls`; `{dir}` is where a front door has its own.
+    pub(crate) fn keys(&self, folder: &Path, secret: &str) -> String {
+        let plan = self.plan(folder, secret);
+        format!(
+            "storage: s3://site/vestibule, storage_options: {{ secret_file: '{}', endpoint: 'http://{}', region: us-east-1, \
+             access_key_id: id, secret_access_key_file: '{}', folder: '{{dir}}/storage' }}",
+            plan.secret_file.display(),
+            self.address,
+            plan.key_file.unwrap().display()
+        )
+    }
+
+    /// What is stored under `key`, as it is.
+    pub(crate) fn object(&self, key: &str) -> String {
+        self.ask("GET", &format!("/vestibule/{key}"))
+    }
+
+    /// moto looks whether there is a signature, not at it.
+    fn ask(&self, method: &str, path: &str) -> String {
+        let host = self.address;
+        let signature =
+            "AWS4-HMAC-SHA256 Credential=id/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
+        raw(
+            host,
+            format!(
+                "{method} /site{path} HTTP/1.0\r\nHost: {host}\r\nAuthorization: {signature}\r\nContent-Length: 0\r\n\r\n"
+            ),
+        )
+    }
+}
+
+/// One request at a time: moto looks at a condition and acts on it in two steps, which are one at S3.
+const PROGRAM: &str = "
+import threading
+from werkzeug.serving import make_server
+from moto.server import DomainDispatcherApplication, create_backend_app
+application = DomainDispatcherApplication(create_backend_app)
+one_at_a_time = threading.Lock()
+def serialized(environ, start_response):
+    with one_at_a_time:
+        return application(environ, start_response)
+server = make_server('127.0.0.1', 0, serialized, threaded=True)
+print('listening at 127.0.0.1:%d' % server.server_port, flush=True)
+server.serve_forever()
+";
