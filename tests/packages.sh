@@ -6,10 +6,11 @@ set -euo pipefail
 
 case "${1:-}" in
     # the peers of `cargo test`: application servers, other front ends, service managers, clients, a browser, a
-    # certificate authority (pebble, with its pebble-challtestsrv).
+    # certificate authority (pebble, with its pebble-challtestsrv), a mail server that takes its certificates from us.
     # systemd is there for its tools; nothing boots it.
     test) packages="python3 uwsgi-core uwsgi-plugin-python3 gunicorn nginx-light apache2 haproxy
-                    supervisor systemd logrotate caddy iproute2 curl openssl nghttp2-client chromium chromium-driver pebble" ;;
+                    supervisor systemd logrotate caddy iproute2 curl openssl nghttp2-client chromium chromium-driver pebble
+                    exim4-daemon-light" ;;
     lint) packages="shellcheck python3" ;;
     # the gateways to compare with, and the load generators
     bench) packages="nginx-light uwsgi-core uwsgi-plugin-python3 wrk nghttp2-client curl openssl

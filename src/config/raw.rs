@@ -154,7 +154,8 @@ keys! {
         /// `null`: `dns-01` where there is a hook, else what the listeners allow.
         challenge: Option<ChallengeKind> = "null",
         /// The command, with its arguments, that makes and removes TXT records at your DNS provider. It is run as
-        /// `… present NAME VALUE` and `… cleanup NAME VALUE`, with `CERTBOT_DOMAIN` and `CERTBOT_VALIDATION` set.
+        /// `… present NAME VALUE` and `… cleanup NAME VALUE`, the same in `VESTIBULE_DNS_ACTION`, `_NAME` and `_VALUE`, and with
+        /// what certbot tells its manual hooks: `CERTBOT_DOMAIN`, `CERTBOT_VALIDATION` and, to clean up, `CERTBOT_AUTH_OUTPUT`.
         dns_hook: Vec<String> = "[]",
         /// The profile of certificate that is asked for. `null`: the authority's default.
         profile: Option<String> = "null",

@@ -5,6 +5,7 @@
 //! loop, `process::keeper`. Nothing here reads from the network.
 
 pub mod activation;
+pub(crate) mod command;
 pub(crate) mod folder;
 pub mod output;
 pub mod rotation;

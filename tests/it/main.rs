@@ -20,6 +20,7 @@ mod keeper;
 mod logs;
 mod memory;
 mod ordering;
+mod places;
 mod queue;
 mod reload;
 mod routing;

@@ -112,6 +112,11 @@ impl Agent {
         // Where it has ended, that comes to be known by itself.
         self.messages.send(message).ok();
     }
+
+    /// To tell it something later, and no other agent.
+    pub(super) fn messages(&self) -> UnboundedSender<ToAgent> {
+        self.messages.clone()
+    }
 }
 
 fn run_in_thread(link: OwnedFd) {
@@ -196,12 +201,7 @@ impl Keeper {
                     worker.tell(ToWorker::Certificates(self.certificates.clone()));
                 }
             }
-            FromAgent::Dns { number, .. } => {
-                let outcome = Err("hooks are not run yet".to_owned());
-                if let Some(agent) = &self.orders.agent {
-                    agent.tell(ToAgent::Made { number, outcome });
-                }
-            }
+            FromAgent::Dns { number, id, record } => self.make_record(number, &id, record),
             FromAgent::Checked { number, findings } => {
                 let waiting = self.orders.checks.iter().position(|(waits, ..)| *waits == number);
                 if let Some((_, worker, id)) = waiting.map(|position| self.orders.checks.remove(position)) {

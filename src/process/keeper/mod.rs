@@ -10,6 +10,7 @@
 
 mod agent;
 mod change;
+mod hooks;
 mod places;
 mod service_manager;
 mod stop;
@@ -35,6 +36,7 @@ use tokio::{
 pub(crate) use self::stop::Ended;
 use self::{
     agent::{AgentDeed, Orders},
+    hooks::Hooks,
     service_manager::ServiceManager,
     workers::{Deed, Ending, State, Worker, WorkerId},
 };
@@ -115,6 +117,7 @@ pub(super) struct Keeper {
     agent_deeds_sender: Sender<(u64, AgentDeed)>,
     /// Certificates that are ordered.
     orders: Orders,
+    hooks: Hooks,
     deferred: VecDeque<Event>,
     next_look: Instant,
     /// When a drain becomes a stop.
@@ -228,6 +231,7 @@ impl Keeper {
             agent_deeds,
             agent_deeds_sender,
             orders: Orders::default(),
+            hooks: Hooks::default(),
             deferred: VecDeque::new(),
             next_look: now,
             drained: None,

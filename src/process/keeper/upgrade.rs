@@ -111,6 +111,7 @@ impl Keeper {
         }
         let program = self.program.clone();
         self.try_out(&program).await?;
+        self.hooks_ended().await?;
         tracing::info!(program = %program.display(), "upgrade: the program on the disk takes over");
         self.manager.reloading();
         let error = self.hand_over(&program, asked_by, None).await;
