@@ -10,8 +10,8 @@ use super::{
     ciphers::Cipher,
     keys::keys,
     plan::{
-        AdminAddress, CertificateHost, ChallengeKind, EndpointAddress, HostName, ListenAddress, LogFormat, LogSink,
-        PathPrefix, Protocol, Secret, Slash,
+        AdminAddress, CertificateHost, ChallengeKind, EndpointAddress, FileMode, HostName, ListenAddress, LogFormat,
+        LogSink, PathPrefix, Protocol, Secret, Slash,
     },
     units::{Count, Size, Timeout, Wait},
     words::{
@@ -124,6 +124,58 @@ keys! {
         certificates: Vec<Certificate> = "[]",
         /// The folder where ordered and self-signed certificates, accounts and the configurations that were applied are kept.
         storage: FilePath = "/var/lib/vestibule",
+        /// Where a certificate is taken from that was ordered by other means: folders laid out as certbot's, or `.tar.gz`
+        /// archives of one. Looked at only where `storage` has none for the names of `hosts`; what is found is served, and renewed
+        /// when it is due.
+        import: Vec<FilePath> = "[]",
+        /// Where ordered certificates are written for other programs of this machine. `null`: nowhere.
+        export: Option<Export> = "null",
+        /// What is run when an ordered certificate has come and is exported: one command after the other.
+        deploy: Vec<Deploy> = "[]",
+    }
+}
+
+keys! {
+    /// Where ordered certificates are written for other programs of this machine; each file is whole at every moment.
+    struct Export {
+        /// A folder laid out as certbot's: `live/HOST/fullchain.pem`, `privkey.pem`, `cert.pem` and `chain.pem`, by the first of
+        /// `hosts` and for root only. `null`: none.
+        folder: Option<FilePath> = "/etc/letsencrypt",
+        /// Whether that is also done where certbot itself renews a certificate of this name in the folder.
+        replace: bool = "false",
+        /// Pairs of files.
+        files: Vec<ExportFiles> = "[]",
+    }
+}
+
+keys! {
+    /// A certificate with its chain, and its key, in two files for a program that reads them as its own user.
+    struct ExportFiles {
+        /// Which certificate: one of its `hosts`. `null`: the first that is ordered.
+        host: Option<CertificateHost> = "null",
+        /// The file of certificate and chain.
+        certificate: FilePath = required,
+        /// The file of the key.
+        key: FilePath = required,
+        /// Whose the files are, where Vestibule runs as root.
+        owner: UserName = "root",
+        /// Their group, likewise.
+        group: UserName = "root",
+        /// Their mode: for the owner, and for the group.
+        mode: FileMode = "'0600'",
+        /// They are not written while this file is there. `null`: they always are.
+        unless: Option<FilePath> = "null",
+    }
+}
+
+keys! {
+    /// A command that is run when a certificate has come.
+    struct Deploy {
+        /// The program and its arguments. It is told what certbot tells its deploy hooks, `RENEWED_LINEAGE` (where there is a
+        /// `folder`) and `RENEWED_DOMAINS`, and `VESTIBULE_HOST`, the first of them.
+        command: Vec<String> = required,
+        /// How long it may take; then it is ended.
+        timeout: Timeout = "60s",
     }
 }
 

@@ -260,6 +260,10 @@ pub(super) enum Word {
     Check {
         id: u32,
     },
+    /// Bring certificates to other programs.
+    Export {
+        id: u32,
+    },
 }
 
 /// Bytes of a word: kind, id, argument; little endian.
@@ -296,6 +300,7 @@ impl Word {
             Self::Answers { version } => (13, 0, version),
             Self::Renew { id } => (14, id, 0),
             Self::Check { id } => (15, id, 0),
+            Self::Export { id } => (16, id, 0),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -332,6 +337,7 @@ impl Word {
             13 => Self::Answers { version: argument },
             14 => Self::Renew { id },
             15 => Self::Check { id },
+            16 => Self::Export { id },
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -369,6 +375,7 @@ mod tests {
             Word::Answers { version: u64::MAX },
             Word::Renew { id: 9 },
             Word::Check { id: 9 },
+            Word::Export { id: 9 },
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }

@@ -156,6 +156,9 @@ mod tests {
             certificates: Vec::new(),
             acme: Vec::new(),
             storage: "/nonexistent".into(),
+            import: Vec::new(),
+            export: None,
+            deploy: Vec::new(),
         };
 
         let ticketer = Ticketer::new(&TicketKeys::generate().unwrap());

@@ -51,6 +51,9 @@ fn plan(tls12: bool, tls13: bool) -> TlsPlan {
         certificates: Vec::new(),
         acme: Vec::new(),
         storage: "/nonexistent".into(),
+        import: Vec::new(),
+        export: None,
+        deploy: Vec::new(),
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
         message::ToWorker,
         worker::RunsAs,
     },
-    Keeper, WorkerId,
+    Keeper, Occasion, WorkerId,
     workers::{Worker, reap, spawn},
 };
 use crate::{
@@ -128,6 +128,7 @@ fn run_in_thread(link: OwnedFd) {
 impl Keeper {
     /// Has the agent look after what the plan in force orders; there is none where it orders nothing.
     pub(super) fn assign(&mut self) {
+        self.deploy(Occasion::Due);
         if self.plan.tls.acme.is_empty() {
             self.orders = Orders { next: self.orders.next, ..Orders::default() };
             return;
@@ -200,6 +201,7 @@ impl Keeper {
                 for worker in &self.workers {
                     worker.tell(ToWorker::Certificates(self.certificates.clone()));
                 }
+                self.deploy(Occasion::Due);
             }
             FromAgent::Dns { number, id, record } => self.make_record(number, &id, record),
             FromAgent::Checked { number, findings } => {

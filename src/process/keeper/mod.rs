@@ -36,7 +36,7 @@ use tokio::{
 pub(crate) use self::stop::Ended;
 use self::{
     agent::{AgentDeed, Orders},
-    hooks::Hooks,
+    hooks::{Deployed, Hooks, Occasion},
     service_manager::ServiceManager,
     workers::{Deed, Ending, State, Worker, WorkerId},
 };
@@ -137,6 +137,8 @@ enum Event {
     Deed(WorkerId, Deed),
     /// The number of the agent.
     Agent(u64, AgentDeed),
+    /// Certificates were brought to other programs, or not.
+    Deployed(Deployed),
     /// Something is due.
     Time,
 }
@@ -267,6 +269,7 @@ impl Keeper {
                 Event::Order(worker, id, order) => self.obey(worker, id, order).await,
                 Event::Deed(worker, deed) => self.note(worker, deed),
                 Event::Agent(number, deed) => self.note_agent(number, deed),
+                Event::Deployed(deployed) => self.note_deployed(deployed),
                 Event::Time => {
                     if self.drained.is_some_and(|at| at <= Instant::now()) {
                         return self.stop().await;
@@ -285,6 +288,7 @@ impl Keeper {
             signal = self.signals.next() => Event::Signal(signal),
             Some((worker, deed)) = self.deeds.recv() => event(worker, deed),
             Some((number, deed)) = self.agent_deeds.recv() => Event::Agent(number, deed),
+            Some(deployed) = self.hooks.deployed.recv() => Event::Deployed(deployed),
             Some(files) = self.changes.recv() => Event::Changed(files),
             () = sleep_until(due.unwrap_or(self.next_look)) => Event::Time,
         }
@@ -327,6 +331,7 @@ impl Keeper {
         match event {
             Event::Deed(worker, deed) => self.note(worker, deed),
             Event::Agent(number, deed) => self.note_agent(number, deed),
+            Event::Deployed(deployed) => self.note_deployed(deployed),
             Event::Time if self.drained.is_none_or(|at| at > Instant::now()) => self.look_after(),
             Event::Signal(Signal::Stop) | Event::Time => {
                 self.deferred.push_front(event);
@@ -367,6 +372,7 @@ impl Keeper {
             Order::Renew => self.renew(None),
             // The outcome comes when it is known.
             Order::Check => return self.check_certificates(worker, id),
+            Order::Export => return self.deploy(Occasion::Asked(worker, id)),
         };
         self.answer(worker, id, outcome);
     }
@@ -668,7 +674,7 @@ impl Keeper {
             history: self.history.applied(),
             refused: self.refused.clone(),
             weaknesses: self.weaknesses(),
-            orders: self.orders.reports.clone(),
+            orders: self.order_reports(),
         };
         for worker in &self.workers {
             worker.tell(ToWorker::Report(report.clone()));
@@ -714,6 +720,7 @@ fn event(worker: WorkerId, deed: Deed) -> Event {
         Deed::Said(Word::Reopen { id }) => (id, Order::Reopen),
         Deed::Said(Word::Renew { id }) => (id, Order::Renew),
         Deed::Said(Word::Check { id }) => (id, Order::Check),
+        Deed::Said(Word::Export { id }) => (id, Order::Export),
         deed => return Event::Deed(worker, deed),
     };
     Event::Order(worker, id, order)

@@ -401,8 +401,8 @@ fn later(event: &Event) -> Option<Later> {
         Event::Signal(signal) => Some(Later::Signal(*signal)),
         Event::Changed(files) => Some(Later::Changed(files.clone())),
         Event::Order(worker, id, order) => Some(Later::Order(*worker, *id, *order)),
-        // The agent has been ended before.
-        Event::Deed(..) | Event::Agent(..) | Event::Time => None,
+        // The agent has been ended before, and what came of commands is taken note of at once.
+        Event::Deed(..) | Event::Agent(..) | Event::Deployed(..) | Event::Time => None,
     }
 }
 
