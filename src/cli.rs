@@ -73,6 +73,9 @@ fn run(command: Command) -> ExitCode {
         Verb::Certificates(CertificateVerb::Renew(options)) => {
             with_source(&options, |source| order(source, Order::Renew))
         }
+        Verb::Certificates(CertificateVerb::Export(options)) => {
+            with_source(&options, |source| order(source, Order::Export))
+        }
         Verb::Check(options) => with_source(&options, check),
         Verb::Explain { options, outer } => with_source(&options, |source| explain(source, outer)),
     }
@@ -166,6 +169,9 @@ enum CertificateVerb {
     Check(Options),
     /// Order those anew that are ordered, whatever their age. Not to be done in a loop: authorities count.
     Renew(Options),
+    /// Write those that are ordered to where `tls.export` says, and run the commands of `tls.deploy`, whether they have run
+    /// or not.
+    Export(Options),
 }
 
 #[derive(Args)]

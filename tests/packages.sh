@@ -6,12 +6,12 @@ set -euo pipefail
 
 case "${1:-}" in
     # the peers of `cargo test`: application servers, other front ends, service managers, clients, a browser, a
-    # certificate authority (pebble, with its pebble-challtestsrv), and testssl.sh. Stores of objects (moto from PyPI,
-    # Azurite from npm) are installed by the tests themselves, under target/.
+    # certificate authority (pebble, with its pebble-challtestsrv), testssl.sh, and a mail server that takes its certificates
+    # from us. Stores of objects (moto from PyPI, Azurite from npm) are installed by the tests themselves, under target/.
     # systemd is there for its tools; nothing boots it.
     test) packages="python3 uwsgi-core uwsgi-plugin-python3 gunicorn nginx-light apache2 haproxy
                     supervisor systemd logrotate caddy iproute2 curl openssl nghttp2-client chromium chromium-driver pebble
-                    testssl.sh python3-venv npm" ;;
+                    testssl.sh exim4-daemon-light python3-venv npm" ;;
     lint) packages="shellcheck python3" ;;
     # the gateways to compare with, and the load generators
     bench) packages="nginx-light uwsgi-core uwsgi-plugin-python3 wrk nghttp2-client curl openssl

@@ -24,6 +24,8 @@ pub enum Order {
     Renew,
     /// Look what is in the way of the certificates that are ordered.
     Check,
+    /// Write the certificates that are ordered to where other programs look for them, and run the commands for that.
+    Export,
 }
 
 impl Order {
@@ -56,6 +58,7 @@ impl Order {
             "/reopen" => Self::Reopen,
             "/renew" => Self::Renew,
             "/check" => Self::Check,
+            "/export" => Self::Export,
             _ => return Ok(None),
         };
         match argument {
@@ -75,6 +78,7 @@ impl Order {
             Self::Reopen => "/reopen".to_owned(),
             Self::Renew => "/renew".to_owned(),
             Self::Check => "/check".to_owned(),
+            Self::Export => "/export".to_owned(),
         }
     }
 }
@@ -105,6 +109,7 @@ mod tests {
             Order::Reopen,
             Order::Renew,
             Order::Check,
+            Order::Export,
         ] {
             let target = order.target();
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));

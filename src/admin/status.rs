@@ -216,6 +216,9 @@ fn render_orders(orders: &[OrderReport], text: &mut String) -> fmt::Result {
         if let Some(explanation) = &order.explanation {
             writeln!(text, "    the authority says: {explanation}")?;
         }
+        if let Some(why) = &order.undeployed {
+            writeln!(text, "    NOT DEPLOYED: {why}")?;
+        }
     }
     Ok(())
 }

@@ -50,7 +50,7 @@ impl AdminState for Gateway {
             Order::Reload { dry_run } => done.send(Ok(format!("reloaded, {dry_run}"))).unwrap(),
             Order::Rollback { .. } => done.send(Err("nothing to go back to".to_owned())).unwrap(),
             Order::Upgrade => drop(done),
-            Order::Drain { .. } | Order::Reopen | Order::Renew | Order::Check => return None,
+            Order::Drain { .. } | Order::Reopen | Order::Renew | Order::Check | Order::Export => return None,
         }
         Some(outcome)
     }

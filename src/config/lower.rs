@@ -15,10 +15,10 @@ use super::{
     address::Trusted,
     ciphers::Cipher,
     plan::{
-        AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, EabPlan,
-        EndpointAddress, ErrorLogPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan,
-        LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SharedService, SharedStoragePlan, SpoolPlan, SupervisorPlan,
-        TlsPlan, TrustedProxies, UpstreamPlan,
+        AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, DeployPlan, EabPlan,
+        EndpointAddress, ErrorLogPlan, ExportFilesPlan, ExportPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress,
+        ListenerPlan, LogServerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SharedService, SharedStoragePlan,
+        SpoolPlan, SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -353,6 +353,21 @@ fn lower_tls(
     });
     let (certificates, acme) = lower_certificates(tls.certificates?, listeners, reading)?;
     let (storage, shared) = lower_storage(tls.storage?, tls.storage_options?, reading)?;
+    let export = match tls.export? {
+        Some(export) => Some(lower_export(export, &acme, reading)?),
+        None => None,
+    };
+    let deploy = tls.deploy?.into_iter().enumerate().map(|(index, deploy)| {
+        let command = deploy.command.and_then(|command| match command.first() {
+            Some(program) if !program.is_empty() => Ok(command),
+            _ => {
+                let at = format!("tls.deploy[{index}].command");
+                Err(reading.refuse_at(&at, "name a program and its arguments, such as `[systemctl, reload, exim4]`"))
+            }
+        });
+        Ok(DeployPlan { command: command?, timeout: deploy.timeout?.0 })
+    });
+    let deploy = deploy.collect::<Vec<_>>().into_iter().collect::<Result<_, _>>();
     let protocols = protocols?;
     Ok(TlsPlan {
         tls12: protocols.contains(&TlsVersion::Tls12),
@@ -370,6 +385,43 @@ fn lower_tls(
         acme,
         storage,
         shared,
+        import: tls.import?.into_iter().map(|path| path.0).collect(),
+        export,
+        deploy: deploy?,
+    })
+}
+
+fn lower_export(export: raw::Export, acme: &[AcmePlan], reading: &mut Reading<'_>) -> Result<ExportPlan, Told> {
+    let mut seen = Seen::default();
+    let lower = |(index, files): (usize, raw::ExportFiles)| {
+        let at = format!("tls.export.files[{index}]");
+        let (host, certificate, key) = (files.host?, files.certificate?.0, files.key?.0);
+        if let Some(host) = &host
+            && !acme.iter().any(|ordered| ordered.hosts.contains(host))
+        {
+            reading.refuse_at(&format!("{at}.host"), format!("no certificate is ordered for {host}"));
+        }
+        for (name, file) in [("certificate", &certificate), ("key", &key)] {
+            let at = format!("{at}.{name}");
+            if let Some(first) = seen.note(file.clone(), &at) {
+                reading.refuse_at(&at, format!("`{first}` is written to this file already"));
+            }
+        }
+        Ok(ExportFilesPlan {
+            host,
+            certificate,
+            key,
+            owner: files.owner?.0,
+            group: files.group?.0,
+            mode: files.mode?,
+            unless: files.unless?.map(|path| path.0),
+        })
+    };
+    let files = export.files?.into_iter().enumerate().map(lower).collect::<Vec<_>>();
+    Ok(ExportPlan {
+        folder: export.folder?.map(|path| path.0),
+        replace: export.replace?,
+        files: files.into_iter().collect::<Result<_, _>>()?,
     })
 }
 

@@ -194,6 +194,11 @@ pub struct TlsPlan {
     pub storage: PathBuf,
     /// Where several machines keep what is ordered for all of them; `None`: in `storage`.
     pub shared: Option<SharedStoragePlan>,
+    /// Where one is taken from that the storage does not have: folders of certbot's, archives of one.
+    pub import: Vec<PathBuf>,
+    pub export: Option<ExportPlan>,
+    /// In the order in which they are run.
+    pub deploy: Vec<DeployPlan>,
 }
 
 /// A storage that several machines share.
@@ -231,6 +236,75 @@ impl fmt::Display for SharedStoragePlan {
         };
         write!(f, "{scheme}://{}", self.bucket)?;
         if self.prefix.is_empty() { Ok(()) } else { write!(f, "/{}", self.prefix) }
+    }
+}
+
+/// Where ordered certificates are written for other programs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ExportPlan {
+    /// Laid out as certbot's.
+    pub folder: Option<PathBuf>,
+    /// Also where certbot has a certificate of the name.
+    pub replace: bool,
+    pub files: Vec<ExportFilesPlan>,
+}
+
+/// A certificate with its chain, and its key, for a program that reads them as its own user.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ExportFilesPlan {
+    /// Of which certificate; the first without.
+    pub host: Option<CertificateHost>,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub owner: String,
+    pub group: String,
+    pub mode: FileMode,
+    pub unless: Option<PathBuf>,
+}
+
+/// A command that is run when a certificate has come.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct DeployPlan {
+    /// Never empty.
+    pub command: Vec<String>,
+    pub timeout: Duration,
+}
+
+/// The mode of a file that holds a key: nobody but its owner and its group may read it, and nobody runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FileMode(u32);
+
+impl FileMode {
+    /// Takes an octal number such as `0640`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mode = u32::from_str_radix(text, 8).ok().filter(|_| text.len() <= 4)?;
+        (mode & !0o660 == 0 && mode & 0o400 != 0).then_some(Self(mode))
+    }
+
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for FileMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+impl From<FileMode> for String {
+    fn from(mode: FileMode) -> Self {
+        mode.to_string()
+    }
+}
+
+impl TryFrom<String> for FileMode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text).ok_or(text)
     }
 }
 

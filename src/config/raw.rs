@@ -10,8 +10,8 @@ use super::{
     ciphers::Cipher,
     keys::keys,
     plan::{
-        AdminAddress, CertificateHost, ChallengeKind, EndpointAddress, HostName, ListenAddress, LogFormat, LogSink,
-        PathPrefix, Protocol, Secret, Slash,
+        AdminAddress, CertificateHost, ChallengeKind, EndpointAddress, FileMode, HostName, ListenAddress, LogFormat,
+        LogSink, PathPrefix, Protocol, Secret, Slash,
     },
     units::{Count, Size, Timeout, Wait},
     words::{
@@ -135,6 +135,14 @@ keys! {
         storage: StoragePlace = "/var/lib/vestibule",
         /// How `s3://` and `azure://` are reached, and what is kept there sealed with; the same on each machine.
         storage_options: StorageOptions = "{}",
+        /// Where a certificate is taken from that was ordered by other means: folders laid out as certbot's, or `.tar.gz`
+        /// archives of one. Looked at only where `storage` has none for the names of `hosts`; what is found is served, and renewed
+        /// when it is due.
+        import: Vec<FilePath> = "[]",
+        /// Where ordered certificates are written for other programs of this machine. `null`: nowhere.
+        export: Option<Export> = "null",
+        /// What is run when an ordered certificate has come and is exported: one command after the other.
+        deploy: Vec<Deploy> = "[]",
     }
 }
 
@@ -167,6 +175,50 @@ keys! {
 }
 
 keys! {
+    /// Where ordered certificates are written for other programs of this machine; each file is whole at every moment.
+    struct Export {
+        /// A folder laid out as certbot's: `live/HOST/fullchain.pem`, `privkey.pem`, `cert.pem` and `chain.pem`, by the first of
+        /// `hosts` and for root only. `null`: none.
+        folder: Option<FilePath> = "/etc/letsencrypt",
+        /// Whether that is also done where certbot itself renews a certificate of this name in the folder.
+        replace: bool = "false",
+        /// Pairs of files.
+        files: Vec<ExportFiles> = "[]",
+    }
+}
+
+keys! {
+    /// A certificate with its chain, and its key, in two files for a program that reads them as its own user.
+    struct ExportFiles {
+        /// Which certificate: one of its `hosts`. `null`: the first that is ordered.
+        host: Option<CertificateHost> = "null",
+        /// The file of certificate and chain.
+        certificate: FilePath = required,
+        /// The file of the key.
+        key: FilePath = required,
+        /// Whose the files are, where Vestibule runs as root.
+        owner: UserName = "root",
+        /// Their group, likewise.
+        group: UserName = "root",
+        /// Their mode: for the owner, and for the group.
+        mode: FileMode = "'0600'",
+        /// They are not written while this file is there. `null`: they always are.
+        unless: Option<FilePath> = "null",
+    }
+}
+
+keys! {
+    /// A command that is run when a certificate has come.
+    struct Deploy {
+        /// The program and its arguments. It is told what certbot tells its deploy hooks, `RENEWED_LINEAGE` (where there is a
+        /// `folder`) and `RENEWED_DOMAINS`, and `VESTIBULE_HOST`, the first of them.
+        command: Vec<String> = required,
+        /// How long it may take; then it is ended.
+        timeout: Timeout = "60s",
+    }
+}
+
+keys! {
     /// A certificate: either `files` of your own, or `hosts` and `acme`.
     struct Certificate {
         /// The files of a certificate of your own.
@@ -193,7 +245,8 @@ keys! {
         /// `null`: `dns-01` where there is a hook, else what the listeners allow.
         challenge: Option<ChallengeKind> = "null",
         /// The command, with its arguments, that makes and removes TXT records at your DNS provider. It is run as
-        /// `… present NAME VALUE` and `… cleanup NAME VALUE`, with `CERTBOT_DOMAIN` and `CERTBOT_VALIDATION` set.
+        /// `… present NAME VALUE` and `… cleanup NAME VALUE`, the same in `VESTIBULE_DNS_ACTION`, `_NAME` and `_VALUE`, and with
+        /// what certbot tells its manual hooks: `CERTBOT_DOMAIN`, `CERTBOT_VALIDATION` and, to clean up, `CERTBOT_AUTH_OUTPUT`.
         dns_hook: Vec<String> = "[]",
         /// The profile of certificate that is asked for. `null`: the authority's default.
         profile: Option<String> = "null",

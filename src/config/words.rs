@@ -5,7 +5,10 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::{
-    plan::{CertificateHost, ChallengeKind, LogFormat, LogSink, PathPrefix, Protocol, Secret, SharedService, Slash},
+    plan::{
+        CertificateHost, ChallengeKind, FileMode, LogFormat, LogSink, PathPrefix, Protocol, Secret, SharedService,
+        Slash,
+    },
     read::{Scalar, or_variable, suggestion, unexpected},
     units::Count,
 };
@@ -149,6 +152,19 @@ impl Scalar for CertificateHost {
 
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
         Self::parse(text).ok_or_else(|| unexpected::<Self>(text))
+    }
+}
+
+impl Scalar for FileMode {
+    const EXPECTED: &'static str = "a mode by which only owner and group read, such as `0640`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        Self::parse(text).ok_or_else(|| unexpected::<Self>(text))
+    }
+
+    fn schema() -> Json {
+        // YAML takes some of them for numbers.
+        json!({ "type": ["string", "integer"] })
     }
 }
 

@@ -3,9 +3,11 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
+
+use rustix::fs::{Gid, Uid, fchown};
 
 use crate::config::untrusted;
 
@@ -44,19 +46,64 @@ pub(crate) fn private(storage: &Path, name: &str) -> io::Result<PathBuf> {
 
 /// Writes `name` so that at every moment, even after a power cut, it is whole: the old content or the new.
 pub(crate) fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = folder.join(format!(".{name}.{}", std::process::id()));
+    Staged::new(&folder.join(name), content, mode, None)?.put()
+}
+
+/// A file that is written and does not have its name yet. It is gone if it is dropped before.
+pub(crate) struct Staged {
+    file: PathBuf,
+    temporary: Option<PathBuf>,
+}
+
+impl Staged {
+    /// Writes what is to be `file`, for `owner` or for us.
+    pub(crate) fn new(file: &Path, content: &[u8], mode: u32, owner: Option<(Uid, Gid)>) -> io::Result<Self> {
+        let temporary = temporary(file)?;
+        let mut open = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        let staged = Self { file: file.to_owned(), temporary: Some(temporary) };
+        if let Some((user, group)) = owner {
+            fchown(&open, Some(user), Some(group))?;
+            // What the umask has taken from it, and a change of the owner.
+            open.set_permissions(fs::Permissions::from_mode(mode))?;
+        }
+        open.write_all(content)?;
+        open.sync_all()?;
+        Ok(staged)
+    }
+
+    /// Gives it its name, in place of whatever has it.
+    pub(crate) fn put(mut self) -> io::Result<()> {
+        if let Some(temporary) = &self.temporary {
+            fs::rename(temporary, &self.file)?;
+            self.temporary = None;
+        }
+        self.file.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            // The error to report is the first.
+            drop(fs::remove_file(temporary));
+        }
+    }
+}
+
+/// Has the symbolic link `link` lead to `target`, in place of whatever has its name.
+pub(crate) fn link(link: &Path, target: &Path) -> io::Result<()> {
+    let temporary = temporary(link)?;
+    symlink(target, &temporary)?;
+    fs::rename(&temporary, link).inspect_err(|_| drop(fs::remove_file(&temporary)))
+}
+
+/// The name that `file` is made under, which is free.
+fn temporary(file: &Path) -> io::Result<PathBuf> {
+    let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    let temporary = file.with_file_name(format!(".{name}.{}", std::process::id()));
     // One that an earlier process with our id left behind may have another mode.
     match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(temporary),
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-    let written =
-        file.write_all(content).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, folder.join(name)));
-    if written.is_err() {
-        // The error to report is the first.
-        drop(fs::remove_file(&temporary));
-    }
-    written?;
-    File::open(folder)?.sync_all()
 }

@@ -5,6 +5,8 @@
 //! loop, `process::keeper`. Nothing here reads from the network.
 
 pub mod activation;
+pub(crate) mod command;
+pub(crate) mod export;
 pub(crate) mod folder;
 pub mod output;
 pub mod rotation;
@@ -268,8 +270,12 @@ impl ProvisionFault {
 /// What is never served, whatever `files` says: the configuration, certificates and their storage.
 fn denied(plan: &Plan) -> Result<Arc<Denied>, ProvisionFault> {
     let folders = plan.docassemble.iter().flat_map(|docassemble| docassemble.private.iter().cloned());
+    let exported = plan.tls.export.iter().flat_map(|export| {
+        let files = export.files.iter().flat_map(|files| [&files.certificate, &files.key]);
+        export.folder.iter().chain(files).cloned()
+    });
     let private = config::dependencies(plan).into_iter().chain([plan.tls.storage.clone()]).chain(folders);
-    let private: Vec<_> = private.collect();
+    let private: Vec<_> = private.chain(exported).chain(plan.tls.import.iter().cloned()).collect();
     Denied::new(&private).map(Arc::new).map_err(|fault| ProvisionFault::Denied { fault })
 }
 

@@ -277,6 +277,10 @@ pub(super) enum Word {
     /// Look for what other machines order: somebody asks for a challenge that is none of ours. Which one is not said; all
     /// there are come back.
     Seek,
+    /// Bring certificates to other programs.
+    Export {
+        id: u32,
+    },
 }
 
 /// Bytes of a word: kind, id, argument; little endian.
@@ -314,6 +318,7 @@ impl Word {
             Self::Renew { id } => (14, id, 0),
             Self::Check { id } => (15, id, 0),
             Self::Seek => (16, 0, 0),
+            Self::Export { id } => (17, id, 0),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -351,6 +356,7 @@ impl Word {
             14 => Self::Renew { id },
             15 => Self::Check { id },
             16 => Self::Seek,
+            17 => Self::Export { id },
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -389,6 +395,7 @@ mod tests {
             Word::Renew { id: 9 },
             Word::Check { id: 9 },
             Word::Seek,
+            Word::Export { id: 9 },
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }

@@ -297,6 +297,7 @@ impl Worker {
             Order::Reopen => Word::Reopen { id },
             Order::Renew => Word::Renew { id },
             Order::Check => Word::Check { id },
+            Order::Export => Word::Export { id },
         })
     }
 }

@@ -168,6 +168,9 @@ mod tests {
             acme: Vec::new(),
             storage: "/nonexistent".into(),
             shared: None,
+            import: Vec::new(),
+            export: None,
+            deploy: Vec::new(),
         };
 
         let ticketer = Ticketer::new(&TicketKeys::generate().unwrap());

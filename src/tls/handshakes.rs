@@ -52,6 +52,9 @@ fn plan(tls12: bool, tls13: bool) -> TlsPlan {
         acme: Vec::new(),
         storage: "/nonexistent".into(),
         shared: None,
+        import: Vec::new(),
+        export: None,
+        deploy: Vec::new(),
     }
 }
 

@@ -22,6 +22,7 @@ mod logs;
 mod many_certificates;
 mod memory;
 mod ordering;
+mod places;
 mod queue;
 mod reload;
 mod routing;

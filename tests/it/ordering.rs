@@ -35,29 +35,29 @@ use super::{
 };
 
 /// Where the site is, for a pebble that is to find it there.
-struct Ports {
-    http: u16,
-    tls: u16,
+pub(super) struct Ports {
+    pub(super) http: u16,
+    pub(super) tls: u16,
 }
 
 impl Ports {
-    fn free() -> Self {
+    pub(super) fn free() -> Self {
         // Both at once, so that they differ.
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let [http, tls] = listeners.map(|listener| listener.local_addr().unwrap().port());
         Self { http, tls }
     }
 
-    fn pebble(&self) -> Builder {
+    pub(super) fn pebble(&self) -> Builder {
         Pebble::builder().http_port(self.http).tls_port(self.tls)
     }
 
-    fn tls(&self) -> SocketAddr {
+    pub(super) fn tls(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.tls))
     }
 
     /// A site whose certificate for `hosts` is ordered from `pebble`; `more` are keys of `acme`.
-    fn site(&self, backend: &Backend, pebble: &Pebble, hosts: &str, more: &str) -> String {
+    pub(super) fn site(&self, backend: &Backend, pebble: &Pebble, hosts: &str, more: &str) -> String {
         let (Self { http, tls }, directory, ca) = (self, pebble.directory(), pebble.ca_file().display());
         format!(
             "listeners:\n\
@@ -75,7 +75,7 @@ impl Ports {
 }
 
 /// `GET /` by https, of a client that believes `root`.
-fn https(address: SocketAddr, name: &str, root: &CertificateDer<'static>) -> std::io::Result<String> {
+pub(super) fn https(address: SocketAddr, name: &str, root: &CertificateDer<'static>) -> std::io::Result<String> {
     block_on(async {
         let mut stream = tls_connect(address, name, client(&[root], &["http/1.1"])).await?;
         stream.write_all(format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
@@ -85,7 +85,7 @@ fn https(address: SocketAddr, name: &str, root: &CertificateDer<'static>) -> std
     })
 }
 
-fn wait_for_certificate(served: &Served, ports: &Ports, name: &str, pebble: &Pebble) {
+pub(super) fn wait_for_certificate(served: &Served, ports: &Ports, name: &str, pebble: &Pebble) {
     let root = pebble.root_certificate();
     let mut last = None;
     wait_for(&format!("a certificate for {name}"), || {
@@ -99,7 +99,7 @@ fn wait_for_certificate(served: &Served, ports: &Ports, name: &str, pebble: &Peb
     });
 }
 
-fn mode(path: &Path) -> u32 {
+pub(super) fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
@@ -326,14 +326,14 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// `vestibule certificates …`.
-fn certificates(served: &Served, verb: &str) -> String {
+pub(super) fn certificates(served: &Served, verb: &str) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vestibule"));
     let output = run(command.args(["certificates", verb, "--config"]).arg(served.path("vestibule.yml")));
     assert!(output.status.success(), "{output:?}\n{}", served.events());
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn order_of(served: &Served, number: usize) -> Value {
+pub(super) fn order_of(served: &Served, number: usize) -> Value {
     served.status()["processes"]["orders"][number].clone()
 }
 

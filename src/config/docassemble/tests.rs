@@ -135,10 +135,9 @@ fn use_lets_encrypt_orders_a_certificate_and_puts_it_where_docassemble_looks() {
 #[test]
 fn no_certificate_is_ordered_where_nobody_could_have_it() {
     for (text, variables, why) in [
-        ("use https: True\nuse lets encrypt: True\n", &[][..], "without `external hostname`"),
         (
             "use https: True\nuse lets encrypt: True\nexternal hostname: my_box.example.com\n",
-            &[],
+            &[][..],
             "`my_box.example.com`, which no authority knows",
         ),
         (

@@ -16,7 +16,7 @@ use super::{
         message::ToWorker,
         worker::RunsAs,
     },
-    Keeper, WorkerId,
+    Keeper, Occasion, WorkerId,
     workers::{Worker, reap, spawn},
 };
 use crate::{
@@ -114,6 +114,11 @@ impl Agent {
         // Where it has ended, that comes to be known by itself.
         self.messages.send(message).ok();
     }
+
+    /// To tell it something later, and no other agent.
+    pub(super) fn messages(&self) -> UnboundedSender<ToAgent> {
+        self.messages.clone()
+    }
 }
 
 fn run_in_thread(link: OwnedFd) {
@@ -125,6 +130,7 @@ fn run_in_thread(link: OwnedFd) {
 impl Keeper {
     /// Has the agent look after what the plan in force orders; there is none where it orders nothing.
     pub(super) fn assign(&mut self) {
+        self.deploy(Occasion::Due);
         if self.plan.tls.acme.is_empty() {
             self.orders = Orders { next: self.orders.next, ..Orders::default() };
             return;
@@ -197,13 +203,9 @@ impl Keeper {
                 for worker in &self.workers {
                     worker.tell(ToWorker::Certificates(self.certificates.clone()));
                 }
+                self.deploy(Occasion::Due);
             }
-            FromAgent::Dns { number, .. } => {
-                let outcome = Err("hooks are not run yet".to_owned());
-                if let Some(agent) = &self.orders.agent {
-                    agent.tell(ToAgent::Made { number, outcome });
-                }
-            }
+            FromAgent::Dns { number, id, record } => self.make_record(number, &id, record),
             FromAgent::Checked { number, findings } => {
                 let waiting = self.orders.checks.iter().position(|(waits, ..)| *waits == number);
                 if let Some((_, worker, id)) = waiting.map(|position| self.orders.checks.remove(position)) {

@@ -10,6 +10,7 @@
 
 mod agent;
 mod change;
+mod hooks;
 mod places;
 mod service_manager;
 mod stop;
@@ -35,6 +36,7 @@ use tokio::{
 pub(crate) use self::stop::Ended;
 use self::{
     agent::{AgentDeed, Orders},
+    hooks::{Deployed, Hooks, Occasion},
     service_manager::ServiceManager,
     workers::{Deed, Ending, State, Worker, WorkerId},
 };
@@ -117,6 +119,7 @@ pub(super) struct Keeper {
     agent_deeds_sender: Sender<(u64, AgentDeed)>,
     /// Certificates that are ordered.
     orders: Orders,
+    hooks: Hooks,
     deferred: VecDeque<Event>,
     next_look: Instant,
     /// When a drain becomes a stop.
@@ -136,6 +139,8 @@ enum Event {
     Deed(WorkerId, Deed),
     /// The number of the agent.
     Agent(u64, AgentDeed),
+    /// Certificates were brought to other programs, or not.
+    Deployed(Deployed),
     /// Something is due.
     Time,
 }
@@ -234,6 +239,7 @@ impl Keeper {
             agent_deeds,
             agent_deeds_sender,
             orders: Orders::default(),
+            hooks: Hooks::default(),
             deferred: VecDeque::new(),
             next_look: now,
             drained: None,
@@ -269,6 +275,7 @@ impl Keeper {
                 Event::Order(worker, id, order) => self.obey(worker, id, order).await,
                 Event::Deed(worker, deed) => self.note(worker, deed),
                 Event::Agent(number, deed) => self.note_agent(number, deed),
+                Event::Deployed(deployed) => self.note_deployed(deployed),
                 Event::Time => {
                     if self.drained.is_some_and(|at| at <= Instant::now()) {
                         return self.stop().await;
@@ -287,6 +294,7 @@ impl Keeper {
             signal = self.signals.next() => Event::Signal(signal),
             Some((worker, deed)) = self.deeds.recv() => event(worker, deed),
             Some((number, deed)) = self.agent_deeds.recv() => Event::Agent(number, deed),
+            Some(deployed) = self.hooks.deployed.recv() => Event::Deployed(deployed),
             Some(files) = self.changes.recv() => Event::Changed(files),
             () = sleep_until(due.unwrap_or(self.next_look)) => Event::Time,
         }
@@ -329,6 +337,7 @@ impl Keeper {
         match event {
             Event::Deed(worker, deed) => self.note(worker, deed),
             Event::Agent(number, deed) => self.note_agent(number, deed),
+            Event::Deployed(deployed) => self.note_deployed(deployed),
             Event::Time if self.drained.is_none_or(|at| at > Instant::now()) => self.look_after(),
             Event::Signal(Signal::Stop) | Event::Time => {
                 self.deferred.push_front(event);
@@ -369,6 +378,7 @@ impl Keeper {
             Order::Renew => self.renew(None),
             // The outcome comes when it is known.
             Order::Check => return self.check_certificates(worker, id),
+            Order::Export => return self.deploy(Occasion::Asked(worker, id)),
         };
         self.answer(worker, id, outcome);
     }
@@ -681,7 +691,7 @@ impl Keeper {
             history: self.history.applied(),
             refused: self.refused.clone(),
             weaknesses: self.weaknesses(),
-            orders: self.orders.reports.clone(),
+            orders: self.order_reports(),
         };
         for worker in &self.workers {
             worker.tell(ToWorker::Report(report.clone()));
@@ -727,6 +737,7 @@ fn event(worker: WorkerId, deed: Deed) -> Event {
         Deed::Said(Word::Reopen { id }) => (id, Order::Reopen),
         Deed::Said(Word::Renew { id }) => (id, Order::Renew),
         Deed::Said(Word::Check { id }) => (id, Order::Check),
+        Deed::Said(Word::Export { id }) => (id, Order::Export),
         deed => return Event::Deed(worker, deed),
     };
     Event::Order(worker, id, order)

@@ -114,6 +114,7 @@ impl Keeper {
         }
         let program = self.program.clone();
         self.try_out(&program).await?;
+        self.hooks_ended().await?;
         tracing::info!(program = %program.display(), "upgrade: the program on the disk takes over");
         self.manager.reloading();
         let error = self.hand_over(&program, asked_by, None).await;
@@ -405,8 +406,8 @@ fn later(event: &Event) -> Option<Later> {
         Event::Signal(signal) => Some(Later::Signal(*signal)),
         Event::Changed(files) => Some(Later::Changed(files.clone())),
         Event::Order(worker, id, order) => Some(Later::Order(*worker, *id, *order)),
-        // The agent has been ended before.
-        Event::Deed(..) | Event::Agent(..) | Event::Time => None,
+        // The agent has been ended before, and what came of commands is taken note of at once.
+        Event::Deed(..) | Event::Agent(..) | Event::Deployed(..) | Event::Time => None,
     }
 }
 

@@ -53,6 +53,8 @@ pub struct OrderReport {
     pub issued_by: Option<String>,
     /// What the CA says of a renewal at an unusual time.
     pub explanation: Option<String>,
+    /// Why it has not been brought to all programs that are to have it; known to the keeper only.
+    pub undeployed: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -535,6 +537,7 @@ impl Care {
             why: record.last_failure.as_ref().map(|failure| failure.why.clone()),
             issued_by: record.issued_by.clone(),
             explanation: record.advice.as_ref().and_then(|advice| advice.explanation.clone()),
+            undeployed: None,
         };
         self.told.send(Told::Stands { id: self.id.clone(), report }).await.ok();
     }

@@ -250,6 +250,11 @@ impl NameServer {
         self.dns
     }
 
+    /// Where a hook of a test can set and clear records.
+    pub(crate) fn management(&self) -> SocketAddr {
+        self.management
+    }
+
     /// Gives `name` these addresses and no others; the default ones where there are none of a family.
     pub(crate) fn set_addresses(&self, name: &str, addresses: &[IpAddr]) {
         self.manage("clear-a", &json!({ "host": absolute(name) }));

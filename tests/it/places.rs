@@ -1,0 +1,237 @@
+//! Where certificates come from and go to besides the authority: hooks, files of other programs, certbot's folders.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use super::{
+    ordering::{Ports, certificates, mode, order_of, wait_for_certificate},
+    support::{
+        Backend,
+        clients::run,
+        ok,
+        pebble::Pebble,
+        served::{self, Served},
+        wait_for,
+    },
+};
+
+/// A program of root's in `folder`.
+fn script(folder: &Path, name: &str, text: &str) {
+    let file = folder.join(name);
+    fs::write(&file, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(file, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A site whose certificate is ordered; `more` are keys of `tls`.
+fn site(ports: &Ports, backend: &Backend, pebble: &Pebble, more: &str) -> String {
+    let storage = "  storage: '{dir}/storage'\n";
+    ports.site(backend, pebble, "site.example", "").replace(storage, &format!("{storage}{more}\n"))
+}
+
+#[test]
+fn a_wildcard_is_proved_by_the_command_for_dns_records() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let folder = served::folder();
+    // Two records of one name, as for `*.site.example` and `site.example`, are values of one set.
+    let post = format!("curl -sf http://{}/$1 --data \"{{\\\"host\\\": \\\"$2.\\\" $3}}\"", pebble.management());
+    script(
+        folder.path(),
+        "hook",
+        &format!(
+            "send() {{ {post}; }}\n\
+             test \"$1 $2 $3\" = \"$VESTIBULE_DNS_ACTION $VESTIBULE_DNS_NAME $VESTIBULE_DNS_VALUE\" || exit 3\n\
+             test \"$2 $3\" = \"_acme-challenge.$CERTBOT_DOMAIN $CERTBOT_VALIDATION\" || exit 4\n\
+             case $1 in\n\
+             present) send set-txt \"$2\" \", \\\"value\\\": \\\"$3\\\"\" && echo \"made $3\" ;;\n\
+             cleanup) test \"$CERTBOT_AUTH_OUTPUT\" = \"made $3\" || exit 5; send clear-txt \"$2\" && echo \"removed $3\" ;;\n\
+             esac"
+        ),
+    );
+    let hook = ", dns_hook: ['{dir}/hook']";
+
+    let served =
+        Served::start_in(folder, &ports.site(&backend, &pebble, "'*.site.example', site.example", hook), |_| {});
+
+    wait_for_certificate(&served, &ports, "a.site.example", &pebble);
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    wait_for("the state to be told", || order_of(&served, 0)["state"] == "issued");
+    let events = served.events();
+    for said in [": made ", ": removed "] {
+        assert_eq!(events.matches(said).count(), 2, "{said}\n{events}");
+    }
+    assert!(!events.contains("was not removed"), "{events}");
+}
+
+#[test]
+fn what_a_command_for_dns_records_says_of_its_failure_is_told() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let folder = served::folder();
+    script(folder.path(), "hook", "echo 'the key of the provider has expired' >&2; exit 1");
+    let hook = ", dns_hook: ['{dir}/hook']";
+
+    let served = Served::start_in(folder, &ports.site(&backend, &pebble, "'*.site.example'", hook), |_| {});
+
+    wait_for("the failure to be told", || order_of(&served, 0)["state"] == "failing");
+    let why = order_of(&served, 0)["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("hook` failed, exit status: 1: the key of the provider has expired"), "{why}");
+}
+
+#[test]
+fn a_certificate_is_written_as_certbot_does_and_for_a_program_of_its_own_user() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let files = "{ certificate: '{dir}/exim.crt', key: '{dir}/exim.key', group: daemon, mode: 0640 }";
+    let export = format!("  export: {{ folder: '{{dir}}/letsencrypt', files: [{files}] }}");
+
+    let served = Served::start(&site(&ports, &backend, &pebble, &export));
+
+    wait_for("the files", || served.events().contains("certificate exported"));
+    let live = served.path("letsencrypt/live/site.example");
+    let verified = run(Command::new("openssl")
+        .args(["x509", "-noout", "-checkhost", "site.example", "-in"])
+        .arg(live.join("cert.pem")));
+    assert!(String::from_utf8_lossy(&verified.stdout).contains("does match"), "{verified:?}");
+    fs::write(served.path("root.pem"), pebble.root()).unwrap();
+    let verified = run(Command::new("openssl")
+        .args(["verify", "-CAfile"])
+        .arg(served.path("root.pem"))
+        .arg("-untrusted")
+        .arg(live.join("chain.pem"))
+        .arg(live.join("cert.pem")));
+    assert!(verified.status.success(), "{verified:?}");
+    assert_eq!(mode(&live.join("privkey.pem")), 0o600);
+    assert_eq!(fs::read(served.path("exim.crt")).unwrap(), fs::read(live.join("fullchain.pem")).unwrap());
+    let key = served.path("exim.key");
+    assert_eq!(fs::read(&key).unwrap(), fs::read(live.join("privkey.pem")).unwrap());
+    assert_eq!(mode(&key), 0o640);
+    if rustix::process::geteuid().is_root() {
+        let group = run(Command::new("stat").args(["-c", "%U:%G"]).arg(&key));
+        assert_eq!(String::from_utf8_lossy(&group.stdout), "root:daemon\n");
+    }
+
+    // What is lost is written again, when asked and at the next start; what is there is left alone.
+    fs::remove_file(&key).unwrap();
+    let said = certificates(&served, "export");
+    assert!(said.contains("exim.key written") && !said.contains("live"), "{said}");
+    assert_eq!(certificates(&served, "export"), "site.example: everything is as it is to be\n");
+    let inode = fs::metadata(&key).unwrap().ino();
+    fs::remove_file(live.join("fullchain.pem")).unwrap();
+    let served = Served::start_in(served.into_folder(), &site(&ports, &backend, &pebble, &export), |_| {});
+    wait_for("the files", || served.path("letsencrypt/live/site.example/fullchain.pem").exists());
+    assert_eq!(fs::metadata(served.path("exim.key")).unwrap().ino(), inode);
+}
+
+#[test]
+fn commands_are_run_once_for_each_certificate_and_what_they_say_is_logged() {
+    let ports = Ports::free();
+    // So short that it is renewed again and again.
+    let Some(pebble) = ports.pebble().validity(Duration::from_secs(9)).start() else { return };
+    let backend = ok();
+    let folder = served::folder();
+    let said = "echo \"for $RENEWED_DOMAINS in $RENEWED_LINEAGE of $VESTIBULE_HOST\"";
+    script(folder.path(), "deploy", &format!("cat $RENEWED_LINEAGE/cert.pem >> {}/deployed.pem; {said}", "$1"));
+    let more = "  export: { folder: '{dir}/letsencrypt' }\n  deploy: [{ command: ['{dir}/deploy', '{dir}'] }]";
+
+    let served = Served::start_in(folder, &site(&ports, &backend, &pebble, more), |_| {});
+
+    wait_for("a renewal", || served.events().matches("certificate deployed").count() >= 2);
+    let lineage = served.path("letsencrypt/live/site.example");
+    let line = format!("for site.example in {} of site.example", lineage.display());
+    assert!(served.events().contains(&line), "{}", served.events());
+    let deployed = fs::read_to_string(served.path("deployed.pem")).unwrap();
+    let mut seen: Vec<_> = deployed.split("-----END CERTIFICATE-----").map(str::trim).collect();
+    seen.pop();
+    let count = seen.len();
+    seen.dedup();
+    assert_eq!(seen.len(), count, "each of them once");
+}
+
+#[test]
+fn a_start_runs_no_command_again_and_the_word_of_an_operator_does() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let folder = served::folder();
+    script(folder.path(), "deploy", "echo deployed >> $1/deployed");
+    let configuration = site(&ports, &backend, &pebble, "  deploy: [{ command: ['{dir}/deploy', '{dir}'] }]");
+    let served = Served::start_in(folder, &configuration, |_| {});
+    wait_for("the command", || served.events().contains("certificate deployed"));
+
+    let served = Served::start_in(served.into_folder(), &configuration, |_| {});
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    assert_eq!(served.log("deployed"), "deployed\n");
+
+    let said = certificates(&served, "export");
+    assert!(said.ends_with("/deploy` has run\n"), "{said}");
+    assert_eq!(served.log("deployed"), "deployed\ndeployed\n");
+}
+
+#[test]
+fn a_command_that_hangs_is_ended_and_nothing_else_waits_for_it() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let deploy = "  deploy: [{ command: [sh, -c, 'sleep 1000'], timeout: 1s }, { command: [echo, still run] }]";
+
+    let served = Served::start(&site(&ports, &backend, &pebble, deploy));
+
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    wait_for("the failure to be told", || order_of(&served, 0)["undeployed"].is_string());
+    let why = order_of(&served, 0)["undeployed"].as_str().unwrap().to_owned();
+    assert_eq!(why, "site.example: `sh` did not end within 1s and was ended");
+    assert!(served.order(&["status"]).contains(&format!("NOT DEPLOYED: {why}")));
+    assert!(served.events().contains("still run"), "{}", served.events());
+    let refused = served.ask("admin.sock", "POST", "/export");
+    assert!(refused.contains("did not end within 1s"), "{refused}");
+}
+
+#[test]
+fn an_upgrade_waits_for_a_command() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let deploy = "  deploy: [{ command: [sh, -c, 'touch {dir}/begun; while [ ! -e {dir}/go ]; do sleep 0.05; done; echo over'] }]";
+    let served = Served::start(&site(&ports, &backend, &pebble, deploy));
+    wait_for("the command", || served.path("begun").exists());
+
+    served.signal("USR2");
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    assert!(!served.events().contains("upgraded"));
+    fs::write(served.path("go"), "").unwrap();
+
+    wait_for("the upgrade", || served.events().contains("upgraded"));
+    let events = served.events();
+    assert!(events.find("certificate deployed").unwrap() < events.find("takes over").unwrap(), "{events}");
+}
+
+#[test]
+fn what_is_in_the_way_of_an_export_is_told() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let folder = served::folder();
+    fs::create_dir_all(folder.path().join("letsencrypt/renewal")).unwrap();
+    fs::write(folder.path().join("letsencrypt/renewal/site.example.conf"), "").unwrap();
+    let more = "  export: { folder: '{dir}/letsencrypt' }\n  deploy: [{ command: [touch, '{dir}/deployed'] }]";
+
+    let served = Served::start_in(folder, &site(&ports, &backend, &pebble, more), |_| {});
+
+    wait_for("the fault to be told", || order_of(&served, 0)["undeployed"].is_string());
+    assert!(order_of(&served, 0)["undeployed"].as_str().unwrap().contains("certbot renews site.example there"));
+    assert!(!served.path("letsencrypt/live").exists() && !served.path("deployed").exists());
+
+    fs::remove_file(served.path("letsencrypt/renewal/site.example.conf")).unwrap();
+    certificates(&served, "export");
+    assert!(served.path("letsencrypt/live/site.example/fullchain.pem").exists() && served.path("deployed").exists());
+    assert!(order_of(&served, 0)["undeployed"].is_null());
+}
