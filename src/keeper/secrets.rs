@@ -1,11 +1,16 @@
 //! Certificates and keys, read for the gateway.
 
-use std::{io, path::PathBuf};
+use std::{cell::OnceCell, io, path::PathBuf};
+
+use jiff::Timestamp;
 
 use super::self_signed;
 use crate::{
     config::{AcmePlan, Plan},
-    tls::{CertificateMaterial, ClientAuthorities, MaterialFault, MaterialProblem, SecretBytes, acme, read_bounded},
+    tls::{
+        Certificate, CertificateMaterial, ClientAuthorities, MaterialFault, MaterialProblem, SecretBytes, acme,
+        read_bounded,
+    },
 };
 
 /// Reads every certificate of `plan`.
@@ -26,6 +31,7 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
     }
     let mut materials = Vec::new();
     let mut faults = Vec::new();
+    let substitutes = OnceCell::new();
     for certificate in &plan.tls.certificates {
         match CertificateMaterial::read(certificate) {
             Ok(material) => materials.push(material),
@@ -34,7 +40,8 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
     }
     // From the last on, so that the places of those before stay.
     for ordered in plan.tls.acme.iter().rev() {
-        match self::ordered(plan, ordered) {
+        let substitutes = || substitutes.get_or_init(|| self::substitutes(plan, &materials));
+        match self::ordered(plan, ordered, substitutes) {
             // Where faults have thinned out the list, places mean nothing and nobody asks.
             Ok(material) => materials.insert(ordered.after.min(materials.len()), material),
             Err(fault) => faults.push(fault),
@@ -43,16 +50,48 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
     if faults.is_empty() { Ok(materials) } else { Err(faults) }
 }
 
-/// What the storage has for `ordered`; a self-signed one where there is nothing yet, or nothing of use.
+/// What the storage has for `ordered`; where there is nothing yet, one of `substitutes` that is for most of its names, so that
+/// a name more costs the others nothing; a self-signed one where there is none of use.
 ///
 /// One that has expired is still better known to a browser than one of ours.
-fn ordered(plan: &Plan, ordered: &AcmePlan) -> Result<CertificateMaterial, SecretFault> {
+fn ordered<'s>(
+    plan: &Plan,
+    ordered: &AcmePlan,
+    substitutes: impl FnOnce() -> &'s Vec<(CertificateMaterial, Certificate)>,
+) -> Result<CertificateMaterial, SecretFault> {
     let file = acme::bundle_file(&plan.tls.storage, &acme::id(&ordered.hosts));
-    let kept = read_bounded(&file).ok().map(SecretBytes::new);
-    match kept.and_then(|bundle| acme::material(ordered, &bundle, &file)) {
-        Some(material) => Ok(material),
-        None => self_signed::in_the_meantime(plan, ordered),
+    match read_bounded(&file) {
+        Ok(bundle) => match acme::material(ordered, &SecretBytes::new(bundle), &file) {
+            Some(material) => return Ok(material),
+            None => tracing::error!(
+                file = %file.display(),
+                "an ordered certificate is damaged; another one is served until it has been ordered anew"
+            ),
+        },
+        Err(MaterialProblem::Io { source }) if source.kind() == io::ErrorKind::NotFound => {}
+        // What is there and cannot be read is not ordered anew behind the operator's back.
+        Err(problem) => return Err(SecretFault::Ordered { at: ordered.at.clone(), file, problem }),
     }
+    let covered =
+        |certificate: &Certificate| ordered.hosts.iter().filter(|host| acme::covers(certificate, host)).count();
+    match substitutes().iter().max_by_key(|(_, certificate)| covered(certificate)) {
+        Some((material, certificate)) if covered(certificate) > 0 => {
+            Ok(CertificateMaterial { at: ordered.at.clone(), ..material.clone() })
+        }
+        _ => self_signed::in_the_meantime(plan, ordered),
+    }
+}
+
+/// What can be served in the place of a certificate that has not come yet: those of the operator's own, and those that
+/// were ordered for other names.
+fn substitutes(plan: &Plan, own: &[CertificateMaterial]) -> Vec<(CertificateMaterial, Certificate)> {
+    let own = own.iter().filter_map(|material| Some((material.clone(), Certificate::from_material(material).ok()?)));
+    let kept = acme::bundles(&plan.tls.storage).into_iter().filter_map(|file| {
+        let bundle = SecretBytes::new(read_bounded(&file).ok()?);
+        acme::unfold("", &bundle, &file)
+    });
+    let now = Timestamp::now();
+    own.chain(kept).filter(|(_, certificate)| certificate.not_after() > now).collect()
 }
 
 /// What the files of `client_ca` hold.
@@ -88,6 +127,8 @@ pub enum SecretFault {
     )]
     Storage { folder: PathBuf, source: io::Error },
     #[error("{at}: cannot read {}: {problem}", file.display())]
+    Ordered { at: String, file: PathBuf, problem: MaterialProblem },
+    #[error("{at}: cannot read {}: {problem}", file.display())]
     ClientCa { at: String, file: PathBuf, problem: MaterialProblem },
     #[error("tls.certificates: cannot make a self-signed certificate for `{host}`; name a certificate of your own")]
     Make { host: String, source: rcgen::Error },
@@ -98,7 +139,7 @@ impl SecretFault {
     pub fn at(&self) -> &str {
         match self {
             Self::File(fault) => &fault.at,
-            Self::ClientCa { at, .. } => at,
+            Self::Ordered { at, .. } | Self::ClientCa { at, .. } => at,
             Self::Storage { .. } => "tls.storage",
             Self::Make { .. } => "tls.certificates",
         }

@@ -47,7 +47,7 @@ impl Roots {
         if roots.is_empty() {
             tracing::error!(
                 "the system has no root certificates, so that no certificate authority is trusted; install the package \
-                 ca-certificates, or name a `ca_file`"
+                 ca-certificates"
             );
         }
         Self(Arc::new(roots))

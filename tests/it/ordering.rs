@@ -523,6 +523,29 @@ fn another_host_is_another_order_and_the_way_back_is_none() {
 }
 
 #[test]
+fn a_name_more_that_is_not_proved_costs_the_others_nothing() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let served = Served::start(&ports.site(&backend, &pebble, "site.example", ""));
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    pebble.names.set_address("www.site.example", "127.0.0.9");
+
+    served.apply(&ports.site(&backend, &pebble, "site.example, www.site.example", ""));
+    wait_for("the refusal", || order_of(&served, 0)["state"] == "failing");
+
+    let root = pebble.root_certificate();
+    assert_eq!(status(&https(ports.tls(), "site.example", &root).unwrap()), 200, "{}", served.events());
+    // Nor does a damaged file of the new one, or a start from nothing but what is kept.
+    let served = Served::start_in(
+        served.into_folder(),
+        &ports.site(&backend, &pebble, "site.example, www.site.example", ""),
+        |_| {},
+    );
+    assert_eq!(status(&https(ports.tls(), "site.example", &root).unwrap()), 200, "{}", served.events());
+}
+
+#[test]
 fn the_authority_says_when_to_renew_and_what_kind_it_is_of() {
     let ports = Ports::free();
     let Some(pebble) = ports.pebble().start() else { return };

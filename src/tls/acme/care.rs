@@ -1,12 +1,13 @@
 //! Looks after one certificate: orders it, renews it in time, and tells how it stands.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::BASE64URL_NOPAD;
 use instant_acme::{Account, AccountCredentials, CertificateIdentifier, Error};
 use jiff::Timestamp;
@@ -24,16 +25,13 @@ use super::{
     id,
     lease::Claim,
     lease_key, material,
-    order::{Favour, OrderError, Ordering, pending_key_key, record_key},
+    order::{ErrorKind, Favour, OrderError, Ordering, kept, pending_key_key, record_key, said},
     record::{Advice, Failure, Record, due, later},
     turns::Turns,
 };
 use crate::{
     config::{AcmePlan, CertificateHost, ChallengeKind},
-    tls::{
-        Certificate, PendingChallenge, Roots, SecretBytes,
-        storage::{Storage, StorageError},
-    },
+    tls::{Certificate, PendingChallenge, Roots, SecretBytes, storage::Storage},
 };
 
 /// How a certificate that is ordered stands.
@@ -97,8 +95,10 @@ pub(crate) struct Care {
     turns: Arc<Turns>,
     /// What an operator asks.
     asked: mpsc::Receiver<Asked>,
-    /// When a CA was asked last for advice that it may not give.
-    asked_for_advice: Cell<Option<Instant>>,
+    /// When a CA was asked last for advice that it may not give, and how long it is not asked again.
+    asked_for_advice: Cell<Option<(Instant, Duration)>>,
+    /// The digest of the bundle that was told last.
+    announced: RefCell<Vec<u8>>,
 }
 
 /// What an operator asks of one certificate.
@@ -141,8 +141,20 @@ impl Care {
         turns: Arc<Turns>,
         asked: mpsc::Receiver<Asked>,
     ) -> Self {
-        let asked_for_advice = Cell::new(None);
-        Self { id: id(&plan.hosts), plan, roots, storage, copies, favours, told, turns, asked, asked_for_advice }
+        let (asked_for_advice, announced) = (Cell::new(None), RefCell::default());
+        Self {
+            id: id(&plan.hosts),
+            plan,
+            roots,
+            storage,
+            copies,
+            favours,
+            told,
+            turns,
+            asked,
+            asked_for_advice,
+            announced,
+        }
     }
 
     /// Never ends by itself.
@@ -193,6 +205,12 @@ impl Care {
                     },
                 }
             };
+            // Whoever asked more than once wants one certificate.
+            while let Ok(again) = self.asked.try_recv() {
+                if let Asked::Check(found) = again {
+                    found.send(self.check().await).ok();
+                }
+            }
         }
     }
 
@@ -201,7 +219,7 @@ impl Care {
         if let Look::Rest(next) = self.look(asked).await? {
             return Ok(next);
         }
-        let Some(mut lease) = claim.take().await.map_err(|error| storage(&error))? else {
+        let Some(mut lease) = claim.take().await.map_err(|error| kept(&error))? else {
             let (record, next) = (self.record().await?, later(Timestamp::now(), OTHERS));
             self.tell(OrderState::Ordering, &record, next).await;
             return Ok(next);
@@ -220,11 +238,8 @@ impl Care {
         });
         let ordered = ordered.await;
         lease.give_up().await;
-        ordered.unwrap_or_else(|| {
-            let why =
-                "the storage (`tls.storage`) did not answer for so long that another machine may order; broken off";
-            Err(OrderError { why: why.to_owned(), retry_at: None })
-        })
+        let late = "the storage (`tls.storage`) did not answer for so long that another machine may order; broken off";
+        ordered.unwrap_or_else(|| Err(said(&late)))
     }
 
     /// Whether anything is to be done; that nothing is has been told.
@@ -239,14 +254,14 @@ impl Care {
             Some(current) if is_as_wanted => self.due(current, &mut record).await?,
             _ => now,
         };
-        if asked {
+        if asked || record.wanted {
             due = now;
         }
         if due > now && record.order.is_none() {
             self.tell(OrderState::Issued, &record, due).await;
             return Ok(Look::Rest(due));
         }
-        if let Some(not_before) = record.not_before.filter(|at| *at > now && !asked) {
+        if let Some(not_before) = record.rests_until(now).filter(|_| !asked) {
             self.tell(OrderState::Failing, &record, not_before).await;
             return Ok(Look::Rest(not_before));
         }
@@ -258,26 +273,27 @@ impl Care {
     /// Orders, with the lease.
     async fn place(&self, asked: bool, mut record: Record, current: Option<Current>) -> Result<Timestamp, OrderError> {
         let now = Timestamp::now();
-        if record.order.is_none() && !asked {
+        record.wanted |= asked;
+        if record.order.is_none() && !record.wanted {
             let faults = self.faults().await;
-            if !faults.is_empty() {
+            if !faults.is_empty() && !record.is_grounded_for_long(now) {
                 return self.grounded(&faults, &mut record).await;
             }
         }
         let _turn = self.turns.one().await;
-        if record.order.is_none()
-            && let Some(next) = self.held_back(&record).await?
-        {
-            let state = if current.is_some() { OrderState::Issued } else { OrderState::Failing };
-            self.tell(state, &record, next).await;
-            return Ok(next);
-        }
         self.tell(OrderState::Ordering, &record, now).await;
         let replaces = current.as_ref().map(|current| current.leaf.as_ref());
         tracing::info!(hosts = %self.hosts(), renewal = current.is_some(), "ordering a certificate");
         let ordering = self.ordering(replaces);
         match ordering.place(&mut record).await {
             Ok((bundle, directory)) => self.issued(bundle, &directory, &mut record).await,
+            Err(OrderError { why, retry_at: Some(next), kind: ErrorKind::Held }) => {
+                tracing::warn!(hosts = %self.hosts(), why, %next, "not ordered yet, to stay within the limits of the authority");
+                record.hold(why, next);
+                ordering.keep(&mut record).await?;
+                self.tell(OrderState::Failing, &record, next).await;
+                Ok(next)
+            }
             Err(error) => {
                 record.failed(error.why.clone(), error.retry_at, Timestamp::now());
                 let next = record.not_before.unwrap_or(now);
@@ -291,28 +307,12 @@ impl Care {
         }
     }
 
-    /// When there may be an order, if a CA that serves many would take one now for too much. One of the operator's own
-    /// has no limits that we know of.
-    async fn held_back(&self, record: &Record) -> Result<Option<Timestamp>, OrderError> {
-        if self.plan.ca_file.is_some() {
-            return Ok(None);
-        }
-        let (next, why) = if let Some(held_back) = record.held_back(Timestamp::now()) {
-            held_back
-        } else {
-            let allowance =
-                account_key(&self.plan, &self.plan.directories[0]).replace("account.json", "allowance.json");
-            match self.turns.order(&self.storage, &allowance).await? {
-                Ok(()) => return Ok(None),
-                Err(next) => (next, "the account has ordered as much as we let it"),
-            }
-        };
-        tracing::warn!(hosts = %self.hosts(), why, %next, "not ordered yet, to stay within the limits of the authority");
-        Ok(Some(next))
-    }
-
     /// Changes the key of the account, while nobody orders with it.
     async fn roll(&self) {
+        // Or what is asked in a loop would be as many keys.
+        if !self.record().await.is_ok_and(|record| record.held_back(Timestamp::now()).is_none()) {
+            return;
+        }
         let _turns = self.turns.all().await;
         for directory in &self.plan.directories {
             if let Err(OrderError { why, .. }) = self.ordering(None).roll(directory).await {
@@ -343,7 +343,7 @@ impl Care {
                 tracing::error!(hosts = %self.hosts(), "not ordered yet: {fault}");
             }
         }
-        record.grounded(why, next);
+        record.ground(why, next);
         self.ordering(None).keep(record).await?;
         self.tell(OrderState::Failing, record, next).await;
         Ok(next)
@@ -380,6 +380,7 @@ impl Care {
                 tracing::debug!(hosts = %self.hosts(), error, "other machines do not answer for the check");
             }
         }
+        let _look = self.turns.look().await;
         let findings = Flight { names: &names, proof, authority: &authority }.check(&dns).await;
         self.ordering(None).answer(Vec::new()).await.ok();
         findings
@@ -387,18 +388,24 @@ impl Care {
 
     async fn issued(&self, bundle: SecretBytes, directory: &str, record: &mut Record) -> Result<Timestamp, OrderError> {
         // First of all, so that whatever comes between finds it.
-        self.storage.write(&bundle_key(&self.id), bundle.clone()).await.map_err(|error| storage(&error))?;
-        record.succeeded(directory, self.plan.profile.as_deref());
+        self.storage.write(&bundle_key(&self.id), bundle.clone()).await.map_err(|error| kept(&error))?;
+        let Some(current) = self.current().await? else { return Err(said(&"what was kept cannot be read")) };
+        let (from, until) = (current.certificate.not_before(), current.certificate.not_after());
+        record.succeeded(directory, self.plan.profile.as_deref(), until.as_second() - from.as_second());
         self.ordering(None).keep(record).await?;
-        self.storage.remove(&pending_key_key(&self.id)).await.map_err(|error| storage(&error))?;
-        self.copy(&bundle).await;
-        self.told.send(Told::Issued { id: self.id.clone(), bundle }).await.ok();
+        self.storage.remove(&pending_key_key(&self.id)).await.map_err(|error| kept(&error))?;
         self.asked_for_advice.set(None);
-        let Some(current) = self.current().await? else {
-            return Err(OrderError { why: "what was kept cannot be read".to_owned(), retry_at: None });
-        };
-        let until = current.certificate.not_after();
         let next = self.due(&current, record).await?;
+        if next <= Timestamp::now() {
+            // Or there would be an order a second.
+            let why = "the certificate that has come is due to be renewed already: is the clock right?".to_owned();
+            tracing::error!(hosts = %self.hosts(), directory, %until, "{why}");
+            record.failed(why, None, Timestamp::now());
+            self.ordering(None).keep(record).await?;
+            let next = record.not_before.unwrap_or(next);
+            self.tell(OrderState::Failing, record, next).await;
+            return Ok(next);
+        }
         tracing::info!(hosts = %self.hosts(), directory, %until, renewed_at = %next, "certificate issued");
         self.tell(OrderState::Issued, record, next).await;
         Ok(next)
@@ -412,11 +419,16 @@ impl Care {
         let Ok(identifier) = CertificateIdentifier::try_from(&current.leaf) else { return Ok(by_age) };
         let name = identifier.to_string();
         let known = record.advice.as_ref().filter(|advice| advice.certificate == name);
-        let asked = self.asked_for_advice.get();
-        let may_ask = || asked.is_none_or(|asked| asked.elapsed() >= LONGEST);
-        if known.map_or_else(may_ask, |advice| advice.ask_again <= now) {
-            self.asked_for_advice.set(Some(Instant::now()));
-            match self.advice(&identifier, record).await {
+        let may_ask = self.asked_for_advice.get().is_none_or(|(asked, pause)| asked.elapsed() >= pause);
+        if may_ask && known.is_none_or(|advice| advice.ask_again <= now) {
+            let advice = {
+                let _look = self.turns.look().await;
+                self.advice(&identifier, record).await
+            };
+            // One that advises says itself when to ask again.
+            let pause = if matches!(advice, Ok(Some(_))) { Duration::ZERO } else { ASK_AGAIN };
+            self.asked_for_advice.set(Some((Instant::now(), pause)));
+            match advice {
                 Ok(advice) => {
                     if advice.as_ref() != record.advice.as_ref() {
                         record.advice = advice;
@@ -426,12 +438,7 @@ impl Care {
                         }
                     }
                 }
-                Err(why) => {
-                    tracing::debug!(hosts = %self.hosts(), why, "no advice on the renewal");
-                    if let Some(advice) = &mut record.advice {
-                        advice.ask_again = later(now, ASK_AGAIN);
-                    }
-                }
+                Err(why) => tracing::debug!(hosts = %self.hosts(), why, "no advice on the renewal"),
             }
         }
         let advised = record.advice.as_ref().filter(|advice| advice.certificate == name);
@@ -481,7 +488,7 @@ impl Care {
     }
 
     async fn record(&self) -> Result<Record, OrderError> {
-        let Some((kept, version)) = self.storage.look(&record_key(&self.id)).await.map_err(|error| storage(&error))?
+        let Some((kept, version)) = self.storage.look(&record_key(&self.id)).await.map_err(|error| kept(&error))?
         else {
             return Ok(Record::default());
         };
@@ -492,14 +499,17 @@ impl Care {
 
     /// The certificate that is kept; where another machine has put it there it is served from now on.
     async fn current(&self) -> Result<Option<Current>, OrderError> {
-        let Some(kept) = self.storage.read(&bundle_key(&self.id)).await.map_err(|error| storage(&error))? else {
+        let Some(kept) = self.storage.read(&bundle_key(&self.id)).await.map_err(|error| kept(&error))? else {
             return Ok(None);
         };
         let material = material(&self.plan, &kept, Path::new(""));
         let certificate = material.and_then(|material| Certificate::from_material(&material).ok());
-        if certificate.is_some() && self.copy(&kept).await {
-            tracing::info!(hosts = %self.hosts(), "another machine has put a certificate into the storage");
+        let seen = digest(&SHA256, kept.expose()).as_ref().to_vec();
+        if certificate.is_some() && *self.announced.borrow() != seen {
+            self.copy(&kept).await;
+            // At the first look, too: whoever ordered it may have ended before it could say so.
             self.told.send(Told::Issued { id: self.id.clone(), bundle: kept }).await.ok();
+            self.announced.replace(seen);
         }
         Ok(certificate.map(|certificate| {
             let leaf = certificate.key().cert[0].clone().into_owned();
@@ -507,11 +517,11 @@ impl Care {
         }))
     }
 
-    /// Keeps `bundle` on this machine as well; answers whether it is another one than before.
-    async fn copy(&self, bundle: &SecretBytes) -> bool {
-        let (Some(copies), key) = (&self.copies, bundle_key(&self.id)) else { return false };
+    /// Keeps `bundle` on this machine as well.
+    async fn copy(&self, bundle: &SecretBytes) {
+        let (Some(copies), key) = (&self.copies, bundle_key(&self.id)) else { return };
         if copies.read(&key).await.is_ok_and(|copy| copy.as_ref() == Some(bundle)) {
-            return false;
+            return;
         }
         if let Err(error) = copies.write(&key, bundle.clone()).await {
             tracing::error!(
@@ -519,7 +529,6 @@ impl Care {
                 "a certificate cannot be kept in `tls.storage_options.folder`: after a restart without the storage there is none"
             );
         }
-        true
     }
 
     fn ordering<'a>(&'a self, replaces: Option<&'a [u8]>) -> Ordering<'a> {
@@ -533,7 +542,8 @@ impl Care {
             hosts: self.plan.hosts.iter().map(ToString::to_string).collect(),
             state,
             next: Some(next.to_string()),
-            failures: record.failures,
+            // Nobody was asked where something was in the way, and it is a failure all the same.
+            failures: record.failures.max(u32::from(state == OrderState::Failing)),
             why: record.last_failure.as_ref().map(|failure| failure.why.clone()),
             issued_by: record.issued_by.clone(),
             explanation: record.advice.as_ref().and_then(|advice| advice.explanation.clone()),
@@ -553,10 +563,6 @@ impl Care {
     }
 }
 
-fn storage(error: &StorageError) -> OrderError {
-    OrderError { why: format!("the storage (`tls.storage`): {error}"), retry_at: None }
-}
-
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(10 * 60);
 /// Where other machines order as well: so long one serves an older certificate than another at most.
@@ -567,8 +573,8 @@ const OTHERS: i64 = 5;
 const UNREADABLE: i64 = 60;
 /// Seconds until it is looked again whether a CA would refuse: those who mend a record want to see it, and nobody counts.
 const LOOK_AGAIN: i64 = 3 * 60;
-/// Seconds until an advice that could not be had is asked for again: a quarter of a day.
-const ASK_AGAIN: i64 = 6 * 3600;
+/// Until an advice that could not be had is asked for again: a quarter of a day.
+const ASK_AGAIN: Duration = Duration::from_secs(6 * 3600);
 /// Bounds to what a CA says about that (RFC 9773, 4.3.2).
 const SOONEST_AGAIN: i64 = 60;
 const LATEST_AGAIN: i64 = 24 * 3600;

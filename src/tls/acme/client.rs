@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Request, header};
+use http::{HeaderMap, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -50,18 +50,26 @@ impl Https {
     }
 
     async fn exchange(self, request: Request<BodyWrapper<Bytes>>) -> Result<BytesResponse, Error> {
+        *self.retry_after.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
         let (parts, body) = request.into_parts();
         let body = body.collect().await.map_or_else(|never| match never {}, http_body_util::Collected::to_bytes);
         let answer = self.client.request(Request::from_parts(parts, Full::new(body))).await;
-        let (parts, body) = answer.map_err(|error| Error::Other(Box::new(error)))?.into_parts();
+        let (mut parts, body) = answer.map_err(|error| Error::Other(Box::new(error)))?.into_parts();
         let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(Error::Other)?.to_bytes();
+        // The library adds whatever is said to the time, and a number that is too large would be the end of us.
+        let pause = pause(&parts.headers, SystemTime::now());
+        match pause {
+            Some(pause) => parts.headers.insert(header::RETRY_AFTER, pause.as_secs().into()),
+            None => parts.headers.remove(header::RETRY_AFTER),
+        };
         if !parts.status.is_success() {
-            let said = parts.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-            let at = said.and_then(|said| match said.trim().parse() {
-                Ok(seconds) => SystemTime::now().checked_add(Duration::from_secs(seconds)),
-                Err(_) => httpdate::parse_http_date(said).ok(),
-            });
+            let at = pause.and_then(|pause| SystemTime::now().checked_add(pause));
             *self.retry_after.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = at;
+            let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+            if !kind.starts_with("application/problem+json") {
+                // A page for people, of a proxy before the CA.
+                return Err(Error::Other(format!("it answers {}", parts.status).into()));
+            }
         }
         Ok(BytesResponse::from(http::Response::from_parts(parts, Full::new(body))))
     }
@@ -81,9 +89,43 @@ impl HttpClient for Https {
     }
 }
 
+/// What an answer says about when to come again (RFC 9110, 10.2.3), a week at most.
+fn pause(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let said = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let pause = match said.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) if !said.is_empty() && said.bytes().all(|byte| byte.is_ascii_digit()) => LONGEST_PAUSE,
+        Err(_) => httpdate::parse_http_date(said).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(pause.min(LONGEST_PAUSE))
+}
+
 /// For one request and its answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A connection to a CA is kept for as long as an order asks every few seconds.
 const IDLE: Duration = Duration::from_secs(30);
 /// Bytes of one answer; a directory or a chain has some kilobytes.
 const LONGEST_ANSWER: usize = 1 << 20;
+/// Whatever a CA says, it is asked again after a week.
+const LONGEST_PAUSE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_to_come_again_is_never_later_than_in_a_week() {
+        let now = SystemTime::now();
+        let pause = |said: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, said.parse().unwrap());
+            super::pause(&headers, now).map(|pause| pause.as_secs())
+        };
+        assert_eq!(pause("120"), Some(120));
+        assert_eq!(pause("18446744073709551615"), Some(7 * 86_400));
+        assert_eq!(pause("99999999999999999999999999"), Some(7 * 86_400));
+        assert_eq!(pause("Fri, 31 Dec 9999 23:59:59 GMT"), Some(7 * 86_400));
+        assert_eq!(pause("Thu, 01 Jan 1970 00:00:01 GMT"), Some(0));
+        assert_eq!(["soon", "-5", ""].map(pause), [None, None, None]);
+    }
+}

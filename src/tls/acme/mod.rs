@@ -73,11 +73,17 @@ pub(crate) fn bundle(key: &str, chain: &str) -> SecretBytes {
 
 /// What `bundle` holds for `plan`; `None` if it is not whole, or for other names.
 pub(crate) fn material(plan: &AcmePlan, bundle: &SecretBytes, file: &Path) -> Option<CertificateMaterial> {
+    let (material, certificate) = unfold(&plan.at, bundle, file)?;
+    plan.hosts.iter().all(|host| covers(&certificate, host)).then_some(material)
+}
+
+/// What `bundle` holds, for whatever names; `None` if it is not whole.
+pub(crate) fn unfold(at: &str, bundle: &SecretBytes, file: &Path) -> Option<(CertificateMaterial, Certificate)> {
     let bytes = bundle.expose();
     let chain = bytes.windows(BEGIN.len()).position(|window| window == BEGIN)?;
     let (key, chain) = bytes.split_at(chain);
     let material = CertificateMaterial {
-        at: plan.at.clone(),
+        at: at.to_owned(),
         certificate: chain.to_vec(),
         key: SecretBytes::new(key.to_vec()),
         chain: None,
@@ -86,7 +92,13 @@ pub(crate) fn material(plan: &AcmePlan, bundle: &SecretBytes, file: &Path) -> Op
         chain_file: None,
     };
     let certificate = Certificate::from_material(&material).ok()?;
-    plan.hosts.iter().all(|host| covers(&certificate, host)).then_some(material)
+    Some((material, certificate))
+}
+
+/// The bundles in the folder of the storage, for whatever names: a thousand at most.
+pub(crate) fn bundles(storage: &Path) -> Vec<PathBuf> {
+    let folders = std::fs::read_dir(storage.join("acme/certificates")).into_iter().flatten().flatten();
+    folders.take(1000).map(|folder| folder.path().join("bundle.pem")).collect()
 }
 
 /// Whether `certificate` is for `host`; a wildcard must be named as it is.

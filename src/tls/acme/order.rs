@@ -24,8 +24,8 @@ use super::{
     client::Https,
     lease::Claim,
     material,
-    record::{Placed, Record},
-    turns::Turns,
+    record::{Placed, Record, later},
+    turns::{EVERY, EVERY_OF_OWN, Turns},
 };
 use crate::{
     config::{AcmePlan, CertificateHost, ChallengeKind},
@@ -61,6 +61,16 @@ pub(crate) struct OrderError {
     pub(crate) why: String,
     /// No other attempt before then.
     pub(crate) retry_at: Option<Timestamp>,
+    pub(crate) kind: ErrorKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ErrorKind {
+    Failed,
+    /// Nobody was asked: it was not the time.
+    Held,
+    /// The CA wants the same again, with other nonces (RFC 8555, 6.5): more often than the library does it by itself.
+    Nonce,
 }
 
 /// A certificate to be ordered.
@@ -79,44 +89,61 @@ impl Ordering<'_> {
     /// Orders from the first directory that does not fail; answers key and chain, which are not kept yet, and whose they
     /// are. `record` is kept at every step.
     pub(crate) async fn place(&self, record: &mut Record) -> Result<(SecretBytes, String), OrderError> {
+        if record.order.as_ref().is_some_and(|placed| placed.profile != self.plan.profile) {
+            self.forget_order(record).await?;
+        }
         let begun = record.order.as_ref().map(|placed| placed.directory.clone());
         let mut directories: Vec<&String> = self.plan.directories.iter().collect();
         directories.sort_by_key(|directory| begun.as_ref() != Some(directory));
         let mut failed: Option<OrderError> = None;
         for directory in directories {
-            match self.place_at(directory, record).await {
+            let now = Timestamp::now();
+            let placed = match record.paused_until(directory, now) {
+                Some(until) => Err(OrderError::held(format!("it said that we may come again at {until}"), until)),
+                None => {
+                    let mut placed = self.place_at(directory, record).await;
+                    for _ in 0..NONCES {
+                        if placed.as_ref().is_err_and(|error| error.kind == ErrorKind::Nonce) {
+                            placed = self.place_at(directory, record).await;
+                        }
+                    }
+                    placed
+                }
+            };
+            match placed {
                 Ok(bundle) => return Ok((bundle, directory.clone())),
                 Err(error) => {
+                    record.paused.retain(|_, until| *until > now);
+                    if let Some(until) = error.retry_at.filter(|_| error.kind != ErrorKind::Held) {
+                        record.paused.insert(directory.clone(), until);
+                    }
                     let error = OrderError { why: format!("{directory}: {}", error.why), ..error };
                     failed = Some(match failed {
-                        // The first may come to itself sooner than the second lets us come again, or the other way round.
-                        Some(first) => OrderError {
-                            why: format!("{}; {}", first.why, error.why),
-                            retry_at: first.retry_at.min(error.retry_at),
-                        },
+                        Some(first) => first.and(&error),
                         None => error,
                     });
                 }
             }
         }
-        Err(failed.unwrap_or_else(|| OrderError { why: "no directory is named".to_owned(), retry_at: None }))
+        Err(failed.unwrap_or_else(|| said(&"no directory is named")))
     }
 
     async fn place_at(&self, directory: &str, record: &mut Record) -> Result<SecretBytes, OrderError> {
         let https = Https::new(self.roots).map_err(|error| said(&error))?;
         let fault = |error| OrderError::of(&error, &https);
         let account = self.account(directory, &https).await?;
-        let key = self.pending_key().await?;
         let mut order = match self.begun(directory, &account, record).await.map_err(fault)? {
             Some(order) => order,
             None => self.new_order(directory, &account, &https, record).await?,
         };
+        let key = self.pending_key().await?;
         if order.state().status == OrderStatus::Pending {
             let proved = self.prove(&mut order).await;
             self.clear(&mut order).await;
             if let Err(error) = proved {
                 // What has been refused is not asked for again; an order that broke off is taken up.
-                let is_refused = matches!(error, Error::Api(_)) || order.state().status == OrderStatus::Invalid;
+                let has_lapsed = matches!(error, Error::Str(LAPSED));
+                let is_refused = has_lapsed || is_refusal(&error) || order.state().status == OrderStatus::Invalid;
                 let error = self.explained(error, &mut order, &https).await;
                 if is_refused {
                     self.forget_order(record).await?;
@@ -126,7 +153,13 @@ impl Ordering<'_> {
         }
         if order.state().status == OrderStatus::Ready {
             let request = request(&self.plan.hosts, &key).map_err(|error| said(&error))?;
-            order.finalize_csr(&request).await.map_err(fault)?;
+            if let Err(error) = order.finalize_csr(&request).await {
+                // Neither the order nor its key is sent again.
+                if is_refusal(&error) {
+                    self.forget_order(record).await?;
+                }
+                return Err(fault(error));
+            }
         }
         let chain = match order.state().status {
             OrderStatus::Valid => order.certificate().await.map_err(fault)?,
@@ -149,8 +182,8 @@ impl Ordering<'_> {
         };
         match account.order(placed.url.clone()).await {
             Ok(mut order) => Ok((order.state().status != OrderStatus::Invalid).then_some(order)),
-            // It is nothing that the CA knows.
-            Err(Error::Api(_)) => Ok(None),
+            // It is nothing that the CA knows; one in trouble of its own says something else.
+            Err(error) if is_refusal(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -162,6 +195,9 @@ impl Ordering<'_> {
         https: &Https,
         record: &mut Record,
     ) -> Result<Order, OrderError> {
+        self.may_order(directory, record).await?;
+        // Each certificate has a key of its own; that of an order that came to nothing, or whose certificate has come, goes.
+        self.storage.remove(&pending_key_key(self.id)).await.map_err(|error| kept(&error))?;
         let identifiers: Vec<Identifier> = self.plan.hosts.iter().map(identifier).collect();
         let asked = || {
             let order = NewOrder::new(&identifiers);
@@ -189,9 +225,25 @@ impl Ordering<'_> {
             }
             placed => placed.map_err(|error| OrderError::of(&error, https))?,
         };
-        record.order = Some(Placed { directory: directory.to_owned(), url: order.url().to_owned() });
+        let (directory, url, profile) = (directory.to_owned(), order.url().to_owned(), self.plan.profile.clone());
+        record.order = Some(Placed { directory, url, profile });
         self.keep(record).await?;
         Ok(order)
+    }
+
+    /// Whether an order would stay within what a CA that serves many takes.
+    async fn may_order(&self, directory: &str, record: &Record) -> Result<(), OrderError> {
+        if let Some((next, why)) = record.held_back(Timestamp::now()) {
+            return Err(OrderError::held(why.to_owned(), next));
+        }
+        let every = if self.plan.ca_file.is_some() { EVERY_OF_OWN } else { EVERY };
+        let allowance = beside(&account_key(self.plan, directory), "allowance.json");
+        match self.turns.order(self.storage, &allowance, every).await.map_err(|error| kept(&error))? {
+            Ok(()) => Ok(()),
+            Err(next) => {
+                Err(OrderError::held("the account has ordered as much as we let it for the moment".to_owned(), next))
+            }
+        }
     }
 
     /// Shows the CA that all names are ours.
@@ -226,7 +278,7 @@ impl Ordering<'_> {
             match authorization.status {
                 AuthorizationStatus::Pending => {}
                 AuthorizationStatus::Valid => continue,
-                _ => return Err(Error::Str("an authorization of this order has lapsed")),
+                _ => return Err(Error::Str(LAPSED)),
             }
             let host = match authorization.identifier().identifier {
                 Identifier::Dns(name) => name.clone(),
@@ -310,7 +362,7 @@ impl Ordering<'_> {
             said.extend(errors.map(|error| format!("{host}: {}", in_words(error))));
         }
         let error = OrderError::of(&error, https);
-        if said.is_empty() { error } else { OrderError { why: said.join("; "), ..error } }
+        if said.is_empty() { error } else { OrderError { why: line(&said.join("; "), LONGEST_REASON), ..error } }
     }
 
     /// The account with `directory`, made where there is none.
@@ -391,12 +443,18 @@ impl Ordering<'_> {
         Ok(account)
     }
 
-    /// Gives the account with `directory`, if there is one, another key (RFC 8555, 7.3.5).
+    /// Gives the account with `directory`, if there is one, another key (RFC 8555, 7.3.5), once a day at most.
+    ///
+    /// If we end between the CA's taking of it and our keeping it, the account is lost to us and another one is made: the
+    /// library that makes the key shows it only afterwards.
     pub(super) async fn roll(&self, directory: &str) -> Result<(), OrderError> {
         let at = account_key(self.plan, directory);
         let https = Https::new(self.roots).map_err(|error| said(&error))?;
         let rolled = async {
-            if self.is_rolling(&at).await? {
+            let (rolled, now) = (beside(&at, "rolled"), Timestamp::now());
+            let last = self.storage.read(&rolled).await.map_err(|error| kept(&error))?;
+            let last = last.and_then(|last| std::str::from_utf8(last.expose()).ok()?.parse::<Timestamp>().ok());
+            if last.is_some_and(|last| last <= now && later(last, DAY) > now) || self.is_rolling(&at).await? {
                 return Ok(());
             }
             let Some(mut account) = self.known_account(&at, &https).await? else { return Ok(()) };
@@ -405,6 +463,8 @@ impl Ordering<'_> {
                 Ok(credentials) => {
                     let content = serde_json::to_vec(&credentials).map_err(|error| said(&error))?;
                     self.storage.write(&at, SecretBytes::new(content)).await.map_err(|error| kept(&error))?;
+                    let now = SecretBytes::new(now.to_string().into_bytes());
+                    self.storage.write(&rolled, now).await.map_err(|error| kept(&error))?;
                     tracing::info!(directory, account = account.id(), "the key of the account was changed");
                 }
                 // It has refused: the old one goes on.
@@ -483,7 +543,12 @@ pub(super) fn pending_key_key(id: &str) -> String {
 
 /// What is kept beside an account while its key is changed.
 fn rolling_key(account: &str) -> String {
-    account.replace("account.json", "rolling")
+    beside(account, "rolling")
+}
+
+/// The key of another object of the same account.
+fn beside(account: &str, name: &str) -> String {
+    account.replace("account.json", name)
 }
 
 fn identifier(host: &CertificateHost) -> Identifier {
@@ -502,38 +567,49 @@ fn request(hosts: &[CertificateHost], key: &KeyPair) -> Result<Vec<u8>, rcgen::E
 
 /// Whether another form of the same order would fare no better.
 fn is_final(error: &Error) -> bool {
-    let is = |problem: &Problem, name: &str| problem.r#type.as_deref().is_some_and(|kind| kind.ends_with(name));
     match error {
         Error::Unsupported(_) => false,
-        Error::Api(problem) => is(problem, ":rateLimited") || is(problem, ":accountDoesNotExist"),
+        Error::Api(problem) => is_of(problem, ":rateLimited") || is_of(problem, ":accountDoesNotExist"),
         // A `replaces` that the CA does not speak of again is told by the library in words of its own.
         Error::Other(error) => !error.to_string().starts_with("replaces field mismatch"),
         _ => true,
     }
 }
 
+/// Whether the account is none that may order: forgotten, or deactivated (RFC 8555, 7.3.6).
 fn knows_no_account(error: &Error) -> bool {
-    let kind = match error {
-        Error::Api(problem) => problem.r#type.as_deref(),
-        _ => None,
-    };
-    kind == Some("urn:ietf:params:acme:error:accountDoesNotExist")
+    matches!(error, Error::Api(problem) if is_of(problem, ":accountDoesNotExist") || is_of(problem, ":unauthorized"))
+}
+
+fn is_of(problem: &Problem, kind: &str) -> bool {
+    problem.r#type.as_deref().is_some_and(|is| is.ends_with(kind))
+}
+
+/// Whether the same would be refused again: what is said of a fault of the CA's own, or of too much, is none.
+fn is_refusal(error: &Error) -> bool {
+    match error {
+        Error::Api(problem) => {
+            problem.status.is_none_or(|status| (400..500).contains(&status) && status != 429)
+                && ![":rateLimited", ":serverInternal", ":badNonce"].iter().any(|passing| is_of(problem, passing))
+        }
+        _ => false,
+    }
 }
 
 fn in_words(problem: &Problem) -> String {
     let detail = problem.detail.as_deref().unwrap_or("no reason is given");
     let kind = problem.r#type.as_deref().and_then(|kind| kind.rsplit(':').next()).unwrap_or("error");
-    // What a CA says is shown to people: no control characters, and no novel.
-    let detail: String = detail.chars().filter(|c| !c.is_control()).take(500).collect();
-    format!("{detail} ({kind})")
+    line(&format!("{} ({kind})", line(detail, 500)), 600)
+}
+
+/// What others say, as it is shown to people: no control characters, and no novel.
+fn line(text: &str, most: usize) -> String {
+    text.chars().filter(|c| !c.is_control()).take(most).collect()
 }
 
 impl OrderError {
     pub(super) fn of(error: &Error, https: &Https) -> Self {
-        let retry_at = match error {
-            Error::Api(_) => https.retry_after().and_then(|at| Timestamp::try_from(at).ok()),
-            _ => None,
-        };
+        let retry_at = https.retry_after().and_then(|at| Timestamp::try_from(at).ok());
         let why = match error {
             Error::Api(problem) => {
                 let parts: Vec<_> = problem.subproblems.iter().filter_map(|part| part.detail.clone()).collect();
@@ -543,7 +619,22 @@ impl OrderError {
             Error::Other(inner) => chain(&**inner),
             error => error.to_string(),
         };
-        Self { why, retry_at }
+        let is_nonce = matches!(error, Error::Api(problem) if is_of(problem, ":badNonce"));
+        let kind = if is_nonce { ErrorKind::Nonce } else { ErrorKind::Failed };
+        Self { why: line(&why, LONGEST_REASON), retry_at, kind }
+    }
+
+    fn held(why: String, next: Timestamp) -> Self {
+        Self { why, retry_at: Some(next), kind: ErrorKind::Held }
+    }
+
+    /// What is said of both; the first may come to itself sooner than the second lets us come again, or the other way round.
+    fn and(self, other: &Self) -> Self {
+        Self {
+            why: format!("{}; {}", self.why, other.why),
+            retry_at: self.retry_at.zip(other.retry_at).map(|(one, other)| one.min(other)),
+            kind: if self.kind == other.kind { self.kind } else { ErrorKind::Failed },
+        }
     }
 }
 
@@ -551,16 +642,23 @@ fn chain(error: &dyn std::error::Error) -> String {
     crate::telemetry::chain(error)
 }
 
-fn said(why: &dyn fmt::Display) -> OrderError {
-    OrderError { why: why.to_string(), retry_at: None }
+pub(super) fn said(why: &dyn fmt::Display) -> OrderError {
+    OrderError { why: why.to_string(), retry_at: None, kind: ErrorKind::Failed }
 }
 
-fn kept(error: &StorageError) -> OrderError {
+pub(super) fn kept(error: &StorageError) -> OrderError {
     said(&format!("the storage (`tls.storage`): {error}"))
 }
 
 /// Until it is looked again whether another machine has an account.
 const ANOTHERS_ACCOUNT: Duration = Duration::from_secs(1);
+const LAPSED: &str = "an authorization of this order has lapsed";
+/// Characters of why an attempt failed.
+const LONGEST_REASON: usize = 2000;
+/// Attempts that are made again at once.
+const NONCES: usize = 3;
+/// Seconds between two changes of an account's key.
+const DAY: i64 = 24 * 3600;
 /// Until a CA has looked at all names; it looks from several places.
 const VALIDATION: RetryPolicy =
     RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(Duration::from_secs(120));

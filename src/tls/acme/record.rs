@@ -1,6 +1,9 @@
 //! What is remembered of a certificate between two attempts to order it, across restarts.
 
-use std::{collections::VecDeque, mem};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -22,6 +25,14 @@ pub(crate) struct Record {
     pub(crate) last_failure: Option<Failure>,
     /// No attempt before then.
     pub(crate) not_before: Option<Timestamp>,
+    /// Directories that have said when to come again.
+    pub(crate) paused: BTreeMap<String, Timestamp>,
+    /// An operator wants another one, whatever the age of the one there is.
+    pub(crate) wanted: bool,
+    /// Since when nobody was asked because of what was found in the way.
+    pub(crate) grounded: Option<Timestamp>,
+    /// Seconds that the last one was valid for.
+    pub(crate) life: Option<i64>,
     /// When the last orders came to something, and when they did not: at most [`REMEMBERED`] each.
     pub(crate) issued: VecDeque<Timestamp>,
     pub(crate) refused: VecDeque<Timestamp>,
@@ -37,6 +48,8 @@ pub(crate) struct Record {
 pub(crate) struct Placed {
     pub(crate) directory: String,
     pub(crate) url: String,
+    #[serde(default)]
+    pub(crate) profile: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -70,33 +83,59 @@ impl Record {
         let longest = later(now, LONGEST_TOLD);
         self.not_before = Some(told.map_or(own, |told| told.min(longest).max(own)));
         self.last_failure = Some(Failure { at: now, why });
+        self.grounded = None;
         remember(&mut self.refused, now);
     }
 
+    /// Until when it is left alone; `None`: it may be ordered now.
+    pub(crate) fn rests_until(&self, now: Timestamp) -> Option<Timestamp> {
+        // What was written by a clock that was ahead says nothing.
+        let was_ahead = self.last_failure.as_ref().is_some_and(|failure| failure.at > later(now, 300));
+        self.not_before.filter(|at| *at > now && *at <= later(now, LONGEST_TOLD) && !was_ahead)
+    }
+
+    /// Until when `directory` is not to be asked.
+    pub(crate) fn paused_until(&self, directory: &str, now: Timestamp) -> Option<Timestamp> {
+        self.paused.get(directory).copied().filter(|at| *at > now && *at <= later(now, LONGEST_TOLD))
+    }
+
     /// Takes note of what is in the way of an attempt, which was not made.
-    pub(crate) fn grounded(&mut self, why: String, next: Timestamp) {
+    pub(crate) fn ground(&mut self, why: String, next: Timestamp) {
+        self.grounded.get_or_insert_with(Timestamp::now);
+        self.hold(why, next);
+    }
+
+    /// Whether what is in the way has been there for so long that the CA is asked all the same: it may see what we do not.
+    pub(crate) fn is_grounded_for_long(&self, now: Timestamp) -> bool {
+        self.grounded.is_some_and(|since| !(0..DAY).contains(&(now.as_second() - since.as_second())))
+    }
+
+    /// Takes note that it is not the time for an attempt.
+    pub(crate) fn hold(&mut self, why: String, next: Timestamp) {
         self.not_before = Some(next);
         self.last_failure = Some(Failure { at: Timestamp::now(), why });
     }
 
-    pub(crate) fn succeeded(&mut self, directory: &str, profile: Option<&str>) {
+    /// Takes note of a certificate from `directory` that is valid for `life` seconds.
+    pub(crate) fn succeeded(&mut self, directory: &str, profile: Option<&str>, life: i64) {
         let (mut issued, refused) = (mem::take(&mut self.issued), mem::take(&mut self.refused));
         remember(&mut issued, Timestamp::now());
         let (issued_by, profile) = (Some(directory.to_owned()), profile.map(str::to_owned));
         let version = self.version.take();
-        *self = Self { issued_by, profile, issued, refused, version, ..Self::default() };
+        *self = Self { issued_by, profile, issued, refused, version, life: Some(life), ..Self::default() };
     }
 
     /// Until when there is to be no attempt at `now`, whoever asks for it, and why: Let's Encrypt issues five certificates
-    /// for the same names in a week and lets five validations of a name fail in an hour, and one is left for others.
+    /// for the same names in a week and lets five validations of a name fail in an hour, and one is left for others. Of
+    /// certificates that live for less than a week there may be as many in one life.
     pub(crate) fn held_back(&self, now: Timestamp) -> Option<(Timestamp, &'static str)> {
         let full = |moments: &VecDeque<Timestamp>, span: i64| {
             let recent: Vec<_> =
                 moments.iter().filter(|at| (0..span).contains(&(now.as_second() - at.as_second()))).collect();
             (recent.len() >= REMEMBERED).then(|| later(*recent[0], span))
         };
-        let issued =
-            full(&self.issued, WEEK).map(|next| (next, "four certificates for these names came within a week"));
+        let issued = full(&self.issued, self.life.unwrap_or(WEEK).clamp(1, WEEK))
+            .map(|next| (next, "four certificates for these names have come lately"));
         let refused = full(&self.refused, HOUR).map(|next| (next, "four attempts have failed within an hour"));
         issued.or(refused)
     }
@@ -129,6 +168,7 @@ pub(crate) fn later(now: Timestamp, seconds: i64) -> Timestamp {
 const PAUSES: [i64; 7] = [2 * 60, 10 * 60, 30 * 60, 2 * 3600, 6 * 3600, 12 * 3600, 24 * 3600];
 const REMEMBERED: usize = 4;
 const HOUR: i64 = 3600;
+const DAY: i64 = 24 * HOUR;
 const WEEK: i64 = 7 * 24 * HOUR;
 /// A week: whatever a CA says, there is an attempt before a certificate of ninety days has run out.
 const LONGEST_TOLD: i64 = WEEK;
@@ -180,10 +220,10 @@ mod tests {
         let mut record = Record::default();
         for _ in 0..4 {
             assert_eq!(record.held_back(now), None);
-            record.succeeded("directory", None);
+            record.succeeded("directory", None, WEEK * 12);
         }
         let (next, why) = record.held_back(Timestamp::now()).unwrap();
-        assert!(next > later(now, WEEK - 60) && why.contains("week"), "{next} {why}");
+        assert!(next > later(now, WEEK - 60) && why.contains("four certificates"), "{next} {why}");
         assert_eq!(record.held_back(later(now, WEEK + 60)), None);
 
         let mut record = Record::default();
@@ -193,6 +233,39 @@ mod tests {
         }
         assert_eq!(record.held_back(later(now, 60)).unwrap().0, later(now, HOUR));
         assert_eq!(record.held_back(later(now, HOUR)), None);
+    }
+
+    #[test]
+    fn short_lives_are_renewed_as_often_as_they_end() {
+        let now = Timestamp::now();
+        let mut record = Record { life: Some(600), ..Record::default() };
+        for _ in 0..4 {
+            record.succeeded("directory", None, 600);
+        }
+        assert!(record.held_back(now).unwrap().0 <= later(now, 660));
+        assert_eq!(record.held_back(later(now, 700)), None);
+    }
+
+    #[test]
+    fn what_a_clock_that_was_ahead_has_written_is_no_reason_to_rest() {
+        let now = at("2026-01-01T00:00:00Z");
+        let mut record = Record::default();
+        record.failed("why".to_owned(), None, now);
+        assert!(record.rests_until(later(now, 1)).is_some());
+        record.failed("why".to_owned(), None, at("2027-01-01T00:00:00Z"));
+        assert_eq!(record.rests_until(now), None);
+    }
+
+    #[test]
+    fn after_a_day_of_faults_the_authority_is_asked_all_the_same() {
+        let mut record = Record::default();
+        let now = Timestamp::now();
+        record.ground("why".to_owned(), later(now, 180));
+        record.ground("why".to_owned(), later(now, 360));
+        assert!(!record.is_grounded_for_long(later(now, DAY - 60)));
+        assert!(record.is_grounded_for_long(later(now, DAY + 60)));
+        record.failed("refused".to_owned(), None, now);
+        assert!(!record.is_grounded_for_long(later(now, DAY + 60)), "once a day");
     }
 
     #[test]
@@ -211,7 +284,7 @@ mod tests {
     fn a_record_is_read_back_and_so_is_one_of_another_version() {
         let mut record = Record::default();
         record.failed("why".to_owned(), None, at("2026-01-01T00:00:00Z"));
-        record.order = Some(Placed { directory: "d".to_owned(), url: "u".to_owned() });
+        record.order = Some(Placed { directory: "d".to_owned(), url: "u".to_owned(), profile: None });
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
         assert_eq!(serde_json::from_str::<Record>(r#"{"failures":2,"new":1}"#).unwrap().failures, 2);
