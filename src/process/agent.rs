@@ -394,8 +394,9 @@ impl Agent {
 
     fn challenges(&mut self) -> FromAgent {
         self.version += 1;
-        let others = self.answered_for_others.iter().filter(|(id, _)| !self.pending.contains_key(id));
-        let pending = self.pending.values().chain(others.map(|(_, pending)| pending)).flatten().cloned().collect();
+        // Ours last: for one name they win over what we have read a while ago.
+        let others = self.answered_for_others.iter().map(|(_, pending)| pending);
+        let pending = others.chain(self.pending.values()).flatten().cloned().collect();
         FromAgent::Challenges { version: self.version, pending }
     }
 

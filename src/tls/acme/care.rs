@@ -212,11 +212,13 @@ impl Care {
         });
         let ordered = ordered.await;
         lease.give_up().await;
-        ordered.unwrap_or_else(|| {
-            let why =
-                "the storage (`tls.storage`) did not answer for so long that another machine may order; broken off";
-            Err(OrderError { why: why.to_owned(), retry_at: None })
-        })
+        if let Some(ordered) = ordered {
+            return ordered;
+        }
+        // What is in the storage is the other machine's.
+        self.ordering(None).answer_here(Vec::new()).await.ok();
+        let why = "the storage (`tls.storage`) did not answer for so long that another machine may order; broken off";
+        Err(OrderError { why: why.to_owned(), retry_at: None })
     }
 
     /// Whether anything is to be done; that nothing is has been told.

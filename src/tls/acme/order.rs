@@ -280,11 +280,16 @@ impl Ordering<'_> {
                 self.storage.write(&key, SecretBytes::new(content)).await
             }
         };
+        self.answer_here(pending).await?;
+        shown.map_err(|error| kept(&error).why)
+    }
+
+    /// Has exactly `pending` answered by this machine.
+    pub(super) async fn answer_here(&self, pending: Vec<PendingChallenge>) -> Result<(), String> {
         let (done, answered) = oneshot::channel();
         let gone = |()| "the process is about to end".to_owned();
         self.favours.send(Favour::Answer { id: self.id.to_owned(), pending, done }).await.map_err(|_| gone(()))?;
-        answered.await.map_err(|_| gone(()))?;
-        shown.map_err(|error| kept(&error).why)
+        answered.await.map_err(|_| gone(()))
     }
 
     async fn txt(&self, present: bool, challenge: &PendingChallenge) -> Result<(), String> {
