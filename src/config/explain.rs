@@ -224,13 +224,17 @@ fn certificates(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
     }
     let storage = plan.tls.storage.display();
+    let kept = match &plan.tls.shared {
+        Some(shared) => format!("shared with other machines in {shared}, with a copy in {storage}"),
+        None => format!("kept in {storage}"),
+    };
     for ordered in &plan.tls.acme {
         let hosts: Vec<_> = ordered.hosts.iter().map(ToString::to_string).collect();
         write!(f, "  {}: ordered from {} by {}", hosts.join(", "), ordered.directories[0], ordered.challenge)?;
         if let Some(fallback) = ordered.directories.get(1) {
             write!(f, ", from {fallback} while that fails")?;
         }
-        writeln!(f, ", renewed in time and kept in {storage}")?;
+        writeln!(f, ", renewed in time and {kept}")?;
     }
     if plan.tls.certificates.is_empty() && plan.tls.acme.is_empty() {
         writeln!(f, "  none of your own: a self-signed one is made and kept in {storage}; browsers warn of it")?;

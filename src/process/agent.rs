@@ -194,7 +194,7 @@ async fn check(number: u64, cares: Vec<mpsc::Sender<Asked>>, checked: mpsc::Send
 /// Looks for orders of other machines when it is `asked` to, and again while there are any, so that what is over is answered no
 /// more.
 async fn seek(storage: Storage, mut asked: mpsc::Receiver<()>, shown: mpsc::Sender<Shown>) {
-    let mut any = false;
+    let (mut any, mut is_out) = (false, false);
     loop {
         select! {
             asked = asked.recv() => if asked.is_none() { return },
@@ -202,14 +202,17 @@ async fn seek(storage: Storage, mut asked: mpsc::Receiver<()>, shown: mpsc::Send
         }
         match acme::shown(&storage).await {
             Ok(found) => {
-                any = !found.is_empty();
+                (any, is_out) = (!found.is_empty(), false);
                 if shown.send(found).await.is_err() {
                     return;
                 }
             }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "it cannot be seen whether another machine orders");
+                if !is_out {
+                    tracing::warn!(error, "it cannot be seen whether another machine orders");
+                }
+                is_out = true;
             }
         }
         // Whoever asks for what is nobody's has it looked for no more often than that.
@@ -328,17 +331,15 @@ impl Agent {
         self.answered_for_others.clear();
         self.storage = Storage::in_folder(assignment.storage.clone());
         let Some(access) = &assignment.shared else { return true };
-        let roots = access.roots().map_or_else(|| Ok(self.roots.clone()), Roots::from_pem);
-        let shared = roots.and_then(|roots| Storage::shared(access, &roots).map_err(|problem| problem.to_string()));
-        match shared {
+        match Storage::shared(access, &self.roots) {
             Ok(shared) => {
                 self.storage = shared.clone();
                 let (asked_sender, asked) = mpsc::channel(1);
                 self.seeker = Some((spawn_local(seek(shared, asked, self.shown.clone())), asked_sender));
                 true
             }
-            Err(why) => {
-                tracing::error!("tls.storage: {why}; certificates are neither ordered nor renewed until then");
+            Err(problem) => {
+                tracing::error!("tls.storage: {problem}; certificates are neither ordered nor renewed until then");
                 false
             }
         }
@@ -396,8 +397,9 @@ impl Agent {
 
     fn challenges(&mut self) -> FromAgent {
         self.version += 1;
-        let others = self.answered_for_others.iter().filter(|(id, _)| !self.pending.contains_key(id));
-        let pending = self.pending.values().chain(others.map(|(_, pending)| pending)).flatten().cloned().collect();
+        // Ours last: for one name they win over what we have read a while ago.
+        let others = self.answered_for_others.iter().map(|(_, pending)| pending);
+        let pending = others.chain(self.pending.values()).flatten().cloned().collect();
         FromAgent::Challenges { version: self.version, pending }
     }
 

@@ -14,8 +14,10 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use rustls::HandshakeKind;
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vestibule::{
     config::SharedStoragePlan,
     tls::{
@@ -67,8 +69,8 @@ async fn each_race_has_one_winner(plan: &SharedStoragePlan) {
                 let (key, content, version) = (key.clone(), bytes(&format!("{turn} {writer}")), version.clone());
                 async move { storage.replace(&key, content, &version).await.unwrap() }
             });
-            let changed: Vec<_> = join_all(changes).await.into_iter().flatten().collect();
-            let [next] = &changed[..] else { panic!("round {round}, turn {turn}: {changed:?}") };
+            let won: Vec<_> = join_all(changes).await.into_iter().flatten().collect();
+            let [next] = &won[..] else { panic!("round {round}, turn {turn}: {won:?}") };
             version = next.clone();
         }
         assert_eq!(writers[1].look(&key).await.unwrap().unwrap().1, version);
@@ -299,6 +301,29 @@ fn three_machines_at_s3_order_once_and_serve_one_certificate() {
 }
 
 #[test]
+fn a_session_that_one_machine_began_is_resumed_by_another() {
+    let folder = served::folder();
+    let (Some(moto), Some(site)) = (Moto::start(folder.path()), Site::behind(in_turn())) else { return };
+    let keys = moto.keys(folder.path(), SECRET);
+    let (a, b) = (site.node(&keys, ""), site.node(&keys, ""));
+    site.one_certificate(&[&a, &b], None);
+    let config = Arc::new(client(&[&site.pebble.root_certificate()], &["http/1.1"]));
+    let handshake = |node: &Node| {
+        block_on(async {
+            let mut stream = tls_connect(node.place.tls, "site.example", Arc::clone(&config)).await.unwrap();
+            let kind = stream.get_ref().1.handshake_kind();
+            // The ticket comes with what is read.
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: site.example\r\nConnection: close\r\n\r\n").await.unwrap();
+            stream.read_to_end(&mut Vec::new()).await.unwrap();
+            kind
+        })
+    };
+
+    assert_eq!(handshake(&a), Some(HandshakeKind::Full));
+    assert_eq!(handshake(&b), Some(HandshakeKind::Resumed));
+}
+
+#[test]
 fn two_machines_at_azure_order_once_and_serve_one_certificate() {
     let folder = served::folder();
     let (Some(azurite), Some(site)) = (Azurite::start(folder.path()), Site::behind(in_turn())) else { return };
@@ -355,7 +380,7 @@ fn another_machine_goes_on_where_one_was_killed_in_an_order() {
     let Some(site) = Site::behind(kill_the_first) else { return };
     let nodes = [site.node(&keys, ""), site.node(&keys, "")];
 
-    wait_for("the first to be killed", || killed.lock().unwrap().is_some());
+    patiently("the first to be killed", || killed.lock().unwrap().is_some());
     let survivor = &nodes[1 - killed.lock().unwrap().unwrap()];
 
     site.one_certificate(&[survivor], None);
@@ -377,7 +402,7 @@ fn without_its_storage_a_machine_starts_with_the_certificate_that_it_had() {
     assert_eq!(node.place.certificate(&site.pebble.root_certificate()), Some(before));
     patiently("the outage to be told", || node.order()["state"] == "failing");
     let why = node.order()["why"].as_str().unwrap().to_owned();
-    assert!(why.starts_with("the storage (`tls.storage`): acme/certificates/"), "{why}");
+    assert!(why.starts_with("the storage (`tls.storage`): acme/certificates/") && why.contains("refused"), "{why}");
     assert_eq!(node.served.events().matches("not looked after").count(), 1, "{}", node.served.events());
     assert_eq!(site.issued(), 1);
 }

@@ -161,28 +161,27 @@ impl Care {
     pub(crate) async fn go_on(mut self) {
         let mut asked = false;
         let mut claim = Claim::new(&self.storage, lease_key(&self.id));
-        let mut outage: Option<String> = None;
+        // Looks in vain, one after the other.
+        let mut outage = 0;
         // Another machine may have put something there.
         let longest = if self.storage.is_shared() { LONGEST_SHARED } else { LONGEST };
         loop {
             let wake = match self.step(&mut claim, asked).await {
                 Ok(next) => {
-                    outage = None;
+                    outage = 0;
                     let seconds = next.as_second().saturating_sub(Timestamp::now().as_second());
                     Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
                 }
                 Err(OrderError { why, .. }) => {
                     // Nothing can be remembered: neither is anything ordered then, or a CA would be asked without end.
-                    let next = later(Timestamp::now(), UNREADABLE);
-                    let record = Record {
-                        last_failure: Some(Failure { at: Timestamp::now(), why: why.clone() }),
-                        ..Record::default()
-                    };
-                    self.tell(OrderState::Failing, &record, next).await;
-                    if outage.is_none() {
+                    if outage == 0 {
                         tracing::error!(hosts = %self.hosts(), why, "this certificate is not looked after for the moment; it is served on");
                     }
-                    outage = Some(why);
+                    outage += 1;
+                    let now = Timestamp::now();
+                    let last_failure = Some(Failure { at: now, why });
+                    let record = Record { failures: outage, last_failure, ..Record::default() };
+                    self.tell(OrderState::Failing, &record, later(now, UNREADABLE)).await;
                     Duration::from_secs(UNREADABLE.unsigned_abs())
                 }
             };
@@ -238,8 +237,13 @@ impl Care {
         });
         let ordered = ordered.await;
         lease.give_up().await;
+        if let Some(ordered) = ordered {
+            return ordered;
+        }
+        // What is in the storage is the other machine's.
+        self.ordering(None).answer_here(Vec::new()).await.ok();
         let late = "the storage (`tls.storage`) did not answer for so long that another machine may order; broken off";
-        ordered.unwrap_or_else(|| Err(said(&late)))
+        Err(said(&late))
     }
 
     /// Whether anything is to be done; that nothing is has been told.
@@ -376,13 +380,13 @@ impl Care {
                 token: page.token.clone(),
                 key_authorization: page.body.clone(),
             });
-            if let Err(error) = self.ordering(None).answer(pending.collect()).await {
+            if let Err(error) = self.ordering(None).answer(pending.collect(), Some(&page.token)).await {
                 tracing::debug!(hosts = %self.hosts(), error, "other machines do not answer for the check");
             }
         }
         let _look = self.turns.look().await;
         let findings = Flight { names: &names, proof, authority: &authority }.check(&dns).await;
-        self.ordering(None).answer(Vec::new()).await.ok();
+        self.ordering(None).answer(Vec::new(), Some(&page.token)).await.ok();
         findings
     }
 

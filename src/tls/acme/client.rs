@@ -57,7 +57,7 @@ impl Https {
         let (mut parts, body) = answer.map_err(|error| Error::Other(Box::new(error)))?.into_parts();
         let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(Error::Other)?.to_bytes();
         // The library adds whatever is said to the time, and a number that is too large would be the end of us.
-        let pause = pause(&parts.headers, SystemTime::now());
+        let pause = pause_of(&parts.headers, SystemTime::now());
         match pause {
             Some(pause) => parts.headers.insert(header::RETRY_AFTER, pause.as_secs().into()),
             None => parts.headers.remove(header::RETRY_AFTER),
@@ -90,7 +90,7 @@ impl HttpClient for Https {
 }
 
 /// What an answer says about when to come again (RFC 9110, 10.2.3), a week at most.
-fn pause(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+fn pause_of(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let said = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let pause = match said.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
@@ -119,7 +119,7 @@ mod tests {
         let pause = |said: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(header::RETRY_AFTER, said.parse().unwrap());
-            super::pause(&headers, now).map(|pause| pause.as_secs())
+            pause_of(&headers, now).map(|pause| pause.as_secs())
         };
         assert_eq!(pause("120"), Some(120));
         assert_eq!(pause("18446744073709551615"), Some(7 * 86_400));

@@ -56,9 +56,13 @@ fn lease_key(id: &str) -> String {
     format!("acme/certificates/{id}/lease.json")
 }
 
-/// What all machines answer while one of them orders the certificate `id`.
-fn challenges_key(id: &str) -> String {
-    format!("{CHALLENGES}/{id}.json")
+/// What all machines answer while one of them orders the certificate `id`, or, with the token of the question, looks what is in
+/// the way of that.
+fn challenges_key(id: &str, check: Option<&str>) -> String {
+    match check {
+        None => format!("{CHALLENGES}/{id}.json"),
+        Some(token) => format!("{CHALLENGES}/{id}.{token}.json"),
+    }
 }
 
 /// The file of a bundle, where the storage is a folder.

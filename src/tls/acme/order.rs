@@ -252,7 +252,7 @@ impl Ordering<'_> {
         for challenge in pending.iter().filter(|challenge| challenge.kind == ChallengeKind::Dns01) {
             self.txt(true, challenge).await.map_err(|why| Error::Other(why.into()))?;
         }
-        self.answer(pending).await.map_err(|why| Error::Other(why.into()))?;
+        self.answer(pending, None).await.map_err(|why| Error::Other(why.into()))?;
 
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
@@ -317,26 +317,33 @@ impl Ordering<'_> {
                 }
             }
         }
-        if let Err(why) = self.answer(Vec::new()).await {
+        if let Err(why) = self.answer(Vec::new(), None).await {
             tracing::debug!(id = self.id, why, "a challenge is answered for longer than it is asked for");
         }
     }
 
-    /// Has exactly `pending` answered by this machine, and by those that share the storage.
-    pub(super) async fn answer(&self, pending: Vec<PendingChallenge>) -> Result<(), String> {
+    /// Has exactly `pending` answered by this machine, and by those that share the storage. A check, by its token, does not
+    /// touch what another machine has answered for its order.
+    pub(super) async fn answer(&self, pending: Vec<PendingChallenge>, check: Option<&str>) -> Result<(), String> {
+        let key = challenges_key(self.id, check);
         let shown = match pending.is_empty() || pending.iter().all(|one| one.kind == ChallengeKind::Dns01) {
             _ if !self.storage.is_shared() => Ok(()),
-            true => self.storage.remove(&challenges_key(self.id)).await,
+            true => self.storage.remove(&key).await,
             false => {
                 let content = serde_json::to_vec(&pending).map_err(|error| error.to_string())?;
-                self.storage.write(&challenges_key(self.id), SecretBytes::new(content)).await
+                self.storage.write(&key, SecretBytes::new(content)).await
             }
         };
+        self.answer_here(pending).await?;
+        shown.map_err(|error| kept(&error).why)
+    }
+
+    /// Has exactly `pending` answered by this machine.
+    pub(super) async fn answer_here(&self, pending: Vec<PendingChallenge>) -> Result<(), String> {
         let (done, answered) = oneshot::channel();
         let gone = |()| "the process is about to end".to_owned();
         self.favours.send(Favour::Answer { id: self.id.to_owned(), pending, done }).await.map_err(|_| gone(()))?;
-        answered.await.map_err(|_| gone(()))?;
-        shown.map_err(|error| kept(&error).why)
+        answered.await.map_err(|_| gone(()))
     }
 
     async fn txt(&self, present: bool, challenge: &PendingChallenge) -> Result<(), String> {

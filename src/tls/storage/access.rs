@@ -92,7 +92,7 @@ impl Access {
     }
 
     /// The root certificates that its server is believed by; `None`: those of the system.
-    pub(crate) fn roots(&self) -> Option<&[u8]> {
+    pub(super) fn roots(&self) -> Option<&[u8]> {
         self.roots.as_deref()
     }
 
@@ -131,11 +131,7 @@ pub(crate) fn faults(plan: &Plan) -> Vec<Problem> {
         Ok(access) => access,
         Err(problems) => return problems,
     };
-    let roots = match access.roots().map(Roots::from_pem).transpose() {
-        Ok(roots) => roots.unwrap_or_else(Roots::none),
-        Err(fault) => return vec![problem("ca_file", fault)],
-    };
-    let unusable = Storage::shared(&access, &roots).err();
+    let unusable = Storage::shared(&access, &Roots::none()).err();
     unusable
         .map(|fault| Problem { at: "tls.storage_options".to_owned(), problem: fault.to_string() })
         .into_iter()
@@ -183,3 +179,92 @@ const PAIRS: [&str; 5] = [
     "AZURE_STORAGE_ACCOUNT_NAME",
     "AZURE_STORAGE_ACCOUNT_KEY",
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use super::*;
+
+    fn plan(service: SharedService, folder: &Path) -> SharedStoragePlan {
+        fs::write(folder.join("secret"), [b'x'; 32]).unwrap();
+        SharedStoragePlan {
+            service,
+            bucket: "site".to_owned(),
+            prefix: String::new(),
+            secret_file: folder.join("secret"),
+            endpoint: None,
+            region: None,
+            identity: None,
+            key_file: None,
+            ca_file: None,
+        }
+    }
+
+    fn setting<'a>(access: &'a Access, name: &str) -> Option<&'a str> {
+        access.settings().filter(|(known, _)| *known == name).last().map(|(_, value)| value)
+    }
+
+    #[test]
+    fn what_is_not_written_comes_from_the_environment_and_no_key_is_of_two_halves() {
+        let folder = tempfile::tempdir().unwrap();
+        let set = |name: &str| Some(format!("{name} of the environment"));
+        let mut plan = plan(SharedService::S3, folder.path());
+        let access = Access::read(&plan, &set).unwrap();
+        assert_eq!(setting(&access, "aws_access_key_id"), Some("AWS_ACCESS_KEY_ID of the environment"));
+        assert_eq!(setting(&access, "aws_session_token"), Some("AWS_SESSION_TOKEN of the environment"));
+        assert_eq!(setting(&access, "aws_region"), Some("AWS_REGION of the environment"));
+
+        fs::write(folder.path().join("key"), "written\n").unwrap();
+        (plan.identity, plan.key_file) = (Some("id".to_owned()), Some(folder.path().join("key")));
+        plan.region = Some("eu-central-1".to_owned());
+        let access = Access::read(&plan, &set).unwrap();
+        assert_eq!(setting(&access, "aws_access_key_id"), Some("id"));
+        assert_eq!(setting(&access, "aws_secret_access_key"), Some("written"));
+        assert_eq!(setting(&access, "aws_session_token"), None);
+        assert_eq!(setting(&access, "aws_region"), Some("eu-central-1"));
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once_with_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut plan = plan(SharedService::Azure, folder.path());
+        fs::write(folder.path().join("secret"), "short\n").unwrap();
+        fs::write(folder.path().join("empty"), "\n").unwrap();
+        plan.key_file = Some(folder.path().join("empty"));
+        plan.ca_file = Some(PathBuf::from("/nonexistent/ca.pem"));
+
+        let problems = Access::read(&plan, &|_| None).err().unwrap();
+
+        let told: Vec<_> = problems.iter().map(|told| format!("{}: {}", told.at, told.problem)).collect();
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let expected = [
+            format!(
+                "tls.storage_options.secret_file: {0} has 5 bytes, and a secret at least 32; make one by `openssl rand -base64 -out {0} \
+                 48`, and put the same file on each machine",
+                file("secret")
+            ),
+            format!("tls.storage_options.account_key_file: {}: there is no key in it", file("empty")),
+            "tls.storage_options.ca_file: cannot read /nonexistent/ca.pem: there is no such file".to_owned(),
+            "tls.storage_options.account: the name of the storage account is missing; write it here, or set \
+             AZURE_STORAGE_ACCOUNT_NAME"
+                .to_owned(),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn settings_that_no_service_takes_are_found_before_anything_is_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tls = crate::keeper::testing::tls_plan(folder.path());
+        let mut shared = plan(SharedService::Azure, folder.path());
+        fs::write(folder.path().join("key"), "no base64!").unwrap();
+        (shared.identity, shared.key_file) = (Some("account".to_owned()), Some(folder.path().join("key")));
+        tls.tls.shared = Some(shared);
+
+        let problems = faults(&tls);
+
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert_eq!(problems[0].at, "tls.storage_options");
+    }
+}

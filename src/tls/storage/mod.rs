@@ -59,6 +59,8 @@ pub enum StorageProblem {
     Io(#[from] io::Error),
     #[error(transparent)]
     Objects(#[from] object_store::Error),
+    #[error("`tls.storage_options.ca_file`: {0}")]
+    Roots(String),
     #[error("no answer within {} seconds", objects::PATIENCE.as_secs())]
     Late,
     #[error("it has more than {LONGEST} bytes")]
@@ -75,13 +77,14 @@ impl Storage {
         Self(Arc::new(Place::Folder(Folder::new(folder))))
     }
 
-    /// Objects in a store that is believed by `roots`.
+    /// Objects in a store, which is believed by the roots of `access`, or those of the `system`.
     ///
     /// # Errors
     ///
     /// What `access` says cannot be used.
-    pub fn shared(access: &Access, roots: &Roots) -> Result<Self, StorageProblem> {
-        Ok(Self(Arc::new(Place::Objects(Objects::new(access, roots)?))))
+    pub fn shared(access: &Access, system: &Roots) -> Result<Self, StorageProblem> {
+        let own = access.roots().map(Roots::from_pem).transpose().map_err(StorageProblem::Roots)?;
+        Ok(Self(Arc::new(Place::Objects(Objects::new(access, own.as_ref().unwrap_or(system))?))))
     }
 
     /// Whether other machines have it, too.

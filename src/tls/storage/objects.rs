@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     config::SharedService,
+    telemetry,
     tls::{Roots, SecretBytes},
 };
 
@@ -168,11 +169,12 @@ impl Https {
     async fn exchange(self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let answer = self.0.request(request).await.map_err(|error| {
             let kind = if error.is_connect() { HttpErrorKind::Connect } else { HttpErrorKind::Interrupted };
-            HttpError::new(kind, error)
+            HttpError::new(kind, NoAnswer(telemetry::chain(&error)))
         })?;
         let (parts, body) = answer.into_parts();
         let body = Limited::new(body, LONGEST_ANSWER).collect().await;
-        let body = body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, Unread(error)))?;
+        let body =
+            body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, NoAnswer(telemetry::chain(&*error))))?;
         Ok(HttpResponse::from_parts(parts, body.to_bytes().into()))
     }
 }
@@ -202,9 +204,10 @@ impl fmt::Debug for Https {
     }
 }
 
+/// Why a request came to nothing, with its causes: what it is put into shows none of them.
 #[derive(Debug, thiserror::Error)]
-#[error("the answer broke off or is too long: {0}")]
-struct Unread(Box<dyn std::error::Error + Send + Sync>);
+#[error("{0}")]
+struct NoAnswer(String);
 
 /// For one operation, with all that is tried again in it.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);

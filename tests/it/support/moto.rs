@@ -1,15 +1,18 @@
-//! A server that speaks as S3 does: moto, from PyPI.
+//! A server that speaks as S3 does: moto, from `PyPI`.
 
 use std::{fs, net::SocketAddr, path::Path, process::Command};
 
 use vestibule::config::{SharedService, SharedStoragePlan};
 
-use super::{Peer, fetched, patiently, raw, status};
+use super::{Peer, fetched, patiently, pebble::Authority, raw, status};
 
 /// moto with one empty bucket, `site`, in its memory; ended when dropped.
 pub(crate) struct Moto {
     _peer: Peer,
-    address: SocketAddr,
+    /// For the tests themselves.
+    http: SocketAddr,
+    https: SocketAddr,
+    authority: Authority,
 }
 
 impl Moto {
@@ -19,16 +22,20 @@ impl Moto {
         let done = "bin/moto_server";
         let installed = fetched("moto", done, &[&["python3", "-m", "venv", "."], &install])?;
         let log = folder.join("moto.log");
+        // With a certificate for 127.0.0.1, under names that pebble's would have.
+        let authority = Authority::new();
         let mut command = Command::new(installed.with_file_name("python3"));
-        let mut peer = Peer::start(command.args(["-c", PROGRAM]).env_remove("PYTHONHOME"), &log);
+        command.args(["-c", PROGRAM]).current_dir(authority.folder.path()).env_remove("PYTHONHOME");
+        let mut peer = Peer::start(&mut command, &log);
         let said = || fs::read_to_string(&log).unwrap_or_default();
-        let mut address = None;
+        let mut ports = Vec::new();
         patiently("moto to start", || {
             assert!(!peer.has_ended(), "moto has ended: {}", said());
-            address = said().lines().find_map(|line| line.strip_prefix("listening at ")?.parse().ok());
-            address.is_some()
+            ports = said().lines().filter_map(|line| line.strip_prefix("listening at ")?.parse().ok()).collect();
+            ports.len() == 2
         });
-        let moto = Self { _peer: peer, address: address.unwrap() };
+        let [http, https] = [0, 1].map(|number| SocketAddr::from(([127, 0, 0, 1], ports[number])));
+        let moto = Self { _peer: peer, http, https, authority };
         let made = moto.ask("PUT", "");
         assert_eq!(status(&made), 200, "{made}");
         Some(moto)
@@ -38,16 +45,17 @@ impl Moto {
     pub(crate) fn plan(&self, folder: &Path, secret: &str) -> SharedStoragePlan {
         fs::write(folder.join("s3.key"), "secret").unwrap();
         fs::write(folder.join("secret"), secret).unwrap();
+        fs::copy(&self.authority.file, folder.join("s3-ca.pem")).unwrap();
         SharedStoragePlan {
             service: SharedService::S3,
             bucket: "site".to_owned(),
             prefix: "vestibule".to_owned(),
             secret_file: folder.join("secret"),
-            endpoint: Some(format!("http://{}", self.address)),
+            endpoint: Some(format!("https://{}", self.https)),
             region: Some("us-east-1".to_owned()),
             identity: Some("id".to_owned()),
             key_file: Some(folder.join("s3.key")),
-            ca_file: None,
+            ca_file: Some(folder.join("s3-ca.pem")),
         }
     }
 
@@ -55,10 +63,11 @@ impl Moto {
     pub(crate) fn keys(&self, folder: &Path, secret: &str) -> String {
         let plan = self.plan(folder, secret);
         format!(
-            "storage: s3://site/vestibule, storage_options: {{ secret_file: '{}', endpoint: 'http://{}', region: us-east-1, \
-             access_key_id: id, secret_access_key_file: '{}', folder: '{{dir}}/storage' }}",
+            "storage: s3://site/vestibule, storage_options: {{ secret_file: '{}', endpoint: 'https://{}', region: us-east-1, \
+             ca_file: '{}', access_key_id: id, secret_access_key_file: '{}', folder: '{{dir}}/storage' }}",
             plan.secret_file.display(),
-            self.address,
+            self.https,
+            folder.join("s3-ca.pem").display(),
             plan.key_file.unwrap().display()
         )
     }
@@ -70,7 +79,7 @@ impl Moto {
 
     /// moto looks whether there is a signature, not at it.
     fn ask(&self, method: &str, path: &str) -> String {
-        let host = self.address;
+        let host = self.http;
         let signature =
             "AWS4-HMAC-SHA256 Credential=id/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
         raw(
@@ -92,7 +101,8 @@ one_at_a_time = threading.Lock()
 def serialized(environ, start_response):
     with one_at_a_time:
         return application(environ, start_response)
-server = make_server('127.0.0.1', 0, serialized, threaded=True)
-print('listening at 127.0.0.1:%d' % server.server_port, flush=True)
-server.serve_forever()
+for certificate in [None, ('pebble.crt', 'pebble.key')]:
+    server = make_server('127.0.0.1', 0, serialized, threaded=True, ssl_context=certificate)
+    print('listening at %d' % server.server_port, flush=True)
+    threading.Thread(target=server.serve_forever).start()
 ";

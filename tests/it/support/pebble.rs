@@ -318,12 +318,12 @@ impl NameServer {
 /// Who the servers of the tests are believed by: a root, its file, and certificates for this machine.
 pub(crate) struct Authority {
     pub(crate) folder: tempfile::TempDir,
-    file: PathBuf,
+    pub(crate) file: PathBuf,
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new([]).unwrap();
         params.distinguished_name.push(DnType::CommonName, "servers of the tests");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
