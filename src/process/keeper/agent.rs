@@ -199,6 +199,10 @@ impl Keeper {
                     return;
                 };
                 let Some(place) = self.certificates.iter_mut().find(|place| place.at == material.at) else { return };
+                // It is said again whenever an agent begins.
+                if place.certificate == material.certificate && place.key == material.key {
+                    return;
+                }
                 *place = material;
                 for worker in &self.workers {
                     worker.tell(ToWorker::Certificates(self.certificates.clone()));
