@@ -202,12 +202,18 @@ fn write_certificates(status: &Status, text: &mut String) -> fmt::Result {
 /// How the certificates stand that are ordered, in words.
 fn render_orders(orders: &[OrderReport], text: &mut String) -> fmt::Result {
     for order in orders {
-        let hosts = order.hosts.join(", ");
+        let hosts = match &order.fetched_from {
+            Some(place) if order.hosts.is_empty() => place.clone(),
+            _ => order.hosts.join(", "),
+        };
         let next = order.next.as_deref().unwrap_or("a time that is not known");
-        match order.state {
-            OrderState::Issued => writeln!(text, "  {hosts}: ordered, and renewed at {next}")?,
-            OrderState::Ordering => writeln!(text, "  {hosts}: an order is under way")?,
-            OrderState::Failing => {
+        match (order.state, &order.fetched_from) {
+            (OrderState::Issued, None) => writeln!(text, "  {hosts}: ordered, and renewed at {next}")?,
+            (OrderState::Issued, Some(place)) => {
+                writeln!(text, "  {hosts}: fetched from {place}, looked at again at {next}")?
+            }
+            (OrderState::Ordering, _) => writeln!(text, "  {hosts}: an order is under way")?,
+            (OrderState::Failing, _) => {
                 let failures = count(order.failures.into(), "attempt");
                 writeln!(text, "  {hosts}: {failures} FAILED, the next one is at {next}")?;
                 writeln!(text, "    {}", order.why.as_deref().unwrap_or("no reason is known"))?;

@@ -63,7 +63,7 @@ fn tree(plan: &Plan) -> Json {
         }
         hide_passwords(keys);
         // The key path of a certificate is where it stands, which is no difference by itself.
-        for list in ["certificates", "acme"] {
+        for list in ["certificates", "acme", "fetched"] {
             let certificates = keys.get_mut("tls").and_then(|tls| tls.get_mut(list)).and_then(Json::as_array_mut);
             for certificate in certificates.into_iter().flatten().filter_map(Json::as_object_mut) {
                 certificate.remove("at");
@@ -144,13 +144,16 @@ fn label(item: &Json) -> Option<String> {
     if let Some(hosts) = keys.get("hosts").and_then(Json::as_array) {
         return Some(hosts.iter().filter_map(Json::as_str).collect::<Vec<_>>().join(", "));
     }
+    if let Some(store) = keys.get("store") {
+        return Some(["bucket", "prefix"].map(|key| store[key].as_str().unwrap_or_default()).join("/"));
+    }
     keys.get("certificate").map(|file| show("", file))
 }
 
 /// A key path as it is written in a configuration.
 fn path(at: &str, name: &str) -> String {
     let name = match name {
-        "acme" => "certificates",
+        "acme" | "fetched" => "certificates",
         "buffer_request" => "buffer.request",
         "buffer_response" => "buffer.response",
         "health_path" => "health.path",

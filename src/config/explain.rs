@@ -225,7 +225,7 @@ fn certificates(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
     let storage = plan.tls.storage.display();
     let kept = match &plan.tls.shared {
-        Some(shared) => format!("shared with other machines in {shared}, with a copy in {storage}"),
+        Some(shared) => format!("shared with other machines in {}, with a copy in {storage}", shared.store),
         None => format!("kept in {storage}"),
     };
     for ordered in &plan.tls.acme {
@@ -236,7 +236,10 @@ fn certificates(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         writeln!(f, ", renewed in time and {kept}")?;
     }
-    if plan.tls.certificates.is_empty() && plan.tls.acme.is_empty() {
+    for fetched in &plan.tls.fetched {
+        writeln!(f, "  fetched from {}, with a copy in {storage}", fetched.store)?;
+    }
+    if plan.tls.is_self_signed() {
         writeln!(f, "  none of your own: a self-signed one is made and kept in {storage}; browsers warn of it")?;
     } else {
         writeln!(f, "  for a name that none of them has: the first of them")?;

@@ -27,7 +27,7 @@ pub fn unusable_folders(plan: &Plan) -> Vec<Problem> {
     };
 
     // In the order of a start: what one key makes may hold what the next one names.
-    if (plan.tls.certificates.is_empty() || !plan.tls.acme.is_empty())
+    if (plan.tls.is_self_signed() || plan.tls.awaits_certificates())
         && plan.listeners.iter().any(|listener| listener.tls)
     {
         note("tls.storage".to_owned(), folders.storage(&plan.tls.storage));

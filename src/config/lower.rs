@@ -16,13 +16,13 @@ use super::{
     ciphers::Cipher,
     plan::{
         AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, DeployPlan, EabPlan,
-        EndpointAddress, ErrorLogPlan, ExportFilesPlan, ExportPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress,
-        ListenerPlan, LogServerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SharedService, SharedStoragePlan,
-        SpoolPlan, SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+        EndpointAddress, ErrorLogPlan, ExportFilesPlan, ExportPlan, FetchPlan, HostName, HttpsRedirect, LimitsPlan,
+        ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SharedService,
+        SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
-    words::{ClientCertificate, StoragePlace, TlsVersion, Workers},
+    words::{ClientCertificate, StoragePlace, StorePlace, TlsVersion, Workers},
 };
 
 /// What `file` means. Every broken rule is told to `reading`.
@@ -351,8 +351,8 @@ fn lower_tls(
         }
         _ => Ok(protocols),
     });
-    let (certificates, acme) = lower_certificates(tls.certificates?, listeners, reading)?;
-    let (storage, shared) = lower_storage(tls.storage?, tls.storage_options?, reading)?;
+    let (certificates, acme, fetches) = lower_certificates(tls.certificates?, listeners, reading)?;
+    let (storage, shared, fetched) = lower_storage(tls.storage?, fetches, tls.storage_options?, reading)?;
     let export = match tls.export? {
         Some(export) => Some(lower_export(export, &acme, reading)?),
         None => None,
@@ -383,6 +383,7 @@ fn lower_tls(
         },
         certificates,
         acme,
+        fetched,
         storage,
         shared,
         import: tls.import?.into_iter().map(|path| path.0).collect(),
@@ -425,85 +426,116 @@ fn lower_export(export: raw::Export, acme: &[AcmePlan], reading: &mut Reading<'_
     })
 }
 
-/// The folder of this machine, and what it shares with others.
+/// The folder of this machine, what it shares with others, and what is fetched.
 fn lower_storage(
     place: StoragePlace,
+    fetches: Vec<Fetch>,
     options: raw::StorageOptions,
     reading: &mut Reading<'_>,
-) -> Result<(PathBuf, Option<SharedStoragePlan>), Told> {
+) -> Result<(PathBuf, Option<SharedStoragePlan>, Vec<FetchPlan>), Told> {
     let at = |name: &str| format!("tls.storage_options.{name}");
     let (secret_file, endpoint, ca_file) = (options.secret_file?, options.endpoint?, options.ca_file?);
     let (region, id, id_key) = (options.region?, options.access_key_id?, options.secret_access_key_file?);
     let (account, account_key) = (options.account?, options.account_key_file?);
-    let both =
-        [("secret_file", secret_file.is_some()), ("endpoint", endpoint.is_some()), ("ca_file", ca_file.is_some())];
+    let (shared, mut kind) = match &place {
+        StoragePlace::Folder(_) => (None, place.kind().to_owned()),
+        StoragePlace::Shared(shared) => (Some(shared), place.kind().to_owned()),
+    };
+    let mut all = Ok(());
+    let reached = shared.or(fetches.first().map(|fetch| &fetch.place));
+    let service = reached.map(|place| place.service);
+    for fetch in fetches.iter().filter(|fetch| Some(fetch.place.service) != service) {
+        let reached = reached.map(StorePlace::kind).unwrap_or_default();
+        let problem = format!(
+            "what is {reached} is reached by `tls.storage_options`, which are for one service; fetch from that"
+        );
+        all = Err(reading.refuse_at(&format!("{}.fetch", fetch.at), problem));
+    }
+    if let (None, Some(reached)) = (shared, reached) {
+        kind += &format!(" and `fetch` {}", reached.kind());
+    }
+    let key = [("secret_file", secret_file.is_some())];
+    let both = [("endpoint", endpoint.is_some()), ("ca_file", ca_file.is_some())];
     let s3 =
         [("region", region.is_some()), ("access_key_id", id.is_some()), ("secret_access_key_file", id_key.is_some())];
     let azure = [("account", account.is_some()), ("account_key_file", account_key.is_some())];
-    let foreign = match &place {
-        StoragePlace::Folder(_) => [&both[..], &s3, &azure].concat(),
-        StoragePlace::Shared { service: SharedService::S3, .. } => azure.to_vec(),
-        StoragePlace::Shared { service: SharedService::Azure, .. } => s3.to_vec(),
-    };
-    let mut all = Ok(());
+    let mut foreign = Vec::new();
+    foreign.extend(if shared.is_none() { &key[..] } else { &[] });
+    foreign.extend(if service.is_none() { &both[..] } else { &[] });
+    foreign.extend(if service == Some(SharedService::S3) { &[] } else { &s3[..] });
+    foreign.extend(if service == Some(SharedService::Azure) { &[] } else { &azure[..] });
     for (name, _) in foreign.iter().filter(|(_, is_written)| *is_written) {
-        let problem = format!("`tls.storage` is {}, for which this key means nothing; take it out", place.kind());
+        let problem = format!("`tls.storage` is {kind}, for which this key means nothing; take it out");
         all = Err(reading.refuse_at(&at(name), problem));
     }
-    let (service, bucket, prefix) = match place {
-        StoragePlace::Folder(folder) => return all.map(|()| (folder, None)),
-        StoragePlace::Shared { service, bucket, prefix } => (service, bucket, prefix),
-    };
     let (identity, key_file) = match service {
-        SharedService::S3 => (id, id_key),
-        SharedService::Azure => (account, account_key),
+        Some(SharedService::Azure) => (account, account_key),
+        _ => (id, id_key),
     };
-    if service == SharedService::S3 && identity.is_some() != key_file.is_some() {
+    if service == Some(SharedService::S3) && identity.is_some() != key_file.is_some() {
         let missing = if identity.is_some() { "secret_access_key_file" } else { "access_key_id" };
         all =
             Err(reading.refuse_at("tls.storage_options", format!("the other half of the key is missing: `{missing}`")));
     }
-    let Some(secret_file) = secret_file else {
-        let problem = "private keys are stored at others' only if they are sealed: name a file with a secret, the same on each \
-                       machine (`openssl rand -base64 -out FILE 48`)";
-        return Err(reading.refuse_at(&at("secret_file"), problem));
-    };
-    all?;
-    let shared = SharedStoragePlan {
+    let store = |StorePlace { service, bucket, prefix }: StorePlace| StorePlan {
         service,
         bucket,
         prefix,
-        secret_file: secret_file.0,
-        endpoint: endpoint.map(|url| url.0),
-        region,
-        identity,
-        key_file: key_file.map(|file| file.0),
-        ca_file: ca_file.map(|file| file.0),
+        endpoint: endpoint.as_ref().map(|url| url.0.clone()),
+        region: region.clone(),
+        identity: identity.clone(),
+        key_file: key_file.as_ref().map(|file| file.0.clone()),
+        ca_file: ca_file.as_ref().map(|file| file.0.clone()),
     };
-    Ok((options.folder?.0, Some(shared)))
+    let (folder, shared) = match (place, secret_file) {
+        (StoragePlace::Folder(folder), _) => (folder, None),
+        (StoragePlace::Shared(place), Some(secret)) => {
+            (options.folder?.0, Some(SharedStoragePlan { store: store(place), secret_file: secret.0 }))
+        }
+        (StoragePlace::Shared(_), None) => {
+            let problem = "private keys are stored at others' only if they are sealed: name a file with a secret, the same on each \
+                           machine (`openssl rand -base64 -out FILE 48`)";
+            return Err(reading.refuse_at(&at("secret_file"), problem));
+        }
+    };
+    let fetched = |Fetch { place, at, after }| FetchPlan { store: store(place), at, after };
+    all.map(|()| (folder, shared, fetches.into_iter().map(fetched).collect()))
+}
+
+/// What [`FetchPlan`] is made of, without how it is reached.
+struct Fetch {
+    place: StorePlace,
+    at: String,
+    after: usize,
 }
 
 fn lower_certificates(
     entries: Vec<raw::Certificate>,
     listeners: &Result<Vec<ListenerPlan>, Told>,
     reading: &mut Reading<'_>,
-) -> Result<(Vec<CertificatePlan>, Vec<AcmePlan>), Told> {
-    let (mut own, mut ordered) = (Vec::new(), Vec::new());
-    let mut seen = Seen::default();
+) -> Result<(Vec<CertificatePlan>, Vec<AcmePlan>, Vec<Fetch>), Told> {
+    let (mut own, mut ordered, mut fetched) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut seen, mut seen_places) = (Seen::default(), Seen::default());
     let mut all = Ok(());
     for (index, entry) in entries.into_iter().enumerate() {
         let at = format!("tls.certificates[{index}]");
-        let lowered = match (entry.files, entry.acme) {
-            (Ok(Some(files)), Ok(None)) => {
-                if entry.hosts.is_ok_and(|hosts| !hosts.is_empty()) {
-                    reading.refuse_at(
-                        &format!("{at}.hosts"),
-                        "the names of a certificate of your own are in its file; take the key out",
-                    );
+        let is_own = matches!((&entry.files, &entry.fetch), (Ok(Some(_)), _) | (_, Ok(Some(_))));
+        if is_own && matches!(entry.acme, Ok(None)) && entry.hosts.as_ref().is_ok_and(|hosts| !hosts.is_empty()) {
+            reading.refuse_at(
+                &format!("{at}.hosts"),
+                "the names of a certificate of your own are in its file; take the key out",
+            );
+        }
+        let lowered = match (entry.files, entry.fetch, entry.acme) {
+            (Ok(Some(files)), Ok(None), Ok(None)) => lower_files(files, &at).map(|files| own.push(files)),
+            (Ok(None), Ok(Some(place)), Ok(None)) => {
+                if let Some(first) = seen_places.note(place.clone(), &at) {
+                    reading.refuse_at(&format!("{at}.fetch"), format!("`{first}` is fetched from there already"));
                 }
-                lower_files(files, &at).map(|files| own.push(files))
+                fetched.push(Fetch { place, at, after: index });
+                Ok(())
             }
-            (Ok(None), Ok(Some(acme))) => entry.hosts.and_then(|hosts| {
+            (Ok(None), Ok(None), Ok(Some(acme))) => entry.hosts.and_then(|hosts| {
                 let acme = lower_acme(acme, hosts, &at, own.len(), listeners, reading)?;
                 if let Some(first) = seen.note(acme.hosts.clone(), &at) {
                     reading.refuse_at(&format!("{at}.hosts"), format!("`{first}` is ordered for these already"));
@@ -511,15 +543,19 @@ fn lower_certificates(
                 ordered.push(acme);
                 Ok(())
             }),
-            (Ok(None), Ok(None)) => Err(reading.refuse_at(&at, "write `files` of your own, or `hosts` and `acme`")),
-            (Ok(Some(_)), Ok(Some(_))) => {
-                Err(reading.refuse_at(&at, "a certificate is of your own or is ordered; take `files` or `acme` out"))
+            (Ok(None), Ok(None), Ok(None)) => {
+                Err(reading.refuse_at(&at, "write `files` of your own, `fetch`, or `hosts` and `acme`"))
             }
-            (Err(told), _) | (_, Err(told)) => Err(told),
+            (Ok(_), Ok(_), Ok(_)) => {
+                let problem =
+                    "a certificate is of your own, is fetched or is ordered: write one of `files`, `fetch` and `acme`";
+                Err(reading.refuse_at(&at, problem))
+            }
+            (Err(told), ..) | (_, Err(told), _) | (.., Err(told)) => Err(told),
         };
         all = all.and(lowered);
     }
-    all.map(|()| (own, ordered))
+    all.map(|()| (own, ordered, fetched))
 }
 
 fn lower_files(files: raw::CertificateFiles, at: &str) -> Result<CertificatePlan, Told> {

@@ -190,6 +190,8 @@ pub struct TlsPlan {
     pub certificates: Vec<CertificatePlan>,
     /// Those that are ordered.
     pub acme: Vec<AcmePlan>,
+    /// Those of the operator's own that are in a store.
+    pub fetched: Vec<FetchPlan>,
     /// The folder of this machine where ordered and self-signed certificates and the history are kept (0700).
     pub storage: PathBuf,
     /// Where several machines keep what is ordered for all of them; `None`: in `storage`.
@@ -201,16 +203,34 @@ pub struct TlsPlan {
     pub deploy: Vec<DeployPlan>,
 }
 
+impl TlsPlan {
+    /// Whether no certificate is named, so that we make one.
+    pub fn is_self_signed(&self) -> bool {
+        self.certificates.is_empty() && self.acme.is_empty() && self.fetched.is_empty()
+    }
+
+    /// Whether certificates come while we run, so that there is an agent.
+    pub fn awaits_certificates(&self) -> bool {
+        !self.acme.is_empty() || !self.fetched.is_empty()
+    }
+}
+
 /// A storage that several machines share.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct SharedStoragePlan {
+    pub store: StorePlan,
+    /// What objects are sealed with.
+    pub secret_file: PathBuf,
+}
+
+/// A place for objects in a bucket, and how it is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct StorePlan {
     pub service: SharedService,
     /// What Azure calls a container.
     pub bucket: String,
     /// What all keys begin with, without slashes at its ends; may be empty.
     pub prefix: String,
-    /// What objects are sealed with.
-    pub secret_file: PathBuf,
     /// The URL of a service that is not Amazon's or Microsoft's own.
     pub endpoint: Option<String>,
     pub region: Option<String>,
@@ -221,14 +241,14 @@ pub struct SharedStoragePlan {
     pub ca_file: Option<PathBuf>,
 }
 
-/// Whose protocol a shared storage speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+/// Whose protocol a store speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum SharedService {
     S3,
     Azure,
 }
 
-impl fmt::Display for SharedStoragePlan {
+impl fmt::Display for StorePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.service {
             SharedService::S3 => "s3",
@@ -319,6 +339,16 @@ pub struct CertificatePlan {
     pub chain: Option<PathBuf>,
     /// The key path of this entry in the configuration, for messages.
     pub at: String,
+}
+
+/// A certificate of the operator's own that is fetched from a store, under the names that docassemble has for it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct FetchPlan {
+    pub store: StorePlan,
+    /// The key path of this entry in the configuration, for messages.
+    pub at: String,
+    /// How many certificates of whatever kind come before it in the configuration.
+    pub after: usize,
 }
 
 /// A certificate that is ordered by ACME (RFC 8555) and renewed in time.

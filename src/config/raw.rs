@@ -16,8 +16,8 @@ use super::{
     units::{Count, Size, Timeout, Wait},
     words::{
         AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, DirectoryUrl, FilePath, Https, MailAddress,
-        PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace, TlsVersion, UserName,
-        Workers,
+        PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace, StorePlace,
+        TlsVersion, UserName, Workers,
     },
 };
 
@@ -133,7 +133,8 @@ keys! {
         /// Where several machines serve one site: `s3://bucket/prefix` or `azure://container/prefix`, so that they share
         /// accounts and certificates, which one of them orders for all.
         storage: StoragePlace = "/var/lib/vestibule",
-        /// How `s3://` and `azure://` are reached, and what is kept there sealed with; the same on each machine.
+        /// How `s3://` and `azure://` are reached, in `storage` and in `fetch`, and what is kept there sealed with; the same on each
+        /// machine.
         storage_options: StorageOptions = "{}",
         /// Where a certificate is taken from that was ordered by other means: folders laid out as certbot's, or `.tar.gz`
         /// archives of one. Looked at only where `storage` has none for the names of `hosts`; what is found is served, and renewed
@@ -147,10 +148,10 @@ keys! {
 }
 
 keys! {
-    /// How a storage is reached that several machines share.
+    /// How a store of objects is reached.
     struct StorageOptions {
         /// A file with at least 32 bytes that nobody else knows, the same on each machine
-        /// (`openssl rand -base64 -out FILE 48`): what is stored is sealed with it. Required.
+        /// (`openssl rand -base64 -out FILE 48`): what is stored is sealed with it. Required where `storage` is shared.
         secret_file: Option<FilePath> = "null",
         /// The URL of a service of the same kind, such as `https://minio.example.com`. `null`: Amazon's or Microsoft's own.
         endpoint: Option<ServiceUrl> = "null",
@@ -219,10 +220,14 @@ keys! {
 }
 
 keys! {
-    /// A certificate: either `files` of your own, or `hosts` and `acme`.
+    /// A certificate: `files` of your own, or `fetch`, or `hosts` and `acme`.
     struct Certificate {
         /// The files of a certificate of your own.
         files: Option<CertificateFiles> = "null",
+        /// Where a certificate of your own is fetched from: `s3://bucket/certs` or `azure://container/certs`, reached as
+        /// `storage_options` says, with docassemble's names: `nginx.crt` (with its chain) and `nginx.key`, or `apache.crt`,
+        /// `apache.key` and, for the chain, `apache.ca.pem`. It is looked at every five minutes.
+        fetch: Option<StorePlace> = "null",
         /// The names that one is ordered for: host names, `*.example.com`, IP addresses; the first one names it.
         hosts: Vec<CertificateHost> = "[]",
         /// From whom it is ordered, and renewed in time. Until it is there a self-signed one is served.

@@ -355,15 +355,31 @@ impl Scalar for FilePath {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StoragePlace {
     Folder(PathBuf),
-    Shared { service: SharedService, bucket: String, prefix: String },
+    Shared(StorePlace),
 }
 
 impl StoragePlace {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Folder(_) => "a folder",
-            Self::Shared { service: SharedService::S3, .. } => "in S3",
-            Self::Shared { service: SharedService::Azure, .. } => "at Azure",
+            Self::Shared(place) => place.kind(),
+        }
+    }
+}
+
+/// A place that several machines can reach.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct StorePlace {
+    pub(super) service: SharedService,
+    pub(super) bucket: String,
+    pub(super) prefix: String,
+}
+
+impl StorePlace {
+    pub(super) fn kind(&self) -> &'static str {
+        match self.service {
+            SharedService::S3 => "in S3",
+            SharedService::Azure => "at Azure",
         }
     }
 }
@@ -373,13 +389,20 @@ impl Scalar for StoragePlace {
         "a folder such as `/var/lib/vestibule`, `s3://bucket/prefix` or `azure://container/prefix`";
 
     fn parse(text: &str, base: &Path) -> Result<Self, String> {
-        let shared = [("s3://", SharedService::S3), ("azure://", SharedService::Azure)];
-        let found = shared.iter().find_map(|(scheme, service)| Some((text.strip_prefix(scheme)?, *service)));
-        let Some((place, service)) = found else {
-            return FilePath::parse(text, base)
-                .map(|folder| Self::Folder(folder.0))
-                .map_err(|_| unexpected::<Self>(text));
-        };
+        if let Ok(place) = StorePlace::parse(text, base) {
+            return Ok(Self::Shared(place));
+        }
+        FilePath::parse(text, base).map(|folder| Self::Folder(folder.0)).map_err(|_| unexpected::<Self>(text))
+    }
+}
+
+impl Scalar for StorePlace {
+    const EXPECTED: &'static str = "`s3://bucket/prefix` or `azure://container/prefix`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let services = [("s3://", SharedService::S3), ("azure://", SharedService::Azure)];
+        let found = services.iter().find_map(|(scheme, service)| Some((text.strip_prefix(scheme)?, *service)));
+        let Some((place, service)) = found else { return Err(unexpected::<Self>(text)) };
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
         let prefix = prefix.trim_end_matches('/');
         // What both services take, and no more: names of other forms cannot be made any more.
@@ -396,7 +419,7 @@ impl Scalar for StoragePlace {
         if !is_name || !is_prefix {
             return Err(unexpected::<Self>(text));
         }
-        Ok(Self::Shared { service, bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+        Ok(Self { service, bucket: bucket.to_owned(), prefix: prefix.to_owned() })
     }
 }
 

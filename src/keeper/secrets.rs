@@ -6,10 +6,10 @@ use jiff::Timestamp;
 
 use super::self_signed;
 use crate::{
-    config::{AcmePlan, Plan},
+    config::{CertificateHost, Plan},
     tls::{
-        Certificate, CertificateMaterial, ClientAuthorities, MaterialFault, MaterialProblem, SecretBytes, acme,
-        read_bounded,
+        Awaited, Certificate, CertificateMaterial, ClientAuthorities, MaterialFault, MaterialProblem, SecretBytes,
+        acme, read_bounded,
     },
 };
 
@@ -26,7 +26,7 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
     if !plan.listeners.iter().any(|listener| listener.tls) {
         return Ok(Vec::new());
     }
-    if plan.tls.certificates.is_empty() && plan.tls.acme.is_empty() {
+    if plan.tls.is_self_signed() {
         return self_signed::for_the_site(plan).map_err(|fault| vec![fault]);
     }
     let mut materials = Vec::new();
@@ -41,44 +41,52 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
     // From the last on, so that the places of those before stay.
     for ordered in plan.tls.acme.iter().rev() {
         let substitutes = || substitutes.get_or_init(|| self::substitutes(plan, &materials));
-        match self::ordered(plan, ordered, substitutes) {
+        match awaited(plan, Awaited::Ordered(ordered), &ordered.hosts, substitutes) {
             // Where faults have thinned out the list, places mean nothing and nobody asks.
             Ok(material) => materials.insert(ordered.after.min(materials.len()), material),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    let site: Vec<_> = self_signed::hosts(plan).into_iter().filter_map(CertificateHost::parse).collect();
+    for fetched in &plan.tls.fetched {
+        let substitutes = || substitutes.get_or_init(|| self::substitutes(plan, &materials));
+        match awaited(plan, Awaited::Fetched(fetched), &site, substitutes) {
+            Ok(material) => materials.insert(fetched.after.min(materials.len()), material),
             Err(fault) => faults.push(fault),
         }
     }
     if faults.is_empty() { Ok(materials) } else { Err(faults) }
 }
 
-/// What the storage has for `ordered`; where there is nothing yet, one of `substitutes` that is for most of its names, so that
+/// What the storage has of `awaited`; where there is nothing yet, one of `substitutes` that is for most of `hosts`, so that
 /// a name more costs the others nothing; a self-signed one where there is none of use.
 ///
 /// One that has expired is still better known to a browser than one of ours.
-fn ordered<'s>(
+fn awaited<'s>(
     plan: &Plan,
-    ordered: &AcmePlan,
+    awaited: Awaited<'_>,
+    hosts: &[CertificateHost],
     substitutes: impl FnOnce() -> &'s Vec<(CertificateMaterial, Certificate)>,
 ) -> Result<CertificateMaterial, SecretFault> {
-    let file = acme::bundle_file(&plan.tls.storage, &acme::id(&ordered.hosts));
+    let file = awaited.file(&plan.tls.storage);
     match read_bounded(&file) {
-        Ok(bundle) => match acme::material(ordered, &SecretBytes::new(bundle), &file) {
+        Ok(bundle) => match awaited.material(&SecretBytes::new(bundle), &file) {
             Some(material) => return Ok(material),
             None => tracing::error!(
                 file = %file.display(),
-                "an ordered certificate is damaged; another one is served until it has been ordered anew"
+                "a certificate that was kept is damaged; another one is served until it has come anew"
             ),
         },
         Err(MaterialProblem::Io { source }) if source.kind() == io::ErrorKind::NotFound => {}
         // What is there and cannot be read is not ordered anew behind the operator's back.
-        Err(problem) => return Err(SecretFault::Ordered { at: ordered.at.clone(), file, problem }),
+        Err(problem) => return Err(SecretFault::Awaited { at: awaited.at().to_owned(), file, problem }),
     }
-    let covered =
-        |certificate: &Certificate| ordered.hosts.iter().filter(|host| acme::covers(certificate, host)).count();
+    let covered = |certificate: &Certificate| hosts.iter().filter(|host| acme::covers(certificate, host)).count();
     match substitutes().iter().max_by_key(|(_, certificate)| covered(certificate)) {
         Some((material, certificate)) if covered(certificate) > 0 => {
-            Ok(CertificateMaterial { at: ordered.at.clone(), ..material.clone() })
+            Ok(CertificateMaterial { at: awaited.at().to_owned(), ..material.clone() })
         }
-        _ => self_signed::in_the_meantime(plan, ordered),
+        _ => self_signed::in_the_meantime(plan, awaited, hosts),
     }
 }
 
@@ -127,7 +135,7 @@ pub enum SecretFault {
     )]
     Storage { folder: PathBuf, source: io::Error },
     #[error("{at}: cannot read {}: {problem}", file.display())]
-    Ordered { at: String, file: PathBuf, problem: MaterialProblem },
+    Awaited { at: String, file: PathBuf, problem: MaterialProblem },
     #[error("{at}: cannot read {}: {problem}", file.display())]
     ClientCa { at: String, file: PathBuf, problem: MaterialProblem },
     #[error("tls.certificates: cannot make a self-signed certificate for `{host}`; name a certificate of your own")]
@@ -139,7 +147,7 @@ impl SecretFault {
     pub fn at(&self) -> &str {
         match self {
             Self::File(fault) => &fault.at,
-            Self::Ordered { at, .. } | Self::ClientCa { at, .. } => at,
+            Self::Awaited { at, .. } | Self::ClientCa { at, .. } => at,
             Self::Storage { .. } => "tls.storage",
             Self::Make { .. } => "tls.certificates",
         }

@@ -13,8 +13,8 @@ use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsag
 
 use super::{folder, secrets::SecretFault};
 use crate::{
-    config::{AcmePlan, CertificateHost, Plan},
-    tls::{Certificate, CertificateMaterial, MADE_BY_US, SecretBytes, acme},
+    config::{CertificateHost, Plan},
+    tls::{Awaited, Certificate, CertificateMaterial, MADE_BY_US, SecretBytes, acme},
 };
 
 /// The certificates for the hosts of `plan` and for `localhost`, read back or made.
@@ -23,12 +23,16 @@ pub(super) fn for_the_site(plan: &Plan) -> Result<Vec<CertificateMaterial>, Secr
     hosts(plan).into_iter().map(|host| ensure(&folder, host, &[host])).collect()
 }
 
-/// One for all hosts of `ordered`, until that certificate is there.
-pub(super) fn in_the_meantime(plan: &Plan, ordered: &AcmePlan) -> Result<CertificateMaterial, SecretFault> {
+/// One for all `hosts` in the place of `awaited`, until that is there.
+pub(super) fn in_the_meantime(
+    plan: &Plan,
+    awaited: Awaited<'_>,
+    hosts: &[CertificateHost],
+) -> Result<CertificateMaterial, SecretFault> {
     let folder = private(plan)?;
-    let hosts: Vec<&str> = ordered.hosts.iter().map(CertificateHost::as_str).collect();
-    let material = ensure(&folder, &acme::id(&ordered.hosts), &hosts)?;
-    Ok(CertificateMaterial { at: ordered.at.clone(), ..material })
+    let hosts: Vec<&str> = hosts.iter().map(CertificateHost::as_str).collect();
+    let material = ensure(&folder, &awaited.id(), &hosts)?;
+    Ok(CertificateMaterial { at: awaited.at().to_owned(), ..material })
 }
 
 fn private(plan: &Plan) -> Result<PathBuf, SecretFault> {
@@ -51,7 +55,7 @@ fn ensure(folder: &Path, name: &str, hosts: &[&str]) -> Result<CertificateMateri
 }
 
 /// The known hosts of the site, then `localhost`, each once. The first is also what an unknown client gets.
-fn hosts(plan: &Plan) -> Vec<&str> {
+pub(super) fn hosts(plan: &Plan) -> Vec<&str> {
     let routes = plan.routes.iter().filter_map(|route| route.host.as_ref());
     let known = plan.host.iter().chain(&plan.aliases).chain(routes);
     let mut hosts = Vec::new();

@@ -28,6 +28,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
             ciphers: crate::config::Cipher::ALL.to_vec(),
             certificates: Vec::new(),
             acme: Vec::new(),
+            fetched: Vec::new(),
             storage: folder.to_owned(),
             shared: None,
             import: Vec::new(),

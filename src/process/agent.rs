@@ -1,6 +1,6 @@
-//! The agent: the process, or with `--single` the thread, that orders certificates.
+//! The agent: the process, or with `--single` the thread, that orders and fetches certificates.
 //!
-//! It speaks with certificate authorities and keeps what comes of it in the storage, and does nothing else: it carries no
+//! It speaks with certificate authorities and stores and keeps what comes of it in the storage, and does nothing else: it carries no
 //! traffic, and reads nothing that a client has sent. What it takes from others (challenges to be answered, records to be
 //! made at a DNS provider) it asks the keeper for. It may end at any moment: whatever it needs to go on is in the storage.
 
@@ -30,10 +30,11 @@ use super::{
     worker::RunsAs,
 };
 use crate::{
-    config::AcmePlan,
+    config::{AcmePlan, FetchPlan},
     tls::{
         PendingChallenge, Roots, SecretBytes,
         acme::{self, Asked, Care, Favour, Finding, OrderReport, Told, Turns, TxtRecord},
+        fetch::{self, Fetcher},
         storage::{Access, Storage},
     },
 };
@@ -47,7 +48,7 @@ pub(super) enum ToAgent {
     Answered { version: u64 },
     /// What came of a record that was to be made.
     Made { number: u64, outcome: Result<(), String> },
-    /// Order all certificates anew, or those for a name, whatever their age.
+    /// Order all certificates anew, or those for a name, whatever their age; without a name, those that are fetched are looked at.
     Renew { host: Option<String> },
     /// Say what is in the way of certificates.
     Check { number: u64 },
@@ -61,6 +62,8 @@ pub(super) struct Assignment {
     pub(super) storage: PathBuf,
     pub(super) shared: Option<Access>,
     pub(super) certificates: Vec<Assigned>,
+    /// What is fetched, and how it is reached.
+    pub(super) fetched: Vec<(FetchPlan, Access)>,
 }
 
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -81,7 +84,7 @@ pub(super) enum FromAgent {
     Dns { number: u64, id: String, record: TxtRecord },
     /// What is in the way, and whether a CA would refuse.
     Checked { number: u64, findings: Vec<Finding> },
-    /// How they stand, in the order of the configuration.
+    /// How they stand, in the order of the configuration; those that are fetched last.
     Stands(Vec<OrderReport>),
 }
 
@@ -141,6 +144,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), AgentError> {
             turns: Arc::new(Turns::default()),
             assigned: Assignment::default(),
             cares: BTreeMap::new(),
+            fetchers: BTreeMap::new(),
             pending: BTreeMap::new(),
             version: 0,
             unanswered: Vec::new(),
@@ -238,6 +242,7 @@ struct Agent {
     assigned: Assignment,
     /// By the id of the certificate.
     cares: BTreeMap<String, (Assigned, JoinHandle<()>, mpsc::Sender<Asked>)>,
+    fetchers: BTreeMap<String, ((FetchPlan, Access), JoinHandle<()>, mpsc::Sender<Asked>)>,
     pending: BTreeMap<String, Vec<PendingChallenge>>,
     version: u64,
     /// Who waits for which version.
@@ -261,6 +266,10 @@ impl Agent {
                 self.records.remove(&number).map(|done| done.send(outcome));
             }
             ToAgent::Renew { host } => {
+                for (_, _, asked) in self.fetchers.values().filter(|_| host.is_none()) {
+                    // One that has more to do already is about to look.
+                    asked.try_send(Asked::Renew { roll: false }).ok();
+                }
                 let mut accounts = HashSet::new();
                 for (assigned, _, asked) in self.cares.values() {
                     let is_meant = |host: &String| assigned.plan.hosts.iter().any(|known| known.as_str() == host);
@@ -279,8 +288,9 @@ impl Agent {
                 }
             }
             ToAgent::Check { number } => {
-                let cares = self.cares.values().map(|(_, _, asked)| asked.clone()).collect();
-                spawn_local(check(number, cares, self.checked.clone()));
+                let cares = self.cares.values().map(|(_, _, asked)| asked);
+                let asked = cares.chain(self.fetchers.values().map(|(_, _, asked)| asked));
+                spawn_local(check(number, asked.cloned().collect(), self.checked.clone()));
             }
         }
         None
@@ -288,6 +298,7 @@ impl Agent {
 
     /// Goes on with what is assigned still, and begins with what is new.
     fn serve(&mut self, mut assignment: Assignment) -> Option<FromAgent> {
+        self.fetch(&assignment);
         let mut before = std::mem::take(&mut self.cares);
         if self.assigned.shared != assignment.shared || self.assigned.storage != assignment.storage {
             for (_, (_, task, _)) in std::mem::take(&mut before) {
@@ -317,10 +328,37 @@ impl Agent {
             task.abort();
         }
         self.assigned = assignment;
-        self.reports.retain(|id, _| self.cares.contains_key(id));
+        self.reports.retain(|id, _| self.cares.contains_key(id) || self.fetchers.contains_key(id));
         let answered = self.pending.len();
         self.pending.retain(|id, _| self.cares.contains_key(id));
         (self.pending.len() != answered).then(|| self.challenges())
+    }
+
+    /// Goes on to fetch what is assigned still, and begins with what is new.
+    fn fetch(&mut self, assignment: &Assignment) {
+        let is_moved = self.assigned.storage != assignment.storage;
+        let ends = |fetched: &(FetchPlan, Access)| is_moved || !assignment.fetched.contains(fetched);
+        for (_, (_, task, _)) in self.fetchers.extract_if(.., |_, (fetched, ..)| ends(fetched)) {
+            task.abort();
+        }
+        for fetched in &assignment.fetched {
+            let id = fetch::id(&fetched.0);
+            if self.fetchers.contains_key(&id) {
+                continue;
+            }
+            let (plan, access) = fetched;
+            let store = match Storage::shared(access, &self.roots) {
+                Ok(store) => store,
+                Err(problem) => {
+                    tracing::error!("{}.fetch: {problem}; it is not fetched until then", plan.at);
+                    continue;
+                }
+            };
+            let (asked_sender, asked) = mpsc::channel(ASKED);
+            let copies = Storage::in_folder(assignment.storage.clone());
+            let fetcher = Fetcher::new(plan.clone(), store, copies, self.told.clone(), asked);
+            self.fetchers.insert(id, (fetched.clone(), spawn_local(fetcher.go_on()), asked_sender));
+        }
     }
 
     /// Keeps what is ordered in the storage of `assignment`; answers whether that can be used.
@@ -414,6 +452,7 @@ impl Agent {
             Told::Stands { id, report } => {
                 self.reports.insert(id, report);
                 let order = self.assigned.certificates.iter().map(|assigned| acme::id(&assigned.plan.hosts));
+                let order = order.chain(self.assigned.fetched.iter().map(|(plan, _)| fetch::id(plan)));
                 FromAgent::Stands(order.filter_map(|id| self.reports.get(&id).cloned()).collect())
             }
         }

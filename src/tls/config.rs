@@ -166,6 +166,7 @@ mod tests {
             ciphers: crate::config::Cipher::ALL.to_vec(),
             certificates: Vec::new(),
             acme: Vec::new(),
+            fetched: Vec::new(),
             storage: "/nonexistent".into(),
             shared: None,
             import: Vec::new(),

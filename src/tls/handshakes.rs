@@ -50,6 +50,7 @@ fn plan(tls12: bool, tls13: bool) -> TlsPlan {
         ciphers: crate::config::Cipher::ALL.to_vec(),
         certificates: Vec::new(),
         acme: Vec::new(),
+        fetched: Vec::new(),
         storage: "/nonexistent".into(),
         shared: None,
         import: Vec::new(),

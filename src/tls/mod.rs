@@ -5,11 +5,13 @@
 //! [`crate::keeper`] and by `vestibule check`, through [`CertificateMaterial::read`].
 
 pub mod acme;
+mod awaited;
 mod certificate;
 mod challenges;
 mod check;
 mod client;
 mod config;
+pub(crate) mod fetch;
 #[cfg(test)]
 mod handshakes;
 mod info;
@@ -22,6 +24,7 @@ pub(crate) mod testing;
 mod tickets;
 
 pub use acme::{OrderReport, OrderState};
+pub(crate) use awaited::Awaited;
 pub use certificate::{Certificate, CertificateError, CertificateName, CertificateWarning};
 pub use challenges::{Challenges, PendingChallenge};
 pub use check::{check, faults, findings, warnings};

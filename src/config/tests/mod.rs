@@ -83,6 +83,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
             ciphers: Cipher::ALL.to_vec(),
             certificates: Vec::new(),
             acme: Vec::new(),
+            fetched: Vec::new(),
             storage: "/var/lib/vestibule".into(),
             shared: None,
             import: Vec::new(),
@@ -190,9 +191,28 @@ fn a_storage_that_is_shared_leaves_a_folder_of_this_machine() {
     let tls = shared("s3://bucket/one/two/");
     assert_eq!(tls.storage, Path::new("/etc/local"));
     let plan = tls.shared.unwrap();
-    assert_eq!((plan.service, plan.bucket.as_str(), plan.prefix.as_str()), (SharedService::S3, "bucket", "one/two"));
-    assert_eq!((plan.to_string(), plan.secret_file.as_path()), ("s3://bucket/one/two".to_owned(), Path::new("/etc/s")));
-    assert_eq!(shared("azure://container").shared.unwrap().to_string(), "azure://container");
+    let store = &plan.store;
+    assert_eq!((store.service, store.bucket.as_str(), store.prefix.as_str()), (SharedService::S3, "bucket", "one/two"));
+    assert_eq!(
+        (store.to_string(), plan.secret_file.as_path()),
+        ("s3://bucket/one/two".to_owned(), Path::new("/etc/s"))
+    );
+    assert_eq!(shared("azure://container").shared.unwrap().store.to_string(), "azure://container");
+}
+
+#[test]
+fn what_is_fetched_is_reached_as_the_storage_is_and_takes_no_secret() {
+    let tls = plan(&minimal(
+        "tls: { certificates: [{ files: { certificate: c, key: k } }, { fetch: 'azure://container/certs/' }], \
+         storage_options: { account: a, account_key_file: f } }\n",
+    ))
+    .tls;
+
+    let [fetched] = &tls.fetched[..] else { panic!("{tls:?}") };
+    assert_eq!((fetched.at.as_str(), fetched.after), ("tls.certificates[1]", 1));
+    assert_eq!(fetched.store.to_string(), "azure://container/certs");
+    assert_eq!((fetched.store.identity.as_deref(), &fetched.store.key_file), (Some("a"), &Some("/etc/f".into())));
+    assert_eq!((tls.shared, tls.storage.as_path()), (None, Path::new("/var/lib/vestibule")));
 }
 
 #[test]
@@ -278,6 +298,33 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         (
             "tls: { storage: 'azure://container', storage_options: { endpoint: blob } }",
             "4:67: tls.storage_options.endpoint: expected the URL of a service, such as `https://minio.example.com`, found `blob`",
+        ),
+        (
+            "tls: { certificates: [{ fetch: /certs }] }",
+            "4:32: tls.certificates[0].fetch: expected `s3://bucket/prefix` or `azure://container/prefix`, found `/certs`",
+        ),
+        (
+            "tls: { certificates: [{ fetch: 's3://bucket/certs', hosts: [a.example] }] }",
+            "4:60: tls.certificates[0].hosts: the names of a certificate of your own are in its file; take the key out",
+        ),
+        (
+            "tls: { certificates: [{ fetch: 's3://bucket/a' }, { fetch: 's3://bucket/a/' }] }",
+            "4:60: tls.certificates[1].fetch: `tls.certificates[0]` is fetched from there already",
+        ),
+        (
+            "tls: { certificates: [{ fetch: 's3://bucket/a' }, { fetch: 'azure://container/a' }] }",
+            "4:60: tls.certificates[1].fetch: what is in S3 is reached by `tls.storage_options`, which are for one service; fetch \
+             from that",
+        ),
+        (
+            "tls: { certificates: [{ fetch: 's3://bucket/a' }], storage_options: { account: a } }",
+            "4:80: tls.storage_options.account: `tls.storage` is a folder and `fetch` in S3, for which this key means nothing; \
+             take it out",
+        ),
+        (
+            "tls: { certificates: [{ fetch: 's3://bucket/a' }], storage_options: { secret_file: a } }",
+            "4:84: tls.storage_options.secret_file: `tls.storage` is a folder and `fetch` in S3, for which this key means nothing; \
+             take it out",
         ),
         // Values.
         ("spool: { limit: 16M }", "4:17: spool.limit: `M` is not a unit here; write `16MiB`"),
@@ -601,17 +648,21 @@ fn ordered_certificates_keep_their_place_among_those_of_ones_own() {
 #[test]
 fn an_order_that_could_not_succeed_is_refused_with_what_to_do() {
     for (listeners, certificate, fault) in [
-        (BOTH, "{}", "tls.certificates[0]: write `files` of your own, or `hosts` and `acme`"),
+        (BOTH, "{}", "tls.certificates[0]: write `files` of your own, `fetch`, or `hosts` and `acme`"),
         (
             BOTH,
             "{ acme: {} }",
             "tls.certificates[0].hosts: name the hosts that it is ordered for, such as `[justice.example.com]`",
         ),
-        (BOTH, "{ hosts: [a.example] }", "tls.certificates[0]: write `files` of your own, or `hosts` and `acme`"),
+        (
+            BOTH,
+            "{ hosts: [a.example] }",
+            "tls.certificates[0]: write `files` of your own, `fetch`, or `hosts` and `acme`",
+        ),
         (
             BOTH,
             "{ hosts: [a.example], acme: {}, files: { certificate: c, key: k } }",
-            "tls.certificates[0]: a certificate is of your own or is ordered; take `files` or `acme` out",
+            "tls.certificates[0]: a certificate is of your own, is fetched or is ordered: write one of `files`, `fetch` and `acme`",
         ),
         (
             BOTH,

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::{Plan, Problem},
-    tls::{PendingChallenge, acme, read_bounded, storage::Access},
+    tls::{Awaited, PendingChallenge, acme, read_bounded, storage::Access},
 };
 
 /// An agent that lives.
@@ -131,7 +131,7 @@ impl Keeper {
     /// Has the agent look after what the plan in force orders; there is none where it orders nothing.
     pub(super) fn assign(&mut self) {
         self.deploy(Occasion::Due);
-        if self.plan.tls.acme.is_empty() {
+        if !self.plan.tls.awaits_certificates() {
             self.orders = Orders { next: self.orders.next, ..Orders::default() };
             return;
         }
@@ -186,12 +186,12 @@ impl Keeper {
                 self.challenges_answered();
             }
             FromAgent::Issued { id, bundle } => {
-                let Some(ordered) = self.plan.tls.acme.iter().find(|ordered| acme::id(&ordered.hosts) == id) else {
+                let tls = &self.plan.tls;
+                let Some(awaited) = Awaited::all(tls).find(|awaited| awaited.id() == id) else {
                     // Ordered under a plan of before.
                     return;
                 };
-                let file = acme::bundle_file(&self.plan.tls.storage, &id);
-                let Some(material) = acme::material(ordered, &bundle, &file) else {
+                let Some(material) = awaited.material(&bundle, &awaited.file(&tls.storage)) else {
                     tracing::error!(
                         id,
                         "the agent has handed over a certificate that is for other names; it is not served"
@@ -270,7 +270,7 @@ impl Keeper {
         self.orders.checks.push((self.orders.next_check, worker, id));
     }
 
-    /// Has certificates ordered anew; answers in words.
+    /// Has certificates ordered, and fetched, anew; answers in words.
     pub(super) fn renew(&mut self, host: Option<String>) -> Result<String, String> {
         let Some(agent) = &self.orders.agent else {
             return Err(NONE_ORDERED.to_owned());
@@ -283,7 +283,7 @@ impl Keeper {
             return Err(format!("no certificate is ordered for {host}; there are {}", known.join(", ")));
         }
         agent.tell(ToAgent::Renew { host });
-        Ok("ordered; `vestibule certificates list` says what comes of it".to_owned())
+        Ok("begun; `vestibule certificates list` says what comes of it".to_owned())
     }
 
     /// Ends the agent and waits for its process, a moment at most.
@@ -320,6 +320,16 @@ fn assignment(plan: &Plan) -> Assignment {
         Some(Assigned { plan: ordered.clone(), roots })
     });
     let certificates = assigned.collect();
+    let fetched = plan.tls.fetched.iter().filter_map(|fetched| match Access::to_fetched(fetched) {
+        Ok(access) => Some((fetched.clone(), access)),
+        Err(problems) => {
+            for Problem { at, problem } in problems {
+                tracing::error!("{at}: {problem}; no certificate is fetched until then");
+            }
+            None
+        }
+    });
+    let fetched = fetched.collect();
     let shared = match plan.tls.shared.as_ref().map(Access::of_this_process).transpose() {
         Ok(shared) => shared,
         Err(problems) => {
@@ -327,10 +337,10 @@ fn assignment(plan: &Plan) -> Assignment {
             for Problem { at, problem } in problems {
                 tracing::error!("{at}: {problem}; certificates are neither ordered nor renewed until then");
             }
-            return Assignment { storage: plan.tls.storage.clone(), ..Assignment::default() };
+            return Assignment { storage: plan.tls.storage.clone(), fetched, ..Assignment::default() };
         }
     };
-    Assignment { storage: plan.tls.storage.clone(), shared, certificates }
+    Assignment { storage: plan.tls.storage.clone(), shared, certificates, fetched }
 }
 
 /// What was found, in words; as a refusal where a CA would refuse.
@@ -342,7 +352,7 @@ fn found(findings: &[acme::Finding]) -> Result<String, String> {
     if lines.is_empty() { Ok("nothing is in the way of the certificates".to_owned()) } else { Ok(lines.join("\n")) }
 }
 
-const NONE_ORDERED: &str = "no certificate is ordered: `tls.certificates` has no `acme`";
+const NONE_ORDERED: &str = "no certificate is ordered or fetched: `tls.certificates` has neither `acme` nor `fetch`";
 /// Operators that wait for a check at once.
 const CHECKS: usize = 16;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);

@@ -40,6 +40,8 @@ pub struct OrderReport {
     /// The key path of its entry in the configuration.
     pub at: String,
     pub hosts: Vec<String>,
+    /// Where it is fetched from, if it is not ordered.
+    pub fetched_from: Option<String>,
     pub state: OrderState,
     /// When it is renewed, or the next attempt is; RFC 3339.
     pub next: Option<String>,
@@ -544,6 +546,7 @@ impl Care {
         let report = OrderReport {
             at: self.plan.at.clone(),
             hosts: self.plan.hosts.iter().map(ToString::to_string).collect(),
+            fetched_from: None,
             state,
             next: Some(next.to_string()),
             // Nobody was asked where something was in the way, and it is a failure all the same.

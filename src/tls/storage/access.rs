@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{Storage, derived};
 use crate::{
-    config::{Environment, Plan, Problem, Secret, SharedService, SharedStoragePlan},
+    config::{Environment, FetchPlan, Plan, Problem, Secret, SharedService, SharedStoragePlan, StorePlan},
     tls::{Roots, SecretBytes, read_bounded},
 };
 
 /// A shared storage, with all that is needed to use it.
 #[derive(Clone, PartialEq, Deserialize, Serialize)]
 pub struct Access {
-    plan: SharedStoragePlan,
-    /// What objects are sealed with; not the secret itself.
-    sealing_key: SecretBytes,
+    store: StorePlan,
+    /// What objects are sealed with, not the secret itself; `None`: they are as others put them there.
+    sealing_key: Option<SecretBytes>,
     /// By the names that the variables of the environment have, in lower case.
     settings: Vec<(String, Secret)>,
     /// What is in `ca_file`.
@@ -32,6 +32,16 @@ impl Access {
     pub fn read(plan: &SharedStoragePlan, environment: Environment<'_>) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         let secret = noted(secret(plan), &mut problems);
+        let unsealed = Self::read_unsealed(&plan.store, environment).map_err(|found| problems.extend(found)).ok();
+        match (secret, unsealed) {
+            (Some(secret), Some(access)) => Ok(Self { sealing_key: Some(derived(&secret, "objects")), ..access }),
+            _ => Err(problems),
+        }
+    }
+
+    /// The same for a store in which others put objects, which are as they are.
+    pub fn read_unsealed(plan: &StorePlan, environment: Environment<'_>) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
         let key = plan.key_file.as_ref().map(|file| {
             let name = match plan.service {
                 SharedService::S3 => "secret_access_key_file",
@@ -75,15 +85,11 @@ impl Access {
             let say = "the name of the storage account is missing; write it here, or set AZURE_STORAGE_ACCOUNT_NAME";
             problems.push(problem("account", say));
         }
-        match secret {
-            Some(secret) if problems.is_empty() => Ok(Self {
-                plan: plan.clone(),
-                sealing_key: derived(&secret, "objects"),
-                settings,
-                roots: roots.flatten().map(|roots| roots.expose().to_vec()),
-            }),
-            _ => Err(problems),
+        if !problems.is_empty() {
+            return Err(problems);
         }
+        let roots = roots.flatten().map(|roots| roots.expose().to_vec());
+        Ok(Self { store: plan.clone(), sealing_key: None, settings, roots })
     }
 
     /// The same with the variables of this process.
@@ -91,17 +97,22 @@ impl Access {
         Self::read(plan, &|name| env::var(name).ok())
     }
 
+    /// To what is fetched, likewise.
+    pub(crate) fn to_fetched(plan: &FetchPlan) -> Result<Self, Vec<Problem>> {
+        Self::read_unsealed(&plan.store, &|name| env::var(name).ok())
+    }
+
     /// The root certificates that its server is believed by; `None`: those of the system.
     pub(super) fn roots(&self) -> Option<&[u8]> {
         self.roots.as_deref()
     }
 
-    pub(super) fn plan(&self) -> &SharedStoragePlan {
-        &self.plan
+    pub(super) fn store(&self) -> &StorePlan {
+        &self.store
     }
 
-    pub(super) fn sealing_key(&self) -> &SecretBytes {
-        &self.sealing_key
+    pub(super) fn sealing_key(&self) -> Option<&SecretBytes> {
+        self.sealing_key.as_ref()
     }
 
     pub(super) fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -124,18 +135,20 @@ pub(crate) fn secret(plan: &SharedStoragePlan) -> Result<SecretBytes, Problem> {
     Ok(SecretBytes::new(secret.to_vec()))
 }
 
-/// What keeps the storage that `plan` names from being used, as far as that can be told without asking anybody.
+/// What keeps the storage and the stores that `plan` names from being used, as far as that can be told without asking anybody.
 pub(crate) fn faults(plan: &Plan) -> Vec<Problem> {
-    let Some(shared) = &plan.tls.shared else { return Vec::new() };
-    let access = match Access::of_this_process(shared) {
-        Ok(access) => access,
-        Err(problems) => return problems,
-    };
-    let unusable = Storage::shared(&access, &Roots::none()).err();
-    unusable
-        .map(|fault| Problem { at: "tls.storage_options".to_owned(), problem: fault.to_string() })
-        .into_iter()
-        .collect()
+    let shared = plan.tls.shared.iter().map(Access::of_this_process);
+    // One stands for all: they are reached alike.
+    let fetched = plan.tls.fetched.iter().filter(|_| plan.tls.shared.is_none()).take(1).map(Access::to_fetched);
+    let problems = shared.chain(fetched).flat_map(|access| match access {
+        Ok(access) => {
+            let unusable = Storage::shared(&access, &Roots::none()).err();
+            let at = "tls.storage_options".to_owned();
+            unusable.map(|fault| Problem { at, problem: fault.to_string() }).into_iter().collect()
+        }
+        Err(problems) => problems,
+    });
+    problems.collect()
 }
 
 fn read(file: &Path, name: &str) -> Result<SecretBytes, Problem> {
@@ -188,17 +201,17 @@ mod tests {
 
     fn plan(service: SharedService, folder: &Path) -> SharedStoragePlan {
         fs::write(folder.join("secret"), [b'x'; 32]).unwrap();
-        SharedStoragePlan {
+        let store = StorePlan {
             service,
             bucket: "site".to_owned(),
             prefix: String::new(),
-            secret_file: folder.join("secret"),
             endpoint: None,
             region: None,
             identity: None,
             key_file: None,
             ca_file: None,
-        }
+        };
+        SharedStoragePlan { store, secret_file: folder.join("secret") }
     }
 
     fn setting<'a>(access: &'a Access, name: &str) -> Option<&'a str> {
@@ -216,8 +229,8 @@ mod tests {
         assert_eq!(setting(&access, "aws_region"), Some("AWS_REGION of the environment"));
 
         fs::write(folder.path().join("key"), "written\n").unwrap();
-        (plan.identity, plan.key_file) = (Some("id".to_owned()), Some(folder.path().join("key")));
-        plan.region = Some("eu-central-1".to_owned());
+        (plan.store.identity, plan.store.key_file) = (Some("id".to_owned()), Some(folder.path().join("key")));
+        plan.store.region = Some("eu-central-1".to_owned());
         let access = Access::read(&plan, &set).unwrap();
         assert_eq!(setting(&access, "aws_access_key_id"), Some("id"));
         assert_eq!(setting(&access, "aws_secret_access_key"), Some("written"));
@@ -231,8 +244,8 @@ mod tests {
         let mut plan = plan(SharedService::Azure, folder.path());
         fs::write(folder.path().join("secret"), "short\n").unwrap();
         fs::write(folder.path().join("empty"), "\n").unwrap();
-        plan.key_file = Some(folder.path().join("empty"));
-        plan.ca_file = Some(PathBuf::from("/nonexistent/ca.pem"));
+        plan.store.key_file = Some(folder.path().join("empty"));
+        plan.store.ca_file = Some(PathBuf::from("/nonexistent/ca.pem"));
 
         let problems = Access::read(&plan, &|_| None).err().unwrap();
 
@@ -259,7 +272,7 @@ mod tests {
         let mut tls = crate::keeper::testing::tls_plan(folder.path());
         let mut shared = plan(SharedService::Azure, folder.path());
         fs::write(folder.path().join("key"), "no base64!").unwrap();
-        (shared.identity, shared.key_file) = (Some("account".to_owned()), Some(folder.path().join("key")));
+        (shared.store.identity, shared.store.key_file) = (Some("account".to_owned()), Some(folder.path().join("key")));
         tls.tls.shared = Some(shared);
 
         let problems = faults(&tls);

@@ -1,4 +1,4 @@
-//! Objects in S3 or Azure, sealed.
+//! Objects in S3 or Azure: ours, sealed, or those of others as they are.
 
 use std::{fmt, pin::Pin, time::Duration};
 
@@ -34,13 +34,14 @@ use crate::{
 pub(super) struct Objects {
     store: Box<dyn ObjectStore>,
     prefix: String,
-    seal: Seal,
+    /// `None`: they are others'.
+    seal: Option<Seal>,
 }
 
 impl Objects {
     pub(super) fn new(access: &Access, roots: &Roots) -> Result<Self, StorageProblem> {
         let https = Https::new(roots)?;
-        let plan = access.plan();
+        let plan = access.store();
         let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES, retry_timeout: RETRYING };
         let store: Box<dyn ObjectStore> = match plan.service {
             SharedService::S3 => {
@@ -65,7 +66,7 @@ impl Objects {
                 Box::new(builder.build()?)
             }
         };
-        let seal = Seal::new(access.sealing_key()).ok_or(StorageProblem::Sealed)?;
+        let seal = access.sealing_key().map(|key| Seal::new(key).ok_or(StorageProblem::Sealed)).transpose()?;
         Ok(Self { store, prefix: plan.prefix.clone(), seal })
     }
 
@@ -80,7 +81,10 @@ impl Objects {
         });
         match got.await {
             Ok((sealed, version)) => {
-                let content = self.seal.open(key, &sealed).ok_or(StorageProblem::Sealed)?;
+                let content = match &self.seal {
+                    Some(seal) => seal.open(key, &sealed).ok_or(StorageProblem::Sealed)?,
+                    None => SecretBytes::new(sealed.to_vec()),
+                };
                 Ok(Some((content, version)))
             }
             Err(StorageProblem::Objects(object_store::Error::NotFound { .. })) => Ok(None),
@@ -99,7 +103,10 @@ impl Objects {
             Condition::Absent => PutMode::Create,
             Condition::Is(Version { tag, number }) => PutMode::Update(UpdateVersion { e_tag: tag, version: number }),
         };
-        let sealed = self.seal.seal(key, content).ok_or(StorageProblem::Sealed)?;
+        let sealed = match &self.seal {
+            Some(seal) => seal.seal(key, content).ok_or(StorageProblem::Sealed)?,
+            None => content.expose().to_vec(),
+        };
         let path = self.path(key);
         let put = self.store.put_opts(&path, sealed.into(), PutOptions::from(mode));
         match in_time(async { Ok(put.await?) }).await {

@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, path::Path, process::Command, time::SystemTime};
 
 use aws_lc_rs::hmac::{HMAC_SHA256, Key, sign};
 use data_encoding::BASE64;
-use vestibule::config::{SharedService, SharedStoragePlan};
+use vestibule::config::{SharedService, SharedStoragePlan, StorePlan};
 
 use super::{Peer, fetched, patiently, pebble::free_ports, program, raw, status};
 
@@ -67,29 +67,33 @@ impl Azurite {
     pub(crate) fn plan(&self, folder: &Path, secret: &str) -> SharedStoragePlan {
         fs::write(folder.join("azure.key"), KEY).unwrap();
         fs::write(folder.join("secret"), secret).unwrap();
-        SharedStoragePlan {
+        let store = StorePlan {
             service: SharedService::Azure,
             bucket: "site".to_owned(),
             prefix: "vestibule".to_owned(),
-            secret_file: folder.join("secret"),
             endpoint: Some(self.endpoint()),
             region: None,
             identity: Some(ACCOUNT.to_owned()),
             key_file: Some(folder.join("azure.key")),
             ca_file: None,
-        }
+        };
+        SharedStoragePlan { store, secret_file: folder.join("secret") }
     }
 
     /// The same as keys of `tls`; `{dir}` is where a front door has its own.
     pub(crate) fn keys(&self, folder: &Path, secret: &str) -> String {
         let plan = self.plan(folder, secret);
         format!(
-            "storage: azure://site/vestibule, storage_options: {{ secret_file: '{}', endpoint: '{}', account: {ACCOUNT}, \
-             account_key_file: '{}', folder: '{{dir}}/storage' }}",
+            "storage: azure://site/vestibule, storage_options: {{ secret_file: '{}', folder: '{{dir}}/storage', {} }}",
             plan.secret_file.display(),
-            self.endpoint(),
-            plan.key_file.unwrap().display()
+            self.options(&plan.store)
         )
+    }
+
+    /// How it is reached, as keys of `storage_options`.
+    pub(crate) fn options(&self, plan: &StorePlan) -> String {
+        let key = plan.key_file.as_ref().unwrap().display();
+        format!("endpoint: '{}', account: {ACCOUNT}, account_key_file: '{key}'", self.endpoint())
     }
 
     fn endpoint(&self) -> String {

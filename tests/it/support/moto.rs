@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, path::Path, process::Command};
 
-use vestibule::config::{SharedService, SharedStoragePlan};
+use vestibule::config::{SharedService, SharedStoragePlan, StorePlan};
 
 use super::{Peer, fetched, patiently, pebble::Authority, raw, status};
 
@@ -46,29 +46,36 @@ impl Moto {
         fs::write(folder.join("s3.key"), "secret").unwrap();
         fs::write(folder.join("secret"), secret).unwrap();
         fs::copy(&self.authority.file, folder.join("s3-ca.pem")).unwrap();
-        SharedStoragePlan {
+        let store = StorePlan {
             service: SharedService::S3,
             bucket: "site".to_owned(),
             prefix: "vestibule".to_owned(),
-            secret_file: folder.join("secret"),
             endpoint: Some(format!("https://{}", self.https)),
             region: Some("us-east-1".to_owned()),
             identity: Some("id".to_owned()),
             key_file: Some(folder.join("s3.key")),
             ca_file: Some(folder.join("s3-ca.pem")),
-        }
+        };
+        SharedStoragePlan { store, secret_file: folder.join("secret") }
     }
 
     /// The same as keys of `tls`; `{dir}` is where a front door has its own.
     pub(crate) fn keys(&self, folder: &Path, secret: &str) -> String {
         let plan = self.plan(folder, secret);
         format!(
-            "storage: s3://site/vestibule, storage_options: {{ secret_file: '{}', endpoint: 'https://{}', region: us-east-1, \
-             ca_file: '{}', access_key_id: id, secret_access_key_file: '{}', folder: '{{dir}}/storage' }}",
+            "storage: s3://site/vestibule, storage_options: {{ secret_file: '{}', folder: '{{dir}}/storage', {} }}",
             plan.secret_file.display(),
+            self.options(&plan.store)
+        )
+    }
+
+    /// How it is reached, as keys of `storage_options`.
+    pub(crate) fn options(&self, plan: &StorePlan) -> String {
+        format!(
+            "endpoint: 'https://{}', region: us-east-1, ca_file: '{}', access_key_id: id, secret_access_key_file: '{}'",
             self.https,
-            folder.join("s3-ca.pem").display(),
-            plan.key_file.unwrap().display()
+            plan.ca_file.as_ref().unwrap().display(),
+            plan.key_file.as_ref().unwrap().display()
         )
     }
 
