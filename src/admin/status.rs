@@ -210,7 +210,7 @@ fn render_orders(orders: &[OrderReport], text: &mut String) -> fmt::Result {
         match (order.state, &order.fetched_from) {
             (OrderState::Issued, None) => writeln!(text, "  {hosts}: ordered, and renewed at {next}")?,
             (OrderState::Issued, Some(place)) => {
-                writeln!(text, "  {hosts}: fetched from {place}, looked at again at {next}")?
+                writeln!(text, "  {hosts}: fetched from {place}, looked at again at {next}")?;
             }
             (OrderState::Ordering, _) => writeln!(text, "  {hosts}: an order is under way")?,
             (OrderState::Failing, _) => {

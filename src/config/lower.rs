@@ -351,8 +351,8 @@ fn lower_tls(
         }
         _ => Ok(protocols),
     });
-    let (certificates, acme, fetches) = lower_certificates(tls.certificates?, listeners, reading)?;
-    let (storage, shared, fetched) = lower_storage(tls.storage?, fetches, tls.storage_options?, reading)?;
+    let (certificates, acme, to_fetch) = lower_certificates(tls.certificates?, listeners, reading)?;
+    let (storage, shared, fetched) = lower_storage(tls.storage?, to_fetch, tls.storage_options?, reading)?;
     let export = match tls.export? {
         Some(export) => Some(lower_export(export, &acme, reading)?),
         None => None,
@@ -429,7 +429,7 @@ fn lower_export(export: raw::Export, acme: &[AcmePlan], reading: &mut Reading<'_
 /// The folder of this machine, what it shares with others, and what is fetched.
 fn lower_storage(
     place: StoragePlace,
-    fetches: Vec<Fetch>,
+    to_fetch: Vec<Fetch>,
     options: raw::StorageOptions,
     reading: &mut Reading<'_>,
 ) -> Result<(PathBuf, Option<SharedStoragePlan>, Vec<FetchPlan>), Told> {
@@ -437,23 +437,24 @@ fn lower_storage(
     let (secret_file, endpoint, ca_file) = (options.secret_file?, options.endpoint?, options.ca_file?);
     let (region, id, id_key) = (options.region?, options.access_key_id?, options.secret_access_key_file?);
     let (account, account_key) = (options.account?, options.account_key_file?);
-    let (shared, mut kind) = match &place {
-        StoragePlace::Folder(_) => (None, place.kind().to_owned()),
-        StoragePlace::Shared(shared) => (Some(shared), place.kind().to_owned()),
+    let shared = match &place {
+        StoragePlace::Folder(_) => None,
+        StoragePlace::Shared(shared) => Some(shared),
     };
     let mut all = Ok(());
-    let reached = shared.or(fetches.first().map(|fetch| &fetch.place));
+    let reached = shared.or_else(|| to_fetch.first().map(|fetch| &fetch.place));
     let service = reached.map(|place| place.service);
-    for fetch in fetches.iter().filter(|fetch| Some(fetch.place.service) != service) {
+    for fetch in to_fetch.iter().filter(|fetch| Some(fetch.place.service) != service) {
         let reached = reached.map(StorePlace::kind).unwrap_or_default();
         let problem = format!(
             "what is {reached} is reached by `tls.storage_options`, which are for one service; fetch from that"
         );
         all = Err(reading.refuse_at(&format!("{}.fetch", fetch.at), problem));
     }
-    if let (None, Some(reached)) = (shared, reached) {
-        kind += &format!(" and `fetch` {}", reached.kind());
-    }
+    let kind = match (shared, reached) {
+        (None, Some(reached)) => format!("{} and `fetch` {}", place.kind(), reached.kind()),
+        _ => place.kind().to_owned(),
+    };
     let key = [("secret_file", secret_file.is_some())];
     let both = [("endpoint", endpoint.is_some()), ("ca_file", ca_file.is_some())];
     let s3 =
@@ -499,7 +500,7 @@ fn lower_storage(
         }
     };
     let fetched = |Fetch { place, at, after }| FetchPlan { store: store(place), at, after };
-    all.map(|()| (folder, shared, fetches.into_iter().map(fetched).collect()))
+    all.map(|()| (folder, shared, to_fetch.into_iter().map(fetched).collect()))
 }
 
 /// What [`FetchPlan`] is made of, without how it is reached.
@@ -509,11 +510,14 @@ struct Fetch {
     after: usize,
 }
 
+/// Certificates of one's own, ordered ones, and those that are fetched.
+type ByKind = (Vec<CertificatePlan>, Vec<AcmePlan>, Vec<Fetch>);
+
 fn lower_certificates(
     entries: Vec<raw::Certificate>,
     listeners: &Result<Vec<ListenerPlan>, Told>,
     reading: &mut Reading<'_>,
-) -> Result<(Vec<CertificatePlan>, Vec<AcmePlan>, Vec<Fetch>), Told> {
+) -> Result<ByKind, Told> {
     let (mut own, mut ordered, mut fetched) = (Vec::new(), Vec::new(), Vec::new());
     let (mut seen, mut seen_places) = (Seen::default(), Seen::default());
     let mut all = Ok(());

@@ -70,13 +70,15 @@ fn awaited<'s>(
 ) -> Result<CertificateMaterial, SecretFault> {
     let file = awaited.file(&plan.tls.storage);
     match read_bounded(&file) {
-        Ok(bundle) => match awaited.material(&SecretBytes::new(bundle), &file) {
-            Some(material) => return Ok(material),
-            None => tracing::error!(
+        Ok(bundle) => {
+            if let Some(material) = awaited.material(&SecretBytes::new(bundle), &file) {
+                return Ok(material);
+            }
+            tracing::error!(
                 file = %file.display(),
                 "a certificate that was kept is damaged; another one is served until it has come anew"
-            ),
-        },
+            );
+        }
         Err(MaterialProblem::Io { source }) if source.kind() == io::ErrorKind::NotFound => {}
         // What is there and cannot be read is not ordered anew behind the operator's back.
         Err(problem) => return Err(SecretFault::Awaited { at: awaited.at().to_owned(), file, problem }),

@@ -62,8 +62,13 @@ pub(super) struct Assignment {
     pub(super) storage: PathBuf,
     pub(super) shared: Option<Access>,
     pub(super) certificates: Vec<Assigned>,
-    /// What is fetched, and how it is reached.
-    pub(super) fetched: Vec<(FetchPlan, Access)>,
+    pub(super) fetched: Vec<Fetched>,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Fetched {
+    pub(super) plan: FetchPlan,
+    pub(super) access: Access,
 }
 
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -242,7 +247,7 @@ struct Agent {
     assigned: Assignment,
     /// By the id of the certificate.
     cares: BTreeMap<String, (Assigned, JoinHandle<()>, mpsc::Sender<Asked>)>,
-    fetchers: BTreeMap<String, ((FetchPlan, Access), JoinHandle<()>, mpsc::Sender<Asked>)>,
+    fetchers: BTreeMap<String, (Fetched, JoinHandle<()>, mpsc::Sender<Asked>)>,
     pending: BTreeMap<String, Vec<PendingChallenge>>,
     version: u64,
     /// Who waits for which version.
@@ -337,16 +342,19 @@ impl Agent {
     /// Goes on to fetch what is assigned still, and begins with what is new.
     fn fetch(&mut self, assignment: &Assignment) {
         let is_moved = self.assigned.storage != assignment.storage;
-        let ends = |fetched: &(FetchPlan, Access)| is_moved || !assignment.fetched.contains(fetched);
-        for (_, (_, task, _)) in self.fetchers.extract_if(.., |_, (fetched, ..)| ends(fetched)) {
-            task.abort();
-        }
+        self.fetchers.retain(|_, (fetched, task, _)| {
+            let stays = !is_moved && assignment.fetched.contains(fetched);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
         for fetched in &assignment.fetched {
-            let id = fetch::id(&fetched.0);
+            let id = fetch::id(&fetched.plan);
             if self.fetchers.contains_key(&id) {
                 continue;
             }
-            let (plan, access) = fetched;
+            let Fetched { plan, access } = fetched;
             let store = match Storage::shared(access, &self.roots) {
                 Ok(store) => store,
                 Err(problem) => {
@@ -452,7 +460,7 @@ impl Agent {
             Told::Stands { id, report } => {
                 self.reports.insert(id, report);
                 let order = self.assigned.certificates.iter().map(|assigned| acme::id(&assigned.plan.hosts));
-                let order = order.chain(self.assigned.fetched.iter().map(|(plan, _)| fetch::id(plan)));
+                let order = order.chain(self.assigned.fetched.iter().map(|fetched| fetch::id(&fetched.plan)));
                 FromAgent::Stands(order.filter_map(|id| self.reports.get(&id).cloned()).collect())
             }
         }

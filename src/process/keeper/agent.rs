@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     super::{
-        agent::{self, Assigned, Assignment, FromAgent, ToAgent},
+        agent::{self, Assigned, Assignment, Fetched, FromAgent, ToAgent},
         link::Link,
         message::ToWorker,
         worker::RunsAs,
@@ -321,7 +321,7 @@ fn assignment(plan: &Plan) -> Assignment {
     });
     let certificates = assigned.collect();
     let fetched = plan.tls.fetched.iter().filter_map(|fetched| match Access::to_fetched(fetched) {
-        Ok(access) => Some((fetched.clone(), access)),
+        Ok(access) => Some(Fetched { plan: fetched.clone(), access }),
         Err(problems) => {
             for Problem { at, problem } in problems {
                 tracing::error!("{at}: {problem}; no certificate is fetched until then");
