@@ -6,7 +6,7 @@
 //! | bound | |
 //! |---|---|
 //! | an object | 64 KiB |
-//! | the answer of the store | 30 s |
+//! | the answer for one object | 30 s |
 //! | between two looks | 5 min; 1 min after one in vain |
 
 use std::{
