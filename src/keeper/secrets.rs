@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use super::self_signed;
+use super::{import, self_signed};
 use crate::{
     config::{AcmePlan, Plan},
     tls::{CertificateMaterial, MaterialFault, SecretBytes, acme, read_bounded},
@@ -43,13 +43,15 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
     if faults.is_empty() { Ok(materials) } else { Err(faults) }
 }
 
-/// What the storage has for `ordered`; a self-signed one where there is nothing yet, or nothing of use.
+/// What the storage has for `ordered`, or what is imported into it; a self-signed one where there is nothing yet, or
+/// nothing of use.
 ///
 /// One that has expired is still better known to a browser than one of ours.
 fn ordered(plan: &Plan, ordered: &AcmePlan) -> Result<CertificateMaterial, SecretFault> {
     let file = acme::bundle_file(&plan.tls.storage, &acme::id(&ordered.hosts));
     let kept = read_bounded(&file).ok().map(SecretBytes::new);
-    match kept.and_then(|bundle| acme::material(ordered, &bundle, &file)) {
+    let kept = kept.and_then(|bundle| acme::material(ordered, &bundle, &file));
+    match kept.or_else(|| acme::material(ordered, &import::take(&plan.tls, ordered)?, &file)) {
         Some(material) => Ok(material),
         None => self_signed::in_the_meantime(plan, ordered),
     }

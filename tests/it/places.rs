@@ -9,14 +9,14 @@ use std::{
 };
 
 use super::{
-    ordering::{Ports, certificates, mode, order_of, wait_for_certificate},
+    ordering::{Ports, certificates, https, mode, order_of, wait_for_certificate},
     support::{
         Backend,
         clients::run,
         ok,
         pebble::Pebble,
         served::{self, Served},
-        wait_for,
+        status, wait_for,
     },
 };
 
@@ -234,4 +234,44 @@ fn what_is_in_the_way_of_an_export_is_told() {
     certificates(&served, "export");
     assert!(served.path("letsencrypt/live/site.example/fullchain.pem").exists() && served.path("deployed").exists());
     assert!(order_of(&served, 0)["undeployed"].is_null());
+}
+
+/// A site that imports from certbot's folder in `{dir}`, or from an archive of it, and what is in the folder.
+fn imported(source: &str) -> Option<(Served, Ports, Pebble, Backend)> {
+    let ports = Ports::free();
+    // What came of an order of before, brought to certbot's folder by ourselves.
+    let pebble = ports.pebble().validity(Duration::from_secs(3600)).start()?;
+    let backend = ok();
+    let export = site(&ports, &backend, &pebble, "  export: { folder: '{dir}/etc/letsencrypt' }");
+    let folder = served::folder();
+    fs::create_dir(folder.path().join("etc")).unwrap();
+    let served = Served::start_in(folder, &export, |_| {});
+    wait_for("the files", || served.events().contains("certificate exported"));
+    let folder = served.into_folder();
+    // As docassemble does for its backup.
+    let packed =
+        run(Command::new("tar").args(["-zcf", "letsencrypt.tar.gz", "etc/letsencrypt"]).current_dir(folder.path()));
+    assert!(packed.status.success(), "{packed:?}");
+    fs::remove_dir_all(folder.path().join("storage")).unwrap();
+    let import = site(&ports, &backend, &pebble, &format!("  import: ['{{dir}}/{source}']"));
+    let served = Served::start_in(folder, &import, |_| {});
+    Some((served, ports, pebble, backend))
+}
+
+#[test]
+fn what_certbot_has_is_served_from_the_first_request_on_and_no_authority_is_asked() {
+    for source in ["etc/letsencrypt", "letsencrypt.tar.gz"] {
+        let Some((served, ports, pebble, _backend)) = imported(source) else { return };
+
+        let root = pebble.root_certificate();
+        let answer = https(ports.tls(), "site.example", &root).unwrap();
+        assert_eq!(status(&answer), 200, "{source}: {answer}");
+        wait_for("the state to be told", || order_of(&served, 0)["state"] == "issued");
+        assert!(served.events().contains("certificate imported"), "{}", served.events());
+        assert_eq!(pebble.log().matches("Issued certificate").count(), 1, "{source}");
+
+        // It is ours from now on, and can be renewed.
+        certificates(&served, "renew");
+        wait_for("another one", || pebble.log().matches("Issued certificate").count() == 2);
+    }
 }

@@ -11,7 +11,10 @@ mod order;
 mod record;
 mod shelf;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 pub use self::care::{OrderReport, OrderState};
 pub(crate) use self::{
@@ -24,6 +27,7 @@ pub(crate) use self::{
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 
+use self::record::Record;
 use super::{Certificate, CertificateMaterial, SecretBytes};
 use crate::config::{AcmePlan, CertificateHost};
 
@@ -50,6 +54,15 @@ pub(crate) fn bundle_file(storage: &Path, id: &str) -> PathBuf {
 /// A private key and a chain, both PEM, as they are kept.
 pub(crate) fn bundle(key: &str, chain: &str) -> SecretBytes {
     SecretBytes::new([key.trim_end(), "\n", chain.trim_end(), "\n"].concat().into_bytes())
+}
+
+/// Keeps `bundle`, which was ordered by other means, as the certificate of `ordered`.
+pub(crate) fn keep_imported(storage: &Path, ordered: &AcmePlan, bundle: &SecretBytes) -> io::Result<()> {
+    let (id, shelf) = (id(&ordered.hosts), Shelf::in_folder(storage.to_owned()));
+    let record = serde_json::to_vec(&Record { imported: true, ..Record::default() })?;
+    // The record first: a certificate without one would be ordered anew.
+    shelf.put(&order::record_key(&id), &SecretBytes::new(record))?;
+    shelf.put(&bundle_key(&id), bundle)
 }
 
 /// What `bundle` holds for `plan`; `None` if it is not whole, or for other names.

@@ -33,19 +33,21 @@ impl Shelf {
 
     /// Keeps `content` under `key`, whole at every moment.
     pub(super) async fn write(&self, key: &str, content: SecretBytes) -> io::Result<()> {
+        let (shelf, key) = (self.clone(), key.to_owned());
+        blocking(move || shelf.put(&key, &content)).await
+    }
+
+    /// The same where nobody else waits.
+    pub(super) fn put(&self, key: &str, content: &SecretBytes) -> io::Result<()> {
         let file = self.storage.join(key);
-        let storage = self.storage.clone();
-        blocking(move || {
-            let parents: Vec<_> = file.ancestors().skip(1).take_while(|folder| *folder != storage).collect();
-            let (Some(folder), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) else {
-                return Err(io::ErrorKind::InvalidInput.into());
-            };
-            for folder in parents.into_iter().rev() {
-                folder::make(folder, 0o700)?;
-            }
-            folder::write(folder, name, content.expose(), 0o600)
-        })
-        .await
+        let parents: Vec<_> = file.ancestors().skip(1).take_while(|folder| *folder != self.storage).collect();
+        let (Some(folder), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        for folder in parents.into_iter().rev() {
+            folder::make(folder, 0o700)?;
+        }
+        folder::write(folder, name, content.expose(), 0o600)
     }
 
     pub(super) async fn remove(&self, key: &str) -> io::Result<()> {
