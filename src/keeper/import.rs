@@ -255,7 +255,9 @@ tls: {{ storage: {folder}/storage, import: [{folder}/absent, {source}], certific
         let broken = (pair(&["a.example", "www.a.example"], 2099).0, wanted.1.clone());
         lineage(&le, "broken", &broken);
         fs::write(le.join("live/README"), "").unwrap();
-        let archive = packed(|builder| builder.append_dir_all("etc/letsencrypt", &le).unwrap());
+        let archive = packed(|builder| {
+            builder.append_dir_all("etc/letsencrypt", &le).unwrap();
+        });
 
         for source in [&le, archive.path()] {
             let tls = tls(folder.path(), "www.a.example, a.example", source);

@@ -2,19 +2,21 @@
 
 use std::{
     fs,
+    net::{TcpListener, TcpStream},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use super::{
     ordering::{Ports, certificates, https, mode, order_of, wait_for_certificate},
     support::{
-        Backend,
+        Backend, Peer,
         clients::run,
         ok,
         pebble::Pebble,
+        program,
         served::{self, Served},
         status, wait_for,
     },
@@ -274,4 +276,47 @@ fn what_certbot_has_is_served_from_the_first_request_on_and_no_authority_is_aske
         certificates(&served, "renew");
         wait_for("another one", || pebble.log().matches("Issued certificate").count() == 2);
     }
+}
+
+#[test]
+fn exim_speaks_tls_with_the_certificate_that_was_exported() {
+    let Some(exim) = program("exim4") else { return };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: a mail server is started as root");
+        return;
+    }
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    // As in /etc/exim4 of docassemble.
+    let files = "{ certificate: '{dir}/exim.crt', key: '{dir}/exim.key', group: Debian-exim, mode: 0640 }";
+    let more = format!("  export: {{ folder: null, files: [{files}] }}");
+    let served = Served::start(&site(&ports, &backend, &pebble, &more));
+    wait_for("the files", || served.events().contains("certificate exported"));
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dir = served.folder.path().display();
+    let configuration = format!(
+        "primary_hostname = site.example\nspool_directory = {dir}/mail\nlog_file_path = {dir}/mail/%slog\n\
+         pid_file_path = {dir}/mail/pid\nexim_user = Debian-exim\nexim_group = Debian-exim\nkeep_environment =\n\
+         local_interfaces = 127.0.0.1\ndaemon_smtp_ports = {port}\ntls_advertise_hosts = *\n\
+         tls_certificate = {dir}/exim.crt\ntls_privatekey = {dir}/exim.key\n"
+    );
+    fs::write(served.path("exim.conf"), configuration).unwrap();
+    fs::create_dir(served.path("mail")).unwrap();
+    run(Command::new("chown").arg("Debian-exim:Debian-exim").arg(served.path("mail")));
+    let arguments = ["-bdf", "-C", &format!("{dir}/exim.conf")];
+    let _exim = Peer::start(Command::new(exim).args(arguments), &served.path("exim.log"));
+    wait_for("the mail server", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    fs::write(served.path("root.pem"), pebble.root()).unwrap();
+
+    let said = run(Command::new("openssl")
+        .args(["s_client", "-starttls", "smtp", "-connect", &format!("127.0.0.1:{port}"), "-verify_return_error"])
+        .args(["-verify_hostname", "site.example", "-CAfile"])
+        .arg(served.path("root.pem"))
+        .stdin(Stdio::null()));
+
+    let log = ["exim.log", "mail/mainlog", "mail/paniclog"].map(|name| served.log(name)).concat();
+    let answer = String::from_utf8_lossy(&said.stdout);
+    assert!(answer.contains("Verification: OK"), "{answer}{}\n{log}", String::from_utf8_lossy(&said.stderr));
+    assert!(answer.contains("Verified peername: site.example"), "{answer}");
 }

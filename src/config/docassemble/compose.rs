@@ -155,6 +155,7 @@ impl Composer<'_> {
         ];
         if self.settings.https.value {
             keys.push(("certificates", list(self.certificate(), START)));
+            keys.extend(places());
         }
         map(keys)
     }
@@ -306,6 +307,25 @@ impl Composer<'_> {
     }
 }
 
+/// Where certificates that are ordered come from and go to beside us, as docassemble's own scripts have it: certbot's folder,
+/// which they back up, and the mail server. Of no concern to certificates in files.
+fn places() -> [(&'static str, Node); 2] {
+    let import = [CERTBOT.to_owned(), installed().join("backup/letsencrypt.tar.gz").to_string_lossy().into_owned()];
+    let exim = Path::new(EXIM).is_dir().then(|| {
+        map([
+            ("certificate", word(&format!("{EXIM}/exim.crt"))),
+            ("key", word(&format!("{EXIM}/exim.key"))),
+            ("group", word("Debian-exim")),
+            ("mode", word("0640")),
+            ("unless", word(&format!("{CERTIFICATES}/exim.crt"))),
+        ])
+    });
+    // certbot had it before us, and its folder is what they look at.
+    let export =
+        [("folder", word(CERTBOT)), ("replace", Node::scalar("true", true, START)), ("files", list(exim, START))];
+    [("import", list(import.iter().map(|path| word(path)), START)), ("export", map(export))]
+}
+
 /// A port on every address.
 fn any(port: u16, position: Position) -> Node {
     // Both kinds of addresses, unless the kernel has one only.
@@ -361,6 +381,10 @@ const SUPERVISOR_PORT: u16 = 9001;
 const LOG_SOCKET: &str = "unix:/var/run/uwsgi/docassemblelog.sock";
 /// Where docassemble installs certificates.
 const CERTIFICATES: &str = "/etc/ssl/docassemble";
+/// Where certbot keeps what is its own.
+const CERTBOT: &str = "/etc/letsencrypt";
+/// Where Debian's mail server is configured.
+const EXIM: &str = "/etc/exim4";
 /// Where certbot keeps the certificates in use.
 const LIVE: &str = "/etc/letsencrypt/live";
 /// What the application may have sent: its packages and uploads, and what it makes on request.

@@ -529,3 +529,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn certificates_that_are_ordered_come_from_and_go_to_where_docassembles_scripts_look() {
+    let tls = plan("use https: True\nexternal hostname: a.example", "").tls;
+
+    let import = ["/etc/letsencrypt", "/usr/share/docassemble/backup/letsencrypt.tar.gz"];
+    assert_eq!(tls.import, import.map(Path::new));
+    let export = tls.export.unwrap();
+    assert_eq!((export.folder.as_deref(), export.replace), (Some(Path::new("/etc/letsencrypt")), true));
+    for files in &export.files {
+        let (certificate, key) = (files.certificate.display(), files.key.display());
+        let said = format!("{certificate} {key} {}:{} {}", files.owner, files.group, files.mode);
+        assert_eq!(said, "/etc/exim4/exim.crt /etc/exim4/exim.key root:Debian-exim 0640");
+        assert_eq!(files.unless.as_deref(), Some(Path::new("/etc/ssl/docassemble/exim.crt")));
+    }
+    assert_eq!(export.files.len(), usize::from(Path::new("/etc/exim4").is_dir()));
+    assert!(tls.deploy.is_empty(), "config.yml names no command");
+}

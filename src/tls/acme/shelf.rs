@@ -33,8 +33,8 @@ impl Shelf {
 
     /// Keeps `content` under `key`, whole at every moment.
     pub(super) async fn write(&self, key: &str, content: SecretBytes) -> io::Result<()> {
-        let (shelf, key) = (self.clone(), key.to_owned());
-        blocking(move || shelf.put(&key, &content)).await
+        let (this, key) = (self.clone(), key.to_owned());
+        blocking(move || this.put(&key, &content)).await
     }
 
     /// The same where nobody else waits.
