@@ -239,7 +239,7 @@ tls: {{ storage: {folder}/storage, import: [{folder}/absent, {source}], certific
 
     fn pair(names: &[&str], not_after: i32) -> (String, String) {
         Authority::new().issue_with(names, &PKCS_ECDSA_P256_SHA256, |params| {
-            params.not_after = rcgen::date_time_ymd(not_after, 1, 1)
+            params.not_after = rcgen::date_time_ymd(not_after, 1, 1);
         })
     }
 
