@@ -4,7 +4,7 @@ use std::{cell::OnceCell, io, path::PathBuf};
 
 use jiff::Timestamp;
 
-use super::self_signed;
+use super::{import, self_signed};
 use crate::{
     config::{AcmePlan, Plan},
     tls::{
@@ -50,8 +50,8 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
     if faults.is_empty() { Ok(materials) } else { Err(faults) }
 }
 
-/// What the storage has for `ordered`; where there is nothing yet, one of `substitutes` that is for most of its names, so that
-/// a name more costs the others nothing; a self-signed one where there is none of use.
+/// What the storage has for `ordered`, or what is imported into it; where there is nothing yet, one of `substitutes` that is
+/// for most of its names, so that a name more costs the others nothing; a self-signed one where there is none of use.
 ///
 /// One that has expired is still better known to a browser than one of ours.
 fn ordered<'s>(
@@ -71,6 +71,10 @@ fn ordered<'s>(
         Err(MaterialProblem::Io { source }) if source.kind() == io::ErrorKind::NotFound => {}
         // What is there and cannot be read is not ordered anew behind the operator's back.
         Err(problem) => return Err(SecretFault::Ordered { at: ordered.at.clone(), file, problem }),
+    }
+    if let Some(material) = import::take(&plan.tls, ordered).and_then(|bundle| acme::material(ordered, &bundle, &file))
+    {
+        return Ok(material);
     }
     let covered =
         |certificate: &Certificate| ordered.hosts.iter().filter(|host| acme::covers(certificate, host)).count();

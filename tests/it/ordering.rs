@@ -8,7 +8,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread,
     time::{Duration, SystemTime},
@@ -42,10 +42,7 @@ pub(super) struct Ports {
 
 impl Ports {
     pub(super) fn free() -> Self {
-        // Both at once, so that they differ.
-        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [http, tls] = listeners.map(|listener| listener.local_addr().unwrap().port());
-        Self { http, tls }
+        Self { http: free_port(), tls: free_port() }
     }
 
     pub(super) fn pebble(&self) -> Builder {
@@ -71,6 +68,20 @@ impl Ports {
              routes: [{{ prefix: /, upstream: app }}]\n",
             backend.address
         )
+    }
+}
+
+/// A port that is free, and that nobody here is given: it is bound later, by another process, and is none of those that
+/// the kernel takes by itself meanwhile.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let first = u16::try_from(std::process::id() % 100).unwrap() * 100;
+        let port = 12_000 + (first + number) % 15_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 
