@@ -61,13 +61,15 @@ fn ordered<'s>(
 ) -> Result<CertificateMaterial, SecretFault> {
     let file = acme::bundle_file(&plan.tls.storage, &acme::id(&ordered.hosts));
     match read_bounded(&file) {
-        Ok(bundle) => match acme::material(ordered, &SecretBytes::new(bundle), &file) {
-            Some(material) => return Ok(material),
-            None => tracing::error!(
+        Ok(bundle) => {
+            if let Some(material) = acme::material(ordered, &SecretBytes::new(bundle), &file) {
+                return Ok(material);
+            }
+            tracing::error!(
                 file = %file.display(),
                 "an ordered certificate is damaged; another one is served until it has been ordered anew"
-            ),
-        },
+            );
+        }
         Err(MaterialProblem::Io { source }) if source.kind() == io::ErrorKind::NotFound => {}
         // What is there and cannot be read is not ordered anew behind the operator's back.
         Err(problem) => return Err(SecretFault::Ordered { at: ordered.at.clone(), file, problem }),

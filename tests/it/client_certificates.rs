@@ -234,12 +234,11 @@ fn a_session_ends_with_the_certificate_that_it_began_with() {
 fn a_client_whose_authority_is_taken_out_of_the_file_is_out_and_its_session_does_not_resume() {
     let folder = served::folder();
     let (old, new, backend) = (Authority::new("old"), Authority::new("new"), Backend::echoing());
-    let server = certificate(folder.path(), "site", &["site.example"]);
+    let own = certificate(folder.path(), "site", &["site.example"]);
     fs::write(folder.path().join("clients.pem"), old.0.pem()).unwrap();
     let served = Served::start_in(folder, &configuration(&backend, ""), |_| {});
     let address = served.address(0);
-    let (alice, bob) =
-        (client(&server, Some(&old.client("alice")), BOTH), client(&server, Some(&new.client("bob")), BOTH));
+    let (alice, bob) = (client(&own, Some(&old.client("alice")), BOTH), client(&own, Some(&new.client("bob")), BOTH));
     assert!(ask(address, &alice, "/").is_ok() && ask(address, &bob, "/").is_err());
     assert_eq!(ask(address, &alice, "/").unwrap().1, HandshakeKind::Resumed);
 

@@ -131,6 +131,7 @@ struct Current {
 }
 
 impl Care {
+    #[expect(clippy::too_many_arguments, reason = "what several cares share, and what each has of its own")]
     pub(crate) fn new(
         plan: AcmePlan,
         roots: Roots,
