@@ -215,6 +215,32 @@ fn a_session_that_resumes_is_that_of_the_same_client_and_of_no_other_listener() 
 }
 
 #[test]
+fn no_other_spelling_of_a_path_is_a_way_around_the_certificate() {
+    let Site { gateway, server, backend: _backend, .. } = site("", "");
+    let stranger = client(&server, None, BOTH);
+
+    for path in [
+        "/staff",
+        "/staff/",
+        "//staff",
+        "/%73taff",
+        "/%2Fstaff",
+        "/staff%2F",
+        "/staff%2Fx",
+        "/staff;x=1/y",
+        "/%5cstaff",
+        "/staff%3Bx",
+    ] {
+        let (answer, _) = ask(gateway.address(0), &stranger, path).unwrap();
+        assert_eq!(status(&answer), 403, "{path}");
+    }
+    for path in ["/staffing", "/other%2Fstaff", "/%252Fstaff"] {
+        let (answer, _) = ask(gateway.address(0), &stranger, path).unwrap();
+        assert_eq!(status(&answer), 200, "{path}");
+    }
+}
+
+#[test]
 fn a_session_ends_with_the_certificate_that_it_began_with() {
     let Site { gateway, server, authority, backend: _backend } = site("", "");
     let alice =

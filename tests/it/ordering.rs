@@ -367,6 +367,9 @@ fn a_kill_at_any_moment_of_an_order_leaves_what_the_next_start_completes() {
             served::signal("KILL", pid);
         }
         folder = served.into_folder();
+        wait_for("the ports", || {
+            [ports.http, ports.tls].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        });
     }
 
     let served = Served::start_in(folder, &configuration, |_| {});
