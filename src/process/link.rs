@@ -299,7 +299,7 @@ pub(super) fn receive(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(
         }
     }
     if received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet was cut: descriptors may have run out"));
+        return Err(io::Error::new(ErrorKind::InvalidData, "a packet was cut: descriptors may have run out"));
     }
     Ok((received.bytes, descriptors))
 }
