@@ -115,7 +115,7 @@ impl Orders {
 
     fn tell_soon(&mut self) {
         let now = Instant::now();
-        self.tell.get_or_insert(self.told.map_or(now, |told| now.max(told + BETWEEN_TELLS)));
+        self.tell.get_or_insert_with(|| self.told.map_or(now, |told| now.max(told + BETWEEN_TELLS)));
     }
 
     /// How they stand, in the order of the plan.
@@ -501,12 +501,7 @@ impl Keeper {
 /// `report` as it is told of `ordered`: whoever speaks with authorities says nothing of other certificates, and nothing
 /// without end.
 fn bounded(report: acme::OrderReport, ordered: &AcmePlan) -> acme::OrderReport {
-    let text = |text: Option<String>| {
-        text.map(|mut text| {
-            text.truncate(text.floor_char_boundary(LONGEST_TEXT));
-            text
-        })
-    };
+    let text = |text: Option<String>| text.map(|text| text.chars().take(LONGEST_TEXT).collect());
     acme::OrderReport {
         at: ordered.at.clone(),
         hosts: ordered.hosts.iter().map(ToString::to_string).collect(),
@@ -562,7 +557,7 @@ const NONE_ORDERED: &str = "no certificate is ordered: `tls.certificates` has no
 const CUT_OFF: &str = "the agent has ended before it was done; try again";
 /// What an agent may be behind with.
 const MESSAGES: usize = 1024;
-/// Bytes of each text in a report: what an authority says of what it refuses may be a few sentences a name.
+/// Characters of each text in a report: what an authority says of what it refuses may be a few sentences a name.
 const LONGEST_TEXT: usize = 4096;
 /// Of thousands of certificates something changes all the time, and each time workers are told of all.
 const BETWEEN_TELLS: Duration = Duration::from_secs(1);

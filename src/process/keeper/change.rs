@@ -120,7 +120,7 @@ impl Keeper {
     /// Why not, a line for each fault; nothing has changed then.
     async fn put_in_force(&mut self, text: &str, cause: &str) -> Result<Option<u64>, String> {
         self.orders.is_held = true;
-        let done = self.try_to_put_in_force(text, cause).await;
+        let done = Box::pin(self.try_to_put_in_force(text, cause)).await;
         self.orders.is_held = false;
         done
     }
