@@ -111,6 +111,8 @@
 //! | a compressor | 2 MiB | fixed |
 //! | an idle tunnel | none beyond its sockets | |
 //! | what workers have said and the keeper has not heard | 64 words, and what a socket holds | fixed |
+//! | a command of the operator's: what is logged of each output, how long it may take | 64 KiB in lines of 1000 characters; 5 min for DNS records | fixed; `tls.deploy` |
+//! | an archive that certificates are imported from, unpacked | 16 MiB, 64 KiB a file | fixed |
 //! | configurations that are remembered | 20 of 1 MiB at most | fixed |
 //! | docassemble's configuration: what is read, what its reader may say, how long | 1 MiB, 1 MiB, 10 s (50 s where docassemble fetches) | fixed |
 //! | an answer of supervisord, and how long it may take | 1 MiB, 5 s | fixed |

@@ -42,6 +42,13 @@ impl<T> RouteTable<T> {
         let own = if self.hosts.is_empty() { None } else { self.hosts.get(authority::host_name(host).as_ref()) };
         own.and_then(|node| node.find(path)).or_else(|| self.any_host.find(path))
     }
+
+    /// The route for what others may make of `path` on `host` ([`Path::read_by_others`]), where that is another path at all.
+    pub fn find_as_others(&self, host: &str, path: &Path<'_>) -> Option<&T> {
+        let path = path.read_by_others()?;
+        let own = self.hosts.get(authority::host_name(host).as_ref());
+        own.and_then(|node| node.find_decoded(&path)).or_else(|| self.any_host.find_decoded(&path))
+    }
 }
 
 /// A route, and where its prefix ends in the path.
@@ -105,6 +112,17 @@ impl<T> Node<T> {
             longest = node.value.as_ref().map(|value| (value, segment.rest)).or(longest);
         }
         longest.map(|(value, remainder)| Match { value, remainder, bare: remainder == path.raw().len() })
+    }
+
+    fn find_decoded(&self, path: &[u8]) -> Option<&T> {
+        let mut node = self;
+        let mut longest = node.value.as_ref();
+        for segment in path.split(|byte| *byte == b'/').filter(|segment| !segment.is_empty()) {
+            let Ok(at) = node.child(segment) else { break };
+            node = &node.children[at].1;
+            longest = node.value.as_ref().or(longest);
+        }
+        longest
     }
 
     /// Where the child for `segment` is, or would be.

@@ -236,6 +236,9 @@ fn certificates(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         writeln!(f, ", renewed in time and {kept}")?;
     }
+    if !plan.tls.acme.is_empty() {
+        places_of_ordered(plan, f)?;
+    }
     for fetched in &plan.tls.fetched {
         writeln!(f, "  fetched from {}, with a copy in {storage}", fetched.store)?;
     }
@@ -249,6 +252,32 @@ fn certificates(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (true, false) => writeln!(f, "  only TLS 1.2 is spoken"),
         _ => writeln!(f, "  only TLS 1.3 is spoken; browsers from before 2019 cannot connect"),
     }
+}
+
+fn places_of_ordered(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for source in &plan.tls.import {
+        writeln!(f, "  one that is not there yet is taken from {}, if it has one", source.display())?;
+    }
+    if let Some(export) = &plan.tls.export {
+        if let Some(folder) = &export.folder {
+            writeln!(f, "  those that are ordered are written to {}/live for other programs", folder.display())?;
+        }
+        for files in &export.files {
+            let which = files.host.as_ref().or_else(|| plan.tls.acme.first()?.hosts.first());
+            let which = which.map_or("", crate::config::CertificateHost::as_str);
+            let (certificate, key) = (files.certificate.display(), files.key.display());
+            let (owner, group, mode) = (&files.owner, &files.group, files.mode);
+            write!(f, "  that of {which} is written to {certificate} and {key}, {owner}:{group} {mode}")?;
+            match &files.unless {
+                Some(file) => writeln!(f, ", unless there is {}", file.display())?,
+                None => writeln!(f)?,
+            }
+        }
+    }
+    for deploy in &plan.tls.deploy {
+        writeln!(f, "  after each new one this is run: {}", deploy.command.join(" "))?;
+    }
+    Ok(())
 }
 
 fn limits(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {

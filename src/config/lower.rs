@@ -539,6 +539,8 @@ fn lower_certificates(
                 fetched.push(Fetch { place, at, after: index });
                 Ok(())
             }
+            // An overlay has taken docassemble's TLS listener away: it is an overlay of a site without https, then.
+            (Ok(None), Ok(None), Ok(Some(_))) if reading.is_docassembles(&at) && !has_tls(listeners) => Ok(()),
             (Ok(None), Ok(None), Ok(Some(acme))) => entry.hosts.and_then(|hosts| {
                 let acme = lower_acme(acme, hosts, &at, own.len(), listeners, reading)?;
                 if let Some(first) = seen.note(acme.hosts.clone(), &at) {
@@ -560,6 +562,10 @@ fn lower_certificates(
         all = all.and(lowered);
     }
     all.map(|()| (own, ordered, fetched))
+}
+
+fn has_tls(listeners: &Result<Vec<ListenerPlan>, Told>) -> bool {
+    listeners.as_ref().is_ok_and(|listeners| listeners.iter().any(|listener| listener.tls))
 }
 
 fn lower_files(files: raw::CertificateFiles, at: &str) -> Result<CertificatePlan, Told> {

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::{
     environment::{Environment, fill_in},
-    error::{Fault, Places, Position},
+    error::{Fault, Origin, Places, Position},
     tree::{Key, Node, Value},
 };
 
@@ -237,6 +237,11 @@ impl<'a> Reading<'a> {
     pub(super) fn refuse_at(&mut self, at: &str, problem: impl Into<String>) -> Told {
         self.faults.push(Fault { position: self.places.find(at), at: at.to_owned(), problem: problem.into() });
         Told
+    }
+
+    /// Whether what stands at the key path `at` was made of docassemble's configuration.
+    pub(super) fn is_docassembles(&self, at: &str) -> bool {
+        self.places.find(at).origin == Origin::Docassemble
     }
 
     /// The faults in the order of the file, and where each key stands.

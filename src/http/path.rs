@@ -59,6 +59,31 @@ impl<'a> Path<'a> {
         Segments { raw: self.raw, rest: self.root() }
     }
 
+    /// What an application may take the path for that reads it by other rules: an encoded slash and a backslash separate
+    /// segments, and a segment ends at its parameters (`;`). `None` where that makes no difference.
+    ///
+    /// WSGI has the slash, servlets have the parameters, Windows has the backslash. For questions that are to be answered
+    /// with the worst in mind.
+    pub fn read_by_others(&self) -> Option<Vec<u8>> {
+        if !self.raw.contains(['%', '\\', ';']) {
+            return None;
+        }
+        let mut read = Vec::with_capacity(self.raw.len());
+        let mut is_parameter = false;
+        for byte in Decoded(self.raw.as_bytes()).map_while(Result::ok) {
+            match byte {
+                b'/' | b'\\' => {
+                    is_parameter = false;
+                    read.push(b'/');
+                }
+                b';' => is_parameter = true,
+                _ if is_parameter => {}
+                byte => read.push(byte),
+            }
+        }
+        Some(read)
+    }
+
     /// Where what follows the prefix `/` begins: the last slash of those the raw path starts with.
     pub fn root(&self) -> usize {
         last_slash(self.raw, 0)

@@ -8,6 +8,7 @@ pub mod activation;
 pub(crate) mod command;
 pub(crate) mod export;
 pub(crate) mod folder;
+mod import;
 pub mod output;
 pub mod rotation;
 pub mod secrets;

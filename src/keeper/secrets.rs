@@ -4,7 +4,7 @@ use std::{cell::OnceCell, io, path::PathBuf};
 
 use jiff::Timestamp;
 
-use super::self_signed;
+use super::{import, self_signed};
 use crate::{
     config::{CertificateHost, Plan},
     tls::{
@@ -58,8 +58,8 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
     if faults.is_empty() { Ok(materials) } else { Err(faults) }
 }
 
-/// What the storage has of `awaited`; where there is nothing yet, one of `substitutes` that is for most of `hosts`, so that
-/// a name more costs the others nothing; a self-signed one where there is none of use.
+/// What the storage has of `awaited`, or what is imported into it; where there is nothing yet, one of `substitutes` that is
+/// for most of `hosts`, so that a name more costs the others nothing; a self-signed one where there is none of use.
 ///
 /// One that has expired is still better known to a browser than one of ours.
 fn awaited<'s>(
@@ -82,6 +82,12 @@ fn awaited<'s>(
         Err(MaterialProblem::Io { source }) if source.kind() == io::ErrorKind::NotFound => {}
         // What is there and cannot be read is not ordered anew behind the operator's back.
         Err(problem) => return Err(SecretFault::Awaited { at: awaited.at().to_owned(), file, problem }),
+    }
+    if let Awaited::Ordered(ordered) = awaited
+        && let Some(bundle) = import::take(&plan.tls, ordered)
+        && let Some(material) = awaited.material(&bundle, &file)
+    {
+        return Ok(material);
     }
     let covered = |certificate: &Certificate| hosts.iter().filter(|host| acme::covers(certificate, host)).count();
     match substitutes().iter().max_by_key(|(_, certificate)| covered(certificate)) {

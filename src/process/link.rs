@@ -1,13 +1,17 @@
-//! The socket between keeper and worker.
+//! The socket between the keeper and a worker, or the agent.
 //!
-//! To the worker go messages of any size. A short one is a packet; the text of a long one is in memory that nobody can
-//! change any more (a sealed `memfd`), handed over as a descriptor like the sockets and files that go with it. To the
-//! keeper come words of a fixed size and nothing else: no descriptor of the worker's is ever taken in.
+//! From the keeper come messages of any size. A short one is a packet; the text of a long one is in memory that nobody can
+//! change any more (a sealed `memfd`), handed over as a descriptor like the sockets and files that go with it.
+//!
+//! The keeper takes less than it gives, since whoever reads the network may have been taken over. From a worker come
+//! words of a fixed size ([`Link::hear`]), and no descriptor is taken in. From the agent come messages up to
+//! [`LONGEST_SAID`] ([`Link::listen`]); the only descriptor that is taken in is the memory of a long one, and only if it is
+//! sealed: nothing else could be read without the risk of waiting for whoever is behind it, or be held to its size.
 
 use std::{
     cell::RefCell,
     fs::File,
-    io::{self, IoSlice, IoSliceMut, Write},
+    io::{self, ErrorKind, IoSlice, IoSliceMut, Write},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -16,7 +20,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create},
+    fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
         SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -40,12 +44,23 @@ pub(super) struct Link {
 /// Why a message did not come.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
-    #[error("the link between keeper and worker: {0}")]
+    #[error("the link between the processes: {0}")]
     Io(#[from] io::Error),
-    #[error("a message between keeper and worker cannot be read: {0}")]
+    #[error("a message between the processes cannot be read: {0}")]
     Content(#[from] postcard::Error),
-    #[error("a message between keeper and worker does not have the announced form")]
+    #[error("a message between the processes does not have the announced form")]
     Form,
+    #[error("a message between the processes has {0} bytes, more than are taken")]
+    Long(u64),
+    #[error("a message between the processes is in memory that could still be changed")]
+    Unsealed,
+}
+
+impl LinkError {
+    /// Whether the other side has gone, which is no fault of anybody's.
+    pub(super) fn is_end(&self) -> bool {
+        matches!(self, Self::Io(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset))
+    }
 }
 
 impl Link {
@@ -134,14 +149,30 @@ impl Link {
         if descriptors.len() > expected {
             return Err(LinkError::Form);
         }
-        let content = File::from(descriptors.remove(0));
-        let length = usize::try_from(content.metadata()?.len()).map_err(|_| LinkError::Form)?;
-        if length > LONGEST {
-            return Err(LinkError::Form);
+        let content = read(&File::from(descriptors.remove(0)), LONGEST)?;
+        Ok(Some((postcard::from_bytes(&content)?, descriptors)))
+    }
+
+    /// The next message of one who is not trusted, without descriptors; `None` when the other side has gone.
+    ///
+    /// # Errors
+    ///
+    /// It is no such message. What follows cannot be told apart.
+    pub(super) async fn listen<T: DeserializeOwned>(&self) -> Result<Option<T>, LinkError> {
+        let mut packet = Zeroizing::new(vec![0; SHORT + 1]);
+        let (length, mut descriptors) = self.packet(&mut packet).await?;
+        match (packet[0], descriptors.pop()) {
+            _ if length == 0 => Ok(None),
+            (WHOLE, None) => Ok(Some(postcard::from_bytes(&packet[1..length])?)),
+            (_, Some(memory)) if descriptors.is_empty() && packet[..length] == (Head { descriptors: 0 }).encode() => {
+                // Only memory has seals: a file, or a pipe, is not even looked at.
+                if !fcntl_get_seals(&memory).is_ok_and(|seals| seals.contains(FIXED)) {
+                    return Err(LinkError::Unsealed);
+                }
+                Ok(Some(postcard::from_bytes(&read(&File::from(memory), LONGEST_SAID)?)?))
+            }
+            _ => Err(LinkError::Form),
         }
-        let mut bytes = Zeroizing::new(vec![0; length]);
-        content.read_exact_at(&mut bytes, 0)?;
-        Ok(Some((postcard::from_bytes(&bytes)?, descriptors)))
     }
 
     async fn packet(&self, packet: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
@@ -164,7 +195,7 @@ impl Link {
         self.socket.async_io(Interest::WRITABLE, || send(self.socket(), &bytes, &[])).await
     }
 
-    /// The next word of the worker; `Ok(None)` when it has gone.
+    /// The next word of a worker; `Ok(None)` when it has gone.
     ///
     /// # Errors
     ///
@@ -223,12 +254,23 @@ impl Head {
     }
 }
 
+/// All of `content`, at most `longest` bytes.
+fn read(content: &File, longest: u64) -> Result<Zeroizing<Vec<u8>>, LinkError> {
+    let length = content.metadata()?.len();
+    if length > longest {
+        return Err(LinkError::Long(length));
+    }
+    let mut bytes = Zeroizing::new(vec![0; usize::try_from(length).map_err(|_| LinkError::Long(length))?]);
+    content.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// Memory with `content` that nobody can change any more.
 fn sealed(content: &[u8]) -> io::Result<OwnedFd> {
     let memory = memfd_create("vestibule", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(memory);
     file.write_all(content)?;
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL)?;
+    fcntl_add_seals(&file, FIXED | SealFlags::SEAL)?;
     Ok(file.into())
 }
 
@@ -257,7 +299,7 @@ pub(super) fn receive(socket: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<(
         }
     }
     if received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet was cut: descriptors may have run out"));
+        return Err(io::Error::new(ErrorKind::InvalidData, "a packet was cut: descriptors may have run out"));
     }
     Ok((received.bytes, descriptors))
 }
@@ -274,8 +316,12 @@ const SHORT: usize = 32 << 10;
 /// Descriptors of one packet; the kernel takes 253.
 pub(super) const BATCH: usize = 64;
 const MOST_DESCRIPTORS: usize = 16_384;
-/// Bytes of one message.
-const LONGEST: usize = 256 << 20;
+/// Bytes of one message of the keeper's.
+const LONGEST: u64 = 256 << 20;
+/// Bytes of one message to the keeper.
+pub(super) const LONGEST_SAID: u64 = 4 << 20;
+/// What content and length cannot be changed with.
+const FIXED: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
 
 #[cfg(test)]
 mod tests {
@@ -351,5 +397,40 @@ mod tests {
             send(keeper.socket(), packet, &[]).unwrap();
             assert!(worker.receive::<String>().await.is_err(), "{packet:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_keeper_takes_messages_of_any_length_up_to_a_bound_and_in_sealed_memory_only() {
+        let (keeper, agent) = links();
+        for length in [3, SHORT + 1, 3 << 20] {
+            let text = "x".repeat(length);
+            let (sent, heard) = tokio::join!(agent.send(&text, &[]), keeper.listen::<String>());
+            sent.unwrap();
+            assert!(heard.unwrap().unwrap() == text, "{length}");
+        }
+
+        let long = "x".repeat(5 << 20);
+        agent.send(&long, &[]).await.unwrap();
+        assert!(matches!(keeper.listen::<String>().await, Err(LinkError::Long(_))));
+
+        let head = Head { descriptors: 0 }.encode();
+        let unsealed = memfd_create("test", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        let (pipe, _end) = io::pipe().unwrap();
+        for descriptor in [unsealed.as_fd(), pipe.as_fd()] {
+            send(agent.socket(), &head, &[descriptor]).unwrap();
+            assert!(matches!(keeper.listen::<String>().await, Err(LinkError::Unsealed)));
+        }
+        let sealed = sealed(&postcard::to_stdvec("x").unwrap()).unwrap();
+        for (packet, descriptors) in [
+            (&head[..], &[][..]),
+            (&head, &[sealed.as_fd(), pipe.as_fd()]),
+            (&Head { descriptors: 1 }.encode(), &[sealed.as_fd()]),
+            (&[WHOLE, 1, b'x'], &[pipe.as_fd()]),
+        ] {
+            send(agent.socket(), packet, descriptors).unwrap();
+            assert!(matches!(keeper.listen::<String>().await, Err(LinkError::Form)), "{packet:?}");
+        }
+        drop(agent);
+        assert!(keeper.listen::<String>().await.unwrap().is_none());
     }
 }

@@ -5,7 +5,7 @@
 //! | `keeper` | the process that a service manager knows: sockets, keys, configuration, crashes, upgrades |
 //! | `worker` | the process that reads the network, as the user that the configuration names, in a `sandbox` |
 //! | `agent` | the process that orders certificates, and speaks with nobody but their authorities |
-//! | `link`, `message` | the socket between the two, and all that can be said on it |
+//! | `link`, `message` | the sockets between them, and all that a worker can say |
 //! | `watch`, `history` | files that change; the configurations that were applied |
 //! | `signals`, `signal_mask` | what the system tells the keeper, and what is held meanwhile |
 //! | `pid_file` | the file that says which process we are |
@@ -142,7 +142,10 @@ pub(crate) fn work() -> Result<(), Box<dyn std::error::Error>> {
 pub(crate) fn order_certificates() -> Result<(), Box<dyn std::error::Error>> {
     let link = io::stdin().as_fd().try_clone_to_owned()?;
     rustix::thread::set_name(c"vestibule").ok();
-    Ok(agent::run(link, RunsAs::Process)?)
+    agent::run(link, RunsAs::Process).inspect_err(|error| {
+        tracing::error!(error = error as &dyn std::error::Error, "the agent ends");
+    })?;
+    Ok(())
 }
 
 fn run(keeper: impl Future<Output = Result<Ended, ServeError>>) -> Result<Ended, ServeError> {

@@ -135,7 +135,13 @@ async fn respond(
     let route: &Route = found.value;
     log.route(route);
     // Before the route answers anything.
-    if route.plan.client_certificate {
+    let demands = route.plan.client_certificate
+        || runtime.demands_certificates
+            && runtime
+                .routes
+                .find_as_others(origin.host.host(), &path)
+                .is_some_and(|route| route.plan.client_certificate);
+    if demands {
         demand_certificate(connection)?;
     }
     if found.bare && route.plan.slash == Slash::Redirect {

@@ -18,6 +18,12 @@ impl<'p> Awaited<'p> {
         tls.acme.iter().map(Self::Ordered).chain(tls.fetched.iter().map(Self::Fetched))
     }
 
+    /// The one at `place` among all of them.
+    pub(crate) fn of(tls: &'p TlsPlan, place: usize) -> Option<Self> {
+        let ordered = tls.acme.get(place).map(Self::Ordered);
+        ordered.or_else(|| tls.fetched.get(place.checked_sub(tls.acme.len())?).map(Self::Fetched))
+    }
+
     /// The key path of its entry in the configuration.
     pub(crate) fn at(self) -> &'p str {
         match self {
@@ -48,5 +54,25 @@ impl<'p> Awaited<'p> {
             Self::Ordered(plan) => acme::material(plan, bundle, file),
             Self::Fetched(plan) => acme::unfold(&plan.at, bundle, file).map(|(material, _)| material),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    #[test]
+    fn each_of_all_is_found_at_its_place() {
+        let text = "listeners: [{ address: '127.0.0.1:1' }, { address: '127.0.0.1:2', tls: true }]
+routes: [{ prefix: /, upstream: a }]
+upstreams: { a: { endpoints: ['a:1'] } }
+tls: { certificates: [{ fetch: 's3://bucket/one' }, { hosts: [a.example], acme: {} }, { fetch: 's3://bucket/two' }] }";
+        let tls = config::parse("/etc/v.yml", text, &|_| None).unwrap_or_else(|error| panic!("{error}")).tls;
+        let all: Vec<_> = Awaited::all(&tls).map(Awaited::at).collect();
+
+        assert_eq!(all, ["tls.certificates[1]", "tls.certificates[0]", "tls.certificates[2]"]);
+        let found: Vec<_> = (0..).map_while(|place| Awaited::of(&tls, place)).map(Awaited::at).collect();
+        assert_eq!(found, all);
     }
 }

@@ -48,8 +48,8 @@ type Seek = Box<dyn Fn() + Send + Sync>;
 struct Pending {
     /// By token (RFC 8555, 8.3).
     pages: HashMap<String, Arc<str>>,
-    /// By the name that the client of RFC 8737 asks for.
-    handshakes: HashMap<String, Arc<ServerConfig>>,
+    /// By the name that the client of RFC 8737 asks for; with the challenge that each was made for.
+    handshakes: HashMap<String, (PendingChallenge, Arc<ServerConfig>)>,
 }
 
 impl Default for Challenges {
@@ -64,24 +64,26 @@ impl Default for Challenges {
 }
 
 impl Challenges {
-    /// Answers exactly `pending` from now on.
+    /// Answers exactly `pending` from now on; what was answered before is as it was.
     ///
     /// One for which no certificate can be made is left out, with an event: the CA says that it was not answered.
     pub fn replace(&self, pending: &[PendingChallenge]) {
-        let mut next = Pending::default();
+        let (before, mut next) = (self.pending.load(), Pending::default());
         for challenge in pending {
             match challenge.kind {
                 ChallengeKind::Http01 => {
                     next.pages.insert(challenge.token.clone(), challenge.key_authorization.as_str().into());
                 }
-                ChallengeKind::TlsAlpn01 => match config(challenge) {
-                    Ok(config) => {
-                        next.handshakes.insert(asked_for(&challenge.host), Arc::new(config));
+                ChallengeKind::TlsAlpn01 => {
+                    let name = asked_for(&challenge.host);
+                    let known = before.handshakes.get(&name).filter(|(known, _)| known == challenge);
+                    match known.map_or_else(|| config(challenge).map(Arc::new), |(_, made)| Ok(Arc::clone(made))) {
+                        Ok(config) => drop(next.handshakes.insert(name, (challenge.clone(), config))),
+                        Err(error) => {
+                            tracing::error!(host = challenge.host, error = &*error, "tls-alpn-01 cannot be answered");
+                        }
                     }
-                    Err(error) => {
-                        tracing::error!(host = challenge.host, error = &*error, "tls-alpn-01 cannot be answered");
-                    }
-                },
+                }
                 ChallengeKind::Dns01 => {}
             }
         }
@@ -107,7 +109,9 @@ impl Challenges {
     /// The terms for a client that wants nothing but to see that the name `asked_for` is ours (RFC 8737, 3).
     pub(super) async fn handshake(&self, asked_for: Option<String>) -> io::Result<Arc<ServerConfig>> {
         let config = match asked_for {
-            Some(name) => self.find(|pending| pending.handshakes.get(&name).cloned()).await,
+            Some(name) => {
+                self.find(|pending| pending.handshakes.get(&name).map(|(_, config)| Arc::clone(config))).await
+            }
             None => None,
         };
         config.ok_or_else(|| io::Error::other("no order is under way for the name that acme-tls/1 is asked for"))
@@ -216,6 +220,20 @@ mod tests {
 
         challenges.replace(&[challenge("h.example", ChallengeKind::TlsAlpn01, "a")]);
         assert_eq!(challenges.page("a").await, None, "it is no challenge of that kind");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_for_a_handshake_is_made_once_for_each_challenge() {
+        let challenges = Challenges::default();
+        let shown = async || challenges.handshake(Some("a.example".to_owned())).await.unwrap();
+        let first = challenge("a.example", ChallengeKind::TlsAlpn01, "a");
+        challenges.replace(std::slice::from_ref(&first));
+        let made = shown().await;
+
+        challenges.replace(&[first, challenge("b.example", ChallengeKind::TlsAlpn01, "b")]);
+        assert!(Arc::ptr_eq(&made, &shown().await));
+        challenges.replace(&[challenge("a.example", ChallengeKind::TlsAlpn01, "c")]);
+        assert!(!Arc::ptr_eq(&made, &shown().await), "it is another challenge");
     }
 
     #[tokio::test(start_paused = true)]

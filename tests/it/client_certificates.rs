@@ -215,6 +215,32 @@ fn a_session_that_resumes_is_that_of_the_same_client_and_of_no_other_listener() 
 }
 
 #[test]
+fn no_other_spelling_of_a_path_is_a_way_around_the_certificate() {
+    let Site { gateway, server, backend: _backend, .. } = site("", "");
+    let stranger = client(&server, None, BOTH);
+
+    for path in [
+        "/staff",
+        "/staff/",
+        "//staff",
+        "/%73taff",
+        "/%2Fstaff",
+        "/staff%2F",
+        "/staff%2Fx",
+        "/staff;x=1/y",
+        "/%5cstaff",
+        "/staff%3Bx",
+    ] {
+        let (answer, _) = ask(gateway.address(0), &stranger, path).unwrap();
+        assert_eq!(status(&answer), 403, "{path}");
+    }
+    for path in ["/staffing", "/other%2Fstaff", "/%252Fstaff"] {
+        let (answer, _) = ask(gateway.address(0), &stranger, path).unwrap();
+        assert_eq!(status(&answer), 200, "{path}");
+    }
+}
+
+#[test]
 fn a_session_ends_with_the_certificate_that_it_began_with() {
     let Site { gateway, server, authority, backend: _backend } = site("", "");
     let alice =
@@ -234,12 +260,11 @@ fn a_session_ends_with_the_certificate_that_it_began_with() {
 fn a_client_whose_authority_is_taken_out_of_the_file_is_out_and_its_session_does_not_resume() {
     let folder = served::folder();
     let (old, new, backend) = (Authority::new("old"), Authority::new("new"), Backend::echoing());
-    let server = certificate(folder.path(), "site", &["site.example"]);
+    let own = certificate(folder.path(), "site", &["site.example"]);
     fs::write(folder.path().join("clients.pem"), old.0.pem()).unwrap();
     let served = Served::start_in(folder, &configuration(&backend, ""), |_| {});
     let address = served.address(0);
-    let (alice, bob) =
-        (client(&server, Some(&old.client("alice")), BOTH), client(&server, Some(&new.client("bob")), BOTH));
+    let (alice, bob) = (client(&own, Some(&old.client("alice")), BOTH), client(&own, Some(&new.client("bob")), BOTH));
     assert!(ask(address, &alice, "/").is_ok() && ask(address, &bob, "/").is_err());
     assert_eq!(ask(address, &alice, "/").unwrap().1, HandshakeKind::Resumed);
 

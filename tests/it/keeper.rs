@@ -340,6 +340,39 @@ fn a_worker_that_asks_without_end_costs_the_keeper_no_memory() {
 }
 
 #[test]
+fn what_a_worker_says_of_certificates_that_are_ordered_costs_the_keeper_no_memory() {
+    if !is_root() {
+        return;
+    }
+    let backend = ok();
+    let place = folder();
+    clients::certificate(place.path(), "site", &["site.example"]);
+    // Of an authority that does not answer.
+    let acme = "acme: { directory: 'https://127.0.0.1:1/', ca_file: site.crt }";
+    let ordered = format!("tls: {{ storage: storage, certificates: [{{ hosts: [site.example], {acme} }}] }}");
+    let text = to(backend.address, &ordered).replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }");
+    let served = Served::start_in(place, &text, |_| {});
+    wait_for("the state to be told", || served.status()["processes"]["orders"][0]["state"] == "failing");
+    let (keeper, worker) = (served.child.id(), served.worker());
+    let link = link_of(worker);
+    let before = memory(keeper);
+
+    for number in 0..600_000 {
+        let mut control = SendAncillaryBuffer::default();
+        // That it answers challenges; from time to time, that somebody wants a check.
+        let packet = if number % 100 == 0 { word(15, number, 0) } else { word(13, 0, u64::from(number)) };
+        while let Err(refused) = sendmsg(&link, &[IoSlice::new(&packet)], &mut control, SendFlags::NOSIGNAL) {
+            assert_eq!(refused, Errno::AGAIN, "{}", served.events());
+            poll(&mut [PollFd::new(&link, PollFlags::OUT)], None).unwrap();
+        }
+    }
+
+    assert!(memory(keeper) < before + (6 << 20), "{before} bytes have become {}", memory(keeper));
+    assert_eq!(served.worker(), worker);
+    assert!(!served.events().contains("ended unasked"), "{}", served.events());
+}
+
+#[test]
 fn a_worker_that_is_begun_anew_serves_what_is_in_force_whatever_has_become_of_its_files() {
     let backend = ok();
     let place = folder();

@@ -8,14 +8,14 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     thread,
     time::{Duration, SystemTime},
 };
 
 use futures_util::{SinkExt, StreamExt};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::{
     support::{
         Backend, body,
-        clients::{H2, block_on, client, curl, run, tls_connect},
+        clients::{H2, block_on, certificate, client, curl, run, tls_connect},
         directory::{Directory, Failure, RenewalInfo, Resource},
         ok,
         pebble::{Builder, Pebble},
@@ -42,10 +42,7 @@ pub(super) struct Ports {
 
 impl Ports {
     pub(super) fn free() -> Self {
-        // Both at once, so that they differ.
-        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [http, tls] = listeners.map(|listener| listener.local_addr().unwrap().port());
-        Self { http, tls }
+        Self { http: free_port(), tls: free_port() }
     }
 
     pub(super) fn pebble(&self) -> Builder {
@@ -71,6 +68,20 @@ impl Ports {
              routes: [{{ prefix: /, upstream: app }}]\n",
             backend.address
         )
+    }
+}
+
+/// A port that is free, and that nobody here is given: it is bound later, by another process, and is none of those that
+/// the kernel takes by itself meanwhile.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let first = u16::try_from(std::process::id() % 100).unwrap() * 100;
+        let port = 12_000 + (first + number) % 15_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 
@@ -356,6 +367,9 @@ fn a_kill_at_any_moment_of_an_order_leaves_what_the_next_start_completes() {
             served::signal("KILL", pid);
         }
         folder = served.into_folder();
+        wait_for("the ports", || {
+            [ports.http, ports.tls].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        });
     }
 
     let served = Served::start_in(folder, &configuration, |_| {});
@@ -627,4 +641,109 @@ fn a_worker_that_dies_an_upgrade_and_an_agent_that_dies_change_nothing() {
     served.order(&["upgrade"]);
     renewed("an upgrade");
     wait_for("the state", || served.status()["processes"]["orders"][0]["state"] == "issued");
+}
+
+#[test]
+fn what_comes_while_another_configuration_is_put_in_force_is_served_under_that_one() {
+    let ports = Ports::free();
+    // No challenge has to be answered by a worker that stands still.
+    let Some(pebble) = ports.pebble().validity(Duration::from_secs(9)).authz_reuse(100).start() else { return };
+    let backend = ok();
+    let served = Served::start(&ports.site(&backend, &pebble, "site.example", ""));
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    wait_for("the state to be told", || order_of(&served, 0)["state"] == "issued");
+    let issued = || served.events().matches("certificate issued").count();
+    let before = issued();
+
+    let worker = served.worker();
+    served::signal("STOP", worker);
+    // With a second certificate.
+    let other = certificate(served.folder.path(), "other", &["other.example"]);
+    let more = "certificates: [{ files: { certificate: '{dir}/other.crt', key: '{dir}/other.key' } }, ";
+    served.rewrite(&ports.site(&backend, &pebble, "site.example", "").replace("certificates: [", more));
+    wait_for("a renewal meanwhile", || issued() > before);
+    served::signal("CONT", worker);
+
+    wait_for("the configuration", || served.events().contains("configuration in force"));
+    let root = pebble.root_certificate();
+    let shown = || shown(&ports, "site.example", &root);
+    wait_for("the certificate that came", || shown() == kept(&served));
+    assert_eq!(status(&https(ports.tls(), "other.example", &other).unwrap()), 200, "{}", served.events());
+    // What another worker is handed is the same.
+    served::signal("KILL", worker);
+    wait_for("another worker", || served.status()["processes"]["crashes"] == 1);
+    assert_eq!(shown(), kept(&served), "{}", served.events());
+}
+
+#[test]
+fn a_storage_that_moves_is_where_certificates_are_kept_from_then_on() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let configuration = ports.site(&backend, &pebble, "site.example", "");
+    let served = Served::start(&configuration);
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    let issued = pebble.log().matches("Issued certificate").count();
+
+    served.apply(&configuration.replace("{dir}/storage", "{dir}/moved"));
+
+    wait_for("another certificate", || pebble.log().matches("Issued certificate").count() > issued);
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    assert_eq!(fs::read_dir(served.path("moved/acme/certificates")).unwrap().count(), 1);
+    let agents = || served::children(served.pid()).len();
+    wait_for("the agent of before to be gone", || agents() == 2);
+}
+
+#[test]
+fn where_nothing_is_ordered_any_more_nobody_orders_and_nothing_is_left_of_who_did() {
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let configuration = ports.site(&backend, &pebble, "site.example", "");
+    let served = Served::start(&configuration);
+    wait_for_certificate(&served, &ports, "site.example", &pebble);
+    assert_eq!(served::children(served.pid()).len(), 2, "a worker and an agent");
+
+    let ordered = configuration.lines().find(|line| line.contains("certificates:")).unwrap();
+    served.apply(&configuration.replace(ordered, ""));
+
+    wait_for("the end of the agent", || served::children(served.pid()) == [served.worker()]);
+    assert!(served.status()["processes"]["orders"].as_array().is_none_or(Vec::is_empty));
+}
+
+#[test]
+fn many_certificates_that_cannot_be_had_are_told_of_each() {
+    let ports = Ports::free();
+    let Some(mut pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    let directory = pebble.directory();
+    let configuration = ports.site(&backend, &pebble, "site.example", "");
+    let one = configuration.lines().find(|line| line.contains("certificates:")).unwrap();
+    let entry = one.split_once('[').unwrap().1.trim_end_matches(']');
+    let entries: Vec<_> = (0..150).map(|number| entry.replace("site.example", &format!("s{number}.example"))).collect();
+    pebble.stop();
+
+    let served = Served::start(&configuration.replace(entry, &entries.join(", ")));
+
+    // Texts of far more than a packet of the link.
+    wait_for("all failures to be told", || {
+        let status = served.status();
+        let orders = status["processes"]["orders"].as_array().cloned().unwrap_or_default();
+        let failing =
+            |order: &&Value| order["state"] == "failing" && order["why"].as_str().unwrap().contains(&directory);
+        orders.iter().filter(failing).count() == 150
+            && (0..).zip(&orders).all(|(number, order)| order["hosts"][0] == format!("s{number}.example"))
+    });
+    assert!(!served.events().contains("the agent that orders certificates has ended"), "{}", served.events());
+}
+
+/// The certificate of `name` that is shown to a client which believes `root`.
+fn shown(ports: &Ports, name: &str, root: &CertificateDer<'static>) -> CertificateDer<'static> {
+    let stream = block_on(tls_connect(ports.tls(), name, client(&[root], &["http/1.1"]))).unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
+/// What is kept in the storage of the only one that is ordered.
+fn kept(served: &Served) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(&fs::read(find_record(served).with_file_name("bundle.pem")).unwrap()).unwrap()
 }

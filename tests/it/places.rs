@@ -2,21 +2,23 @@
 
 use std::{
     fs,
+    net::{TcpListener, TcpStream},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use super::{
-    ordering::{Ports, certificates, mode, order_of, wait_for_certificate},
+    ordering::{Ports, certificates, https, mode, order_of, wait_for_certificate},
     support::{
-        Backend,
+        Backend, Peer,
         clients::run,
         ok,
         pebble::Pebble,
+        program,
         served::{self, Served},
-        wait_for,
+        status, wait_for,
     },
 };
 
@@ -234,4 +236,87 @@ fn what_is_in_the_way_of_an_export_is_told() {
     certificates(&served, "export");
     assert!(served.path("letsencrypt/live/site.example/fullchain.pem").exists() && served.path("deployed").exists());
     assert!(order_of(&served, 0)["undeployed"].is_null());
+}
+
+/// A site that imports from certbot's folder in `{dir}`, or from an archive of it, and what is in the folder.
+fn imported(source: &str) -> Option<(Served, Ports, Pebble, Backend)> {
+    let ports = Ports::free();
+    // What came of an order of before, brought to certbot's folder by ourselves.
+    let pebble = ports.pebble().validity(Duration::from_secs(3600)).start()?;
+    let backend = ok();
+    let export = site(&ports, &backend, &pebble, "  export: { folder: '{dir}/etc/letsencrypt' }");
+    let folder = served::folder();
+    fs::create_dir(folder.path().join("etc")).unwrap();
+    let served = Served::start_in(folder, &export, |_| {});
+    wait_for("the files", || served.events().contains("certificate exported"));
+    let folder = served.into_folder();
+    // As docassemble does for its backup.
+    let packed =
+        run(Command::new("tar").args(["-zcf", "letsencrypt.tar.gz", "etc/letsencrypt"]).current_dir(folder.path()));
+    assert!(packed.status.success(), "{packed:?}");
+    fs::remove_dir_all(folder.path().join("storage")).unwrap();
+    let import = site(&ports, &backend, &pebble, &format!("  import: ['{{dir}}/{source}']"));
+    let served = Served::start_in(folder, &import, |_| {});
+    Some((served, ports, pebble, backend))
+}
+
+#[test]
+fn what_certbot_has_is_served_from_the_first_request_on_and_no_authority_is_asked() {
+    for source in ["etc/letsencrypt", "letsencrypt.tar.gz"] {
+        let Some((served, ports, pebble, _backend)) = imported(source) else { return };
+
+        let root = pebble.root_certificate();
+        let answer = https(ports.tls(), "site.example", &root).unwrap();
+        assert_eq!(status(&answer), 200, "{source}: {answer}");
+        wait_for("the state to be told", || order_of(&served, 0)["state"] == "issued");
+        assert!(served.events().contains("certificate imported"), "{}", served.events());
+        assert_eq!(pebble.log().matches("Issued certificate").count(), 1, "{source}");
+
+        // It is ours from now on, and can be renewed.
+        certificates(&served, "renew");
+        wait_for("another one", || pebble.log().matches("Issued certificate").count() == 2);
+    }
+}
+
+#[test]
+fn exim_speaks_tls_with_the_certificate_that_was_exported() {
+    let Some(exim) = program("exim4") else { return };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: a mail server is started as root");
+        return;
+    }
+    let ports = Ports::free();
+    let Some(pebble) = ports.pebble().start() else { return };
+    let backend = ok();
+    // As in /etc/exim4 of docassemble.
+    let files = "{ certificate: '{dir}/exim.crt', key: '{dir}/exim.key', group: Debian-exim, mode: 0640 }";
+    let more = format!("  export: {{ folder: null, files: [{files}] }}");
+    let served = Served::start(&site(&ports, &backend, &pebble, &more));
+    wait_for("the files", || served.events().contains("certificate exported"));
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dir = served.folder.path().display();
+    let configuration = format!(
+        "primary_hostname = site.example\nspool_directory = {dir}/mail\nlog_file_path = {dir}/mail/%slog\n\
+         pid_file_path = {dir}/mail/pid\nexim_user = Debian-exim\nexim_group = Debian-exim\nkeep_environment =\n\
+         local_interfaces = 127.0.0.1\ndaemon_smtp_ports = {port}\ntls_advertise_hosts = *\n\
+         tls_certificate = {dir}/exim.crt\ntls_privatekey = {dir}/exim.key\n"
+    );
+    fs::write(served.path("exim.conf"), configuration).unwrap();
+    fs::create_dir(served.path("mail")).unwrap();
+    run(Command::new("chown").arg("Debian-exim:Debian-exim").arg(served.path("mail")));
+    let arguments = ["-bdf", "-C", &format!("{dir}/exim.conf")];
+    let _exim = Peer::start(Command::new(exim).args(arguments), &served.path("exim.log"));
+    wait_for("the mail server", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    fs::write(served.path("root.pem"), pebble.root()).unwrap();
+
+    let said = run(Command::new("openssl")
+        .args(["s_client", "-starttls", "smtp", "-connect", &format!("127.0.0.1:{port}"), "-verify_return_error"])
+        .args(["-verify_hostname", "site.example", "-CAfile"])
+        .arg(served.path("root.pem"))
+        .stdin(Stdio::null()));
+
+    let log = ["exim.log", "mail/mainlog", "mail/paniclog"].map(|name| served.log(name)).concat();
+    let answer = String::from_utf8_lossy(&said.stdout);
+    assert!(answer.contains("Verification: OK"), "{answer}{}\n{log}", String::from_utf8_lossy(&said.stderr));
+    assert!(answer.contains("Verified peername: site.example"), "{answer}");
 }

@@ -201,7 +201,7 @@ fn a_pair_of_which_half_is_there_is_told_once_and_served_when_it_is_whole() {
     let first = clients::certificate(folder.path(), "site", &["site.example"]);
     let served = Served::start_in(folder, &to_over_tls(backend.address), |_| {});
     let address = served.address(0);
-    let serves = |certificate: &_| {
+    let is_served = |certificate: &_| {
         block_on(clients::tls_connect(address, "site.example", clients::client(&[certificate], &["http/1.1"]))).is_ok()
     };
     fs::create_dir(served.path("new")).unwrap();
@@ -210,10 +210,10 @@ fn a_pair_of_which_half_is_there_is_told_once_and_served_when_it_is_whole() {
 
     fs::rename(served.path("new/site.crt"), served.path("site.crt")).unwrap();
     wait_for("the fault to be told", || told() > 0);
-    assert!(serves(&first) && !serves(&second), "the pair of before is served");
+    assert!(is_served(&first) && !is_served(&second), "the pair of before is served");
     fs::rename(served.path("new/site.key"), served.path("site.key")).unwrap();
 
-    wait_for("the new pair to be served", || serves(&second));
+    wait_for("the new pair to be served", || is_served(&second));
     assert_eq!(told(), 1, "{}", served.events());
     assert_eq!(served.status()["processes"]["refused"], serde_json::Value::Null);
 }

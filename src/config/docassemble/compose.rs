@@ -194,8 +194,12 @@ impl Composer<'_> {
     /// Where a certificate that is ordered comes from, and goes to, as certbot's did.
     fn places(&mut self, position: Position) -> Vec<(&'static str, Node)> {
         let folder = || text(CERTBOT, position);
-        let mut export = vec![("folder", folder())];
-        let mut places = vec![("import", list([folder()], position))];
+        // certbot had it before us, and its folder is what docassemble's scripts look at.
+        let mut export = vec![("folder", folder()), ("replace", Node::scalar("true", true, position))];
+        let backup = installed().join("backup/letsencrypt.tar.gz");
+        let backup = Some(&backup).filter(|backup| backup.exists() && untrusted(backup).is_none());
+        let import = [folder()].into_iter().chain(backup.map(|backup| text(&backup.to_string_lossy(), position)));
+        let mut places = vec![("import", list(import, position))];
         let own = self.certificate_folder().join("exim.crt");
         if Path::new(EXIM).is_dir() {
             export.push(("files", list([exim(&own)], position)));

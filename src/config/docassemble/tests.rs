@@ -128,7 +128,15 @@ fn use_lets_encrypt_orders_a_certificate_and_puts_it_where_docassemble_looks() {
     assert_eq!(ordered.challenge, ChallengeKind::Http01);
     assert_eq!(plan.tls.import, [Path::new("/etc/letsencrypt")]);
     let export = plan.tls.export.as_ref().unwrap();
-    assert_eq!((export.folder.as_deref(), export.replace), (Some(Path::new("/etc/letsencrypt")), false));
+    assert_eq!((export.folder.as_deref(), export.replace), (Some(Path::new("/etc/letsencrypt")), true));
+    assert_eq!(export.files.len(), usize::from(Path::new("/etc/exim4").is_dir()));
+    for files in &export.files {
+        let (certificate, key) = (files.certificate.display(), files.key.display());
+        let said = format!("{certificate} {key} {}:{} {}", files.owner, files.group, files.mode);
+        assert_eq!(said, "/etc/exim4/exim.crt /etc/exim4/exim.key root:Debian-exim 0640");
+        assert_eq!(files.unless.as_deref(), Some(Path::new("/etc/ssl/docassemble/exim.crt")));
+        assert_eq!(plan.tls.deploy[0].command, ["supervisorctl", "-s", "http://localhost:9001", "restart", "exim4"]);
+    }
     assert_eq!(plan.warnings, [""; 0]);
 }
 

@@ -646,6 +646,48 @@ fn ordered_certificates_keep_their_place_among_those_of_ones_own() {
 }
 
 #[test]
+fn what_becomes_of_ordered_certificates_is_read_as_it_is_written() {
+    let ordered = with_listeners(BOTH, "{ hosts: [a.example], acme: {} }");
+    let tls = |keys: &str| ordered.replacen("tls: {", &format!("tls: {{ {keys},"), 1);
+    let files = "{ certificate: c, key: /k }, { certificate: d, key: l, host: A.example, mode: 0640, unless: u }";
+
+    let plan = plan(&tls(&format!("export: {{ files: [{files}] }}, deploy: [{{ command: [a, b] }}], import: [/le]")));
+
+    let export = plan.tls.export.unwrap();
+    assert_eq!((export.folder, export.replace), (Some("/etc/letsencrypt".into()), false));
+    let [first, second] = &export.files[..] else { panic!("{:?}", export.files) };
+    assert_eq!(
+        (first.certificate.as_path(), first.mode.bits(), first.owner.as_str()),
+        (Path::new("/etc/c"), 0o600, "root")
+    );
+    assert_eq!((second.mode.bits(), second.unless.as_deref()), (0o640, Some(Path::new("/etc/u"))));
+    assert_eq!(
+        plan.tls.deploy,
+        [DeployPlan { command: vec!["a".into(), "b".into()], timeout: Duration::from_secs(60) }]
+    );
+    assert_eq!(plan.tls.import, [Path::new("/le")]);
+    for (keys, fault) in [
+        ("deploy: [{ command: [] }]", "tls.deploy[0].command: name a program and its arguments, such as `[systemctl"),
+        ("deploy: [{ command: [''] }]", "tls.deploy[0].command: name a program and its arguments, such as `[systemctl"),
+        (
+            "export: { files: [{ certificate: c, key: c }] }",
+            "tls.export.files[0].key: `tls.export.files[0].certificate` is written to this file already",
+        ),
+        (
+            "export: { files: [{ certificate: c, key: k, host: b.example }] }",
+            "tls.export.files[0].host: no certificate is ordered for b.example",
+        ),
+        (
+            "export: { files: [{ certificate: c, key: k, mode: 0644 }] }",
+            "tls.export.files[0].mode: expected a mode by which only owner and group read, such as `0640`",
+        ),
+    ] {
+        let told = faults(&tls(keys)).join("\n");
+        assert!(told.contains(fault), "{fault}\n{told}");
+    }
+}
+
+#[test]
 fn an_order_that_could_not_succeed_is_refused_with_what_to_do() {
     for (listeners, certificate, fault) in [
         (BOTH, "{}", "tls.certificates[0]: write `files` of your own, `fetch`, or `hosts` and `acme`"),

@@ -119,6 +119,13 @@ impl Keeper {
     ///
     /// Why not, a line for each fault; nothing has changed then.
     async fn put_in_force(&mut self, text: &str, cause: &str) -> Result<Option<u64>, String> {
+        self.orders.is_held = true;
+        let done = Box::pin(self.try_to_put_in_force(text, cause)).await;
+        self.orders.is_held = false;
+        done
+    }
+
+    async fn try_to_put_in_force(&mut self, text: &str, cause: &str) -> Result<Option<u64>, String> {
         let mut candidate = self.candidate(text);
         // Where it was told to close, a worker accepts for a moment still.
         if candidate.is_err()
@@ -306,6 +313,8 @@ impl Keeper {
         for (id, places) in std::mem::take(&mut self.superseded) {
             self.retire(id, places);
         }
+        // They are not waited for any more.
+        self.challenges_answered();
         self.recall_wanted();
         self.report();
     }

@@ -128,26 +128,35 @@ impl Keeper {
 
     /// How the certificates stand that are ordered.
     pub(super) fn order_reports(&self) -> Vec<OrderReport> {
-        let mut reports = self.orders.reports.clone();
+        let mut reports = self.orders.reports();
         for report in &mut reports {
             report.undeployed = self.hooks.undeployed.get(&report.at).cloned();
         }
         reports
     }
 
+    /// Exports certificates and runs the commands for all; whoever asked by `worker` is answered when that is done.
+    pub(super) fn export(&mut self, worker: WorkerId, id: u32) {
+        if self.hooks.running.len() >= RUNNING {
+            return self.answer(worker, id, Err("too many commands wait already".to_owned()));
+        }
+        self.deploy(Occasion::Asked(worker, id));
+    }
+
     /// Has a record made or removed by the command of the certificate `id`; the agent is told what came of it.
     pub(super) fn make_record(&self, number: u64, id: &str, record: TxtRecord) {
-        let Some(agent) = self.orders.agent.as_ref().map(super::agent::Agent::messages) else { return };
-        let ordered = self.plan.tls.acme.iter().find(|ordered| acme::id(&ordered.hosts) == id);
-        let Some(ordered) = ordered.filter(|ordered| is_for(ordered, &record)).cloned() else {
-            let outcome = Err("this record is for no certificate of the configuration".to_owned());
-            agent.send(ToAgent::Made { number, outcome }).ok();
-            return;
+        let Some(agent) = self.orders.agent.as_ref() else { return };
+        let refused = |why: &str| agent.tell(ToAgent::Made { number, outcome: Err(why.to_owned()) });
+        let Some(ordered) = self.ordered(id).filter(|ordered| is_for(ordered, &record)).cloned() else {
+            return refused("this record is for no certificate of the configuration");
         };
-        let made = Rc::clone(&self.hooks.made);
+        if self.hooks.running.len() >= RUNNING {
+            return refused("too many commands wait already");
+        }
+        let (agent, made) = (agent.messages(), Rc::clone(&self.hooks.made));
         self.hooks.running.spawn_local(async move {
             let outcome = run_dns_hook(&ordered.dns_hook, record, &mut *made.lock().await).await;
-            agent.send(ToAgent::Made { number, outcome }).ok();
+            agent.send(ToAgent::Made { number, outcome }).await.ok();
         });
     }
 
@@ -278,6 +287,8 @@ const NOTHING: &str = "there is nothing to export: no certificate is ordered tha
 const DEPLOYED: &str = "deployed";
 /// A hook may wait until all name servers of its provider know the record.
 const LONGEST_DNS: Duration = Duration::from_secs(5 * 60);
+/// Commands that run or wait: more than orders that are under way at once have records, however often they are asked for.
+const RUNNING: usize = 1000;
 /// Records of which is remembered what their command said.
 const RECORDS: usize = 100;
 /// Characters of a SHA-256 in base64url.

@@ -196,7 +196,7 @@ impl Keeper {
     ) -> Result<Self, ServeError> {
         let signals = Signals::catch().map_err(ServeError::System)?;
         let (deeds_sender, deeds) = channel(DEEDS);
-        let (agent_deeds_sender, agent_deeds) = channel(DEEDS);
+        let (agent_deeds_sender, agent_deeds) = channel(AGENT_DEEDS);
         let (changes_sender, changes) = unbounded_channel();
         let now = Instant::now();
         // Those of machines that share them come at the first look.
@@ -288,15 +288,16 @@ impl Keeper {
 
     /// The next thing that happens; cancel-safe.
     async fn next(&mut self) -> Event {
-        let due = [Some(self.next_look), self.drained, self.restart].into_iter().flatten().min();
+        let due = [Some(self.next_look), self.drained, self.restart, self.orders.due()].into_iter().flatten().min();
         tokio::select! {
             biased;
             signal = self.signals.next() => Event::Signal(signal),
             Some((worker, deed)) = self.deeds.recv() => event(worker, deed),
-            Some((number, deed)) = self.agent_deeds.recv() => Event::Agent(number, deed),
             Some(deployed) = self.hooks.deployed.recv() => Event::Deployed(deployed),
             Some(files) = self.changes.recv() => Event::Changed(files),
             () = sleep_until(due.unwrap_or(self.next_look)) => Event::Time,
+            // Last: one that is not itself any more may speak without end.
+            Some((number, deed)) = self.agent_deeds.recv() => Event::Agent(number, deed),
         }
     }
 
@@ -378,7 +379,7 @@ impl Keeper {
             Order::Renew => self.renew(None),
             // The outcome comes when it is known.
             Order::Check => return self.check_certificates(worker, id),
-            Order::Export => return self.deploy(Occasion::Asked(worker, id)),
+            Order::Export => return self.export(worker, id),
         };
         self.answer(worker, id, outcome);
     }
@@ -451,6 +452,7 @@ impl Keeper {
             State::GivenUp => tracing::debug!(pid, %ending, "a worker that was given up has ended"),
         }
         self.places_back(&worker.held);
+        self.orders.forget(id);
         self.challenges_answered();
         self.report();
     }
@@ -511,11 +513,8 @@ impl Keeper {
         if self.drained.is_some() {
             worker.tell(ToWorker::Unready);
         }
-        if !self.orders.pending.is_empty() {
-            let pending = self.orders.pending.clone();
-            worker.tell(ToWorker::Challenges { version: self.orders.version(), pending });
-        }
         self.workers.push(worker);
+        self.tell_challenges();
         Ok(id)
     }
 
@@ -546,12 +545,16 @@ impl Keeper {
         if self.orders.restart.is_some_and(|at| at <= now) {
             self.assign();
         }
+        if self.orders.is_to_be_told() {
+            self.tell_orders();
+        }
         if now < self.next_look {
             return;
         }
         let beat = self.manager.interval().map_or(BEAT, |interval| interval.min(BEAT));
         self.next_look = now + beat.min(LOOK);
         self.look_at_log();
+        self.look_at_resolver();
         if now >= self.rotate_tickets {
             self.rotate_tickets(now);
         }
@@ -787,6 +790,8 @@ const STOPPING: &str = "vestibule was told to stop before it was done";
 const WORDS: usize = 20;
 /// What workers have done and we have not looked at; beyond it they wait.
 const DEEDS: usize = 64;
+/// Likewise of an agent, each of which may be some megabytes.
+const AGENT_DEEDS: usize = 4;
 /// Orders that wait while something is being done.
 const ORDERS: usize = 64;
 /// Refused messages that are told one by one.

@@ -42,7 +42,8 @@ impl Fence {
             .add_rules(path_beneath_rules(["/proc/self/exe"], READ_FILE))?;
         if names(plan).next().is_some() {
             rules = rules
-                .add_rules(path_beneath_rules(RESOLVER, READ_FILE))?
+                .add_rules(path_beneath_rules(RESOLVER_FOLDERS, READ_FILE))?
+                .add_rules(path_beneath_rules(super::RESOLVER_FILES, READ_FILE))?
                 .add_rules(path_beneath_rules(LIBRARIES, READ_FILE))?;
         }
         Ok(Self(rules))
@@ -62,7 +63,7 @@ impl Fence {
             .add_rules(path_beneath_rules(DEVICES, READ_FILE))?
             .add_rules(path_beneath_rules(["/dev/null"], make_bitflags!(AccessFs::{ReadFile | WriteFile})))?
             .add_rules(path_beneath_rules(["/proc/self/exe"], READ_FILE))?
-            .add_rules(path_beneath_rules(RESOLVER, READ_FILE))?
+            .add_rules(path_beneath_rules(super::RESOLVER_FILES, READ_FILE))?
             .add_rules(path_beneath_rules(LIBRARIES, READ_FILE))?;
         Ok(Self(rules))
     }
@@ -104,27 +105,15 @@ const TIME_ZONE: [&str; 2] = ["/etc/localtime", "/usr/share/zoneinfo"];
 /// Where there is no `getrandom`; and, where there is this one, aws-lc ends the process if it cannot be opened.
 const DEVICES: [&str; 2] = ["/dev/urandom", "/dev/sysgenid"];
 
-/// What resolving a name reads.
+/// Where a worker reads what resolving a name takes, beside [`super::RESOLVER_FILES`].
 ///
 /// All of `/etc`, because a rule holds for a file and not for its name: the first `sed -i /etc/hosts` or renewed lease
 /// puts another file there, and a worker with a rule for the old one would resolve nothing from then on. For the same
-/// reason the folders that `/etc/resolv.conf` may lead to. The files are named because they may be links that lead
-/// somewhere else. Only where an endpoint is a name: what is beneath `/etc` and not everybody's is often the application's
-/// group's, and that is ours.
-const RESOLVER: [&str; 12] = [
-    "/etc",
-    "/etc/resolv.conf",
-    "/etc/hosts",
-    "/etc/nsswitch.conf",
-    "/etc/host.conf",
-    "/etc/gai.conf",
-    "/etc/services",
-    "/etc/protocols",
-    "/etc/ld.so.cache",
-    "/run/systemd/resolve",
-    "/run/resolvconf",
-    "/run/NetworkManager",
-];
+/// reason the folders that `/etc/resolv.conf` may lead to. Only where an endpoint is a name: what is beneath `/etc` and not
+/// everybody's is often the application's group's, and that is ours.
+///
+/// Not for the agent, which is root by name and could read all of it: that one is begun anew ([`super::Resolver`]).
+const RESOLVER_FOLDERS: [&str; 4] = ["/etc", "/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager"];
 
 /// What glibc loads to ask whom `/etc/nsswitch.conf` names. Mapping a library needs no right to execute it.
 const LIBRARIES: [&str; 4] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64"];

@@ -15,7 +15,11 @@ mod seccomp;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 pub(super) use self::privileges::hide_memory;
 use self::{landlock::Fence, privileges::PrivilegeError, seccomp::Calls};
@@ -65,8 +69,12 @@ pub(super) fn enter(user: Option<&User>, plan: &Plan) -> Result<Vec<String>, San
     Ok(weaknesses)
 }
 
-/// Gives up all that ordering certificates does not need: the agent reaches its `storage`, what resolving names reads, and the
-/// network, and has no capability. It stays who it is, because the storage is nobody else's.
+/// Gives up all that ordering certificates does not need: the agent reaches its `storage`, [`RESOLVER_FILES`] as they are now, and
+/// the network, and has no capability. It stays who it is, because the storage is nobody else's.
+///
+/// What is left to one that has been taken over is what it is there for, the keys and accounts in the storage, and every
+/// address that the network lets it reach, those of this machine included. It reaches no program by a Unix socket, where it
+/// would be taken for root.
 ///
 /// # Errors
 ///
@@ -78,6 +86,29 @@ pub(super) fn enter_agent(storage: &Path) -> Result<(), SandboxError> {
     fence.close()?;
     Calls { names: true, storage: true }.restrict()?;
     Ok(())
+}
+
+/// What resolving names reads. They are named because they may be links that lead somewhere else.
+const RESOLVER_FILES: [&str; 8] = [
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/protocols",
+    "/etc/ld.so.cache",
+];
+
+/// Which files [`RESOLVER_FILES`] are at a moment: an agent can read no others, and one that took the place of another is
+/// read by the next agent.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Resolver([Option<(u64, u64)>; RESOLVER_FILES.len()]);
+
+impl Resolver {
+    pub(super) fn of_the_system() -> Self {
+        Self(RESOLVER_FILES.map(|file| fs::metadata(file).ok().map(|found| (found.dev(), found.ino()))))
+    }
 }
 
 /// What a worker in the sandbox of `old` lacks to serve `new`, a sentence each that begins with the key; empty if it can.

@@ -70,22 +70,30 @@ impl Calls {
 
     /// Calls that depend on their arguments: any of the rules, all conditions of it.
     fn conditional(&self) -> Vec<(c_long, Vec<Vec<SeccompCondition>>)> {
-        vec![
+        let mut fcntl = any_of(1, &FCNTL.map(bits));
+        let mut calls = Vec::new();
+        if self.storage {
+            // What is long is said to the keeper in sealed memory.
+            fcntl.push(vec![equal(1, bits(c::F_ADD_SEALS))]);
+            calls.push((c::SYS_memfd_create, any_of(1, &[u64::from(c::MFD_CLOEXEC | c::MFD_ALLOW_SEALING)])));
+        }
+        calls.extend([
             (c::SYS_mmap, self.mappings()),
             // What has been written does not become code.
             (c::SYS_mprotect, vec![vec![masked(2, bits(c::PROT_EXEC), 0)]]),
             (c::SYS_clone, vec![vec![masked(0, THREAD | NAMESPACES, THREAD)]]),
             (c::SYS_socket, self.sockets()),
-            // For the signals of the runtime, within this process.
-            (c::SYS_socketpair, any_of(0, &[bits(c::AF_UNIX)])),
+            // For the signals of the runtime, within this process. Not datagrams, which could be connected to another one.
+            (c::SYS_socketpair, vec![vec![equal(0, bits(c::AF_UNIX)), masked(1, SOCKET_KIND, bits(c::SOCK_STREAM))]]),
             (c::SYS_ioctl, any_of(1, &[c::FIONBIO, c::FIONREAD, c::TCGETS, c::TIOCGWINSZ])),
-            (c::SYS_fcntl, any_of(1, &FCNTL.map(bits))),
+            (c::SYS_fcntl, fcntl),
             (c::SYS_prctl, any_of(0, &PRCTL.map(bits))),
             // `abort`, and with it a panic in a panic.
             (c::SYS_tgkill, any_of(0, &[u64::from(std::process::id())])),
             // The limit of open files is raised; not that of another process.
             (c::SYS_prlimit64, any_of(0, &[0])),
-        ]
+        ]);
+        calls
     }
 
     /// Memory that can be written or executed, never both; and executed only where libraries may have to be loaded.
@@ -99,8 +107,14 @@ impl Calls {
     }
 
     /// Streams to endpoints; where names are resolved, questions to name servers, and to the kernel about its addresses.
+    ///
+    /// None to programs of this machine for who keeps the storage: most of them do what root says, and it is root by name
+    /// still. glibc asks `nscd` and `systemd-resolved` by one, and goes on without them.
     fn sockets(&self) -> Vec<Vec<SeccompCondition>> {
-        let mut rules = vec![vec![equal(0, bits(c::AF_UNIX))]];
+        let mut rules = Vec::new();
+        if !self.storage {
+            rules.push(vec![equal(0, bits(c::AF_UNIX))]);
+        }
         let mut kinds = vec![(c::SOCK_STREAM, c::IPPROTO_TCP)];
         if self.names {
             kinds.push((c::SOCK_DGRAM, c::IPPROTO_UDP));

@@ -408,6 +408,60 @@ fn what_the_keeper_sends_is_received_and_what_it_is_told_is_sent() {
 }
 
 #[test]
+fn an_agent_says_what_is_long_as_well() {
+    succeeds_alone(|| {
+        let place = Place::new("'127.0.0.1:1'");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (keeper, theirs) = Link::pair().unwrap();
+            let agent = Link::over(theirs).unwrap();
+            enter_agent(&place.at("served")).unwrap();
+
+            let said = "x".repeat(100 << 10);
+            agent.send(&said, &[]).await.unwrap();
+            assert!(keeper.listen::<String>().await.unwrap().unwrap() == said);
+        });
+    });
+}
+
+#[test]
+fn an_agent_resolves_names_and_reads_no_more_than_that_takes_beside_its_storage() {
+    succeeds_alone(|| {
+        let place = Place::new("'127.0.0.1:1'");
+        let name = own_name();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        enter_agent(&place.at("served")).unwrap();
+
+        assert!((name.as_str(), 1).to_socket_addrs().unwrap().count() > 0);
+        fs::read_to_string("/etc/resolv.conf").unwrap();
+        TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        fs::write(place.at("served/new"), "content").unwrap();
+        fs::rename(place.at("served/new"), place.at("served/file")).unwrap();
+        assert_eq!(place.read("served/file").as_deref(), Ok("content"));
+        for beside in [place.at("beside"), "/etc/shadow".into(), "/etc/passwd".into(), "/proc/self/maps".into()] {
+            assert_eq!(File::open(&beside).unwrap_err().kind(), ErrorKind::PermissionDenied, "{}", beside.display());
+        }
+    });
+}
+
+#[test]
+fn an_agent_reaches_no_program_of_this_machine_by_a_unix_socket() {
+    succeeds_alone(|| {
+        let place = Place::new("'127.0.0.1:1'");
+        let _program = UnixListener::bind(place.at("served/app.sock")).unwrap();
+        enter_agent(&place.at("served")).unwrap();
+
+        assert!(UnixStream::connect(place.at("served/app.sock")).is_err());
+        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
+            assert_eq!(socket(libc::AF_UNIX, kind, 0), Err(Errno::NOSYS), "{kind}");
+        }
+        // Those of a pair of datagrams could be connected to another one.
+        UnixStream::pair().unwrap();
+        assert!(std::os::unix::net::UnixDatagram::pair().is_err());
+    });
+}
+
+#[test]
 fn unix_sockets_are_reached_by_path_and_not_by_an_abstract_name() {
     succeeds_alone(|| {
         let place = Place::new("'127.0.0.1:1'");

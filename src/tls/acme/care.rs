@@ -133,6 +133,7 @@ struct Current {
 }
 
 impl Care {
+    #[expect(clippy::too_many_arguments, reason = "what several cares share, and what each has of its own")]
     pub(crate) fn new(
         plan: AcmePlan,
         roots: Roots,
@@ -253,9 +254,9 @@ impl Care {
         let mut record = self.record().await?;
         let current = self.current().await?;
         let now = Timestamp::now();
-        let is_as_wanted = current.is_some()
-            && record.profile == self.plan.profile
+        let is_ours = record.profile == self.plan.profile
             && record.issued_by.as_ref().is_some_and(|directory| self.plan.directories.contains(directory));
+        let is_as_wanted = current.is_some() && (is_ours || record.imported);
         let mut due = match &current {
             Some(current) if is_as_wanted => self.due(current, &mut record).await?,
             _ => now,

@@ -12,7 +12,10 @@ mod order;
 mod record;
 mod turns;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 pub use self::care::{OrderReport, OrderState};
 pub(crate) use self::{
@@ -24,9 +27,10 @@ pub(crate) use self::{
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 
+use self::record::Record;
 use super::{
     Certificate, CertificateMaterial, PendingChallenge, SecretBytes,
-    storage::{Storage, StorageError},
+    storage::{self, Storage, StorageError},
 };
 use crate::config::{AcmePlan, CertificateHost};
 
@@ -73,6 +77,15 @@ pub(crate) fn bundle_file(storage: &Path, id: &str) -> PathBuf {
 /// A private key and a chain, both PEM, as they are kept.
 pub(crate) fn bundle(key: &str, chain: &str) -> SecretBytes {
     SecretBytes::new([key.trim_end(), "\n", chain.trim_end(), "\n"].concat().into_bytes())
+}
+
+/// Keeps `bundle`, which was ordered by other means, as the certificate of `ordered`.
+pub(crate) fn keep_imported(storage: &Path, ordered: &AcmePlan, bundle: &SecretBytes) -> io::Result<()> {
+    let id = id(&ordered.hosts);
+    let record = serde_json::to_vec(&Record { imported: true, ..Record::default() })?;
+    // The record first: a certificate without one would be ordered anew.
+    storage::keep(storage, &order::record_key(&id), &SecretBytes::new(record))?;
+    storage::keep(storage, &bundle_key(&id), bundle)
 }
 
 /// What `bundle` holds for `plan`; `None` if it is not whole, or for other names.

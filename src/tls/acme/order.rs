@@ -98,17 +98,16 @@ impl Ordering<'_> {
         let mut failed: Option<OrderError> = None;
         for directory in directories {
             let now = Timestamp::now();
-            let placed = match record.paused_until(directory, now) {
-                Some(until) => Err(OrderError::held(format!("it said that we may come again at {until}"), until)),
-                None => {
-                    let mut placed = self.place_at(directory, record).await;
-                    for _ in 0..NONCES {
-                        if placed.as_ref().is_err_and(|error| error.kind == ErrorKind::Nonce) {
-                            placed = self.place_at(directory, record).await;
-                        }
+            let placed = if let Some(until) = record.paused_until(directory, now) {
+                Err(OrderError::held(format!("it said that we may come again at {until}"), until))
+            } else {
+                let mut placed = self.place_at(directory, record).await;
+                for _ in 0..NONCES {
+                    if placed.as_ref().is_err_and(|error| error.kind == ErrorKind::Nonce) {
+                        placed = self.place_at(directory, record).await;
                     }
-                    placed
                 }
+                placed
             };
             match placed {
                 Ok(bundle) => return Ok((bundle, directory.clone())),

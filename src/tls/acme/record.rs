@@ -17,6 +17,8 @@ pub(crate) struct Record {
     /// The directory that the certificate there is was ordered from.
     pub(crate) issued_by: Option<String>,
     pub(crate) profile: Option<String>,
+    /// It was ordered by other means, and is as wanted until it is due, whoever issued it.
+    pub(crate) imported: bool,
     /// An order that is under way.
     pub(crate) order: Option<Placed>,
     /// Attempts that have failed since the last that did not.

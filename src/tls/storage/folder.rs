@@ -39,22 +39,15 @@ impl Folder {
     ) -> Result<Option<Version>, StorageProblem> {
         let (storage, file) = (self.0.clone(), self.0.join(key));
         blocking(move || {
-            let (Some(folder), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) else {
-                return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
+            let holds = || {
+                Ok(match condition {
+                    Condition::None => true,
+                    Condition::Absent => !file.try_exists()?,
+                    Condition::Is(version) => look(&file)?.is_some_and(|(_, there)| there == version),
+                })
             };
-            make_folders(&storage, folder)?;
-            // From the look to the write nobody else writes. It is open as long as it is held, and gone with a crash.
-            let _held = lock(&storage)?;
-            let holds = match condition {
-                Condition::None => true,
-                Condition::Absent => !file.try_exists()?,
-                Condition::Is(version) => look(&file)?.is_some_and(|(_, there)| there == version),
-            };
-            if !holds {
-                return Ok(None);
-            }
-            folder::write(folder, name, content.expose(), 0o600)?;
-            Ok(Some(version(content.expose())))
+            let is_kept = keep_if(&storage, &file, &content, holds)?;
+            Ok(is_kept.then(|| version(content.expose())))
         })
         .await
     }
@@ -113,6 +106,35 @@ fn look(file: &Path) -> Result<Option<(SecretBytes, Version)>, StorageProblem> {
 }
 
 /// Makes `folder` and those between it and `storage`, so that they are there after a power cut, too.
+/// Keeps `content` under `key` of `storage`, whole at every moment; blocks.
+pub(crate) fn keep(storage: &Path, key: &str, content: &SecretBytes) -> io::Result<()> {
+    let kept = keep_if(storage, &storage.join(key), content, || Ok(true));
+    kept.map(drop).map_err(|problem| match problem {
+        StorageProblem::Io(error) => error,
+        problem => io::Error::other(problem),
+    })
+}
+
+/// Keeps `content` in `file` if that `holds`, and answers whether it does.
+fn keep_if(
+    storage: &Path,
+    file: &Path,
+    content: &SecretBytes,
+    holds: impl FnOnce() -> Result<bool, StorageProblem>,
+) -> Result<bool, StorageProblem> {
+    let (Some(folder), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput).into());
+    };
+    make_folders(storage, folder)?;
+    // From the look to the write nobody else writes. It is open as long as it is held, and gone with a crash.
+    let _held = lock(storage)?;
+    if !holds()? {
+        return Ok(false);
+    }
+    folder::write(folder, name, content.expose(), 0o600)?;
+    Ok(true)
+}
+
 fn make_folders(storage: &Path, folder: &Path) -> io::Result<()> {
     let missing: Vec<_> = folder.ancestors().take_while(|folder| *folder != storage).collect();
     for folder in missing.into_iter().rev() {

@@ -21,6 +21,7 @@ use std::{io, path::PathBuf, sync::Arc};
 pub use self::access::Access;
 pub(crate) use self::{
     access::{faults, secret},
+    folder::keep,
     seal::derived,
 };
 use self::{folder::Folder, objects::Objects};
