@@ -3,7 +3,14 @@
 //! They are what the configuration names and nothing else, with an environment that holds what they are told and little
 //! besides. What they say goes into the log, line by line.
 
-use std::{cell::RefCell, env, io, path::Path, process::ExitStatus, process::Stdio, time::Duration};
+use std::{
+    cell::RefCell,
+    env, io,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    process::Stdio,
+    time::Duration,
+};
 
 use futures_util::future::join;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -27,12 +34,12 @@ pub(crate) async fn run(
 ) -> Result<String, CommandError> {
     let (program, arguments) = command.split_first().expect("the configuration takes no empty command");
     let name = || program.clone();
-    if program.contains('/')
-        && let Some(why) = untrusted(Path::new(program))
-    {
+    let found =
+        find(program).ok_or_else(|| CommandError::Begin { program: name(), source: io::ErrorKind::NotFound.into() })?;
+    if let Some(why) = untrusted(&found) {
         return Err(CommandError::Untrusted { program: name(), why });
     }
-    let mut child = Command::new(program)
+    let mut child = Command::new(found)
         .args(arguments)
         .env_clear()
         .env("PATH", PATH)
@@ -82,6 +89,14 @@ pub(crate) async fn run(
         }
         Err(source) => Err(CommandError::Begin { program: name(), source }),
     }
+}
+
+/// The file of `program`, which is looked for in [`PATH`] where it is a name only.
+fn find(program: &str) -> Option<PathBuf> {
+    if program.contains('/') {
+        return Some(PathBuf::from(program));
+    }
+    PATH.split(':').map(|folder| Path::new(folder).join(program)).find(|file| file.is_file())
 }
 
 /// Why a command has not done what it is for.

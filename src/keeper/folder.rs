@@ -101,6 +101,14 @@ pub(crate) fn link(link: &Path, target: &Path) -> io::Result<()> {
 fn temporary(file: &Path) -> io::Result<PathBuf> {
     let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     let temporary = file.with_file_name(format!(".{name}.{}", std::process::id()));
+    // A process that was killed has left its own behind, with what may be a key in it.
+    for entry in file.parent().map(fs::read_dir).into_iter().flatten().flatten().flatten() {
+        let left = entry.file_name();
+        let process = left.to_str().and_then(|left| left.strip_prefix(&format!(".{name}."))?.parse::<u32>().ok());
+        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            fs::remove_file(entry.path()).ok();
+        }
+    }
     // One that an earlier process with our id left behind may have another mode.
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

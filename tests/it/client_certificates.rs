@@ -216,7 +216,7 @@ fn a_session_that_resumes_is_that_of_the_same_client_and_of_no_other_listener() 
 
 #[test]
 fn no_other_spelling_of_a_path_is_a_way_around_the_certificate() {
-    let Site { gateway, server, backend: _backend, .. } = site("", "");
+    let Site { gateway, server, backend: _backend, .. } = site("client_certificate: optional", "");
     let stranger = client(&server, None, BOTH);
 
     for path in [

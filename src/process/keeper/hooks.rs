@@ -137,7 +137,8 @@ impl Keeper {
 
     /// Exports certificates and runs the commands for all; whoever asked by `worker` is answered when that is done.
     pub(super) fn export(&mut self, worker: WorkerId, id: u32) {
-        if self.hooks.running.len() >= RUNNING {
+        // Each holds a copy of all certificates.
+        if self.hooks.running.len() >= EXPORTS {
             return self.answer(worker, id, Err("too many commands wait already".to_owned()));
         }
         self.deploy(Occasion::Asked(worker, id));
@@ -289,6 +290,8 @@ const DEPLOYED: &str = "deployed";
 const LONGEST_DNS: Duration = Duration::from_secs(5 * 60);
 /// Commands that run or wait: more than orders that are under way at once have records, however often they are asked for.
 const RUNNING: usize = 1000;
+/// Commands that run or wait when an operator may ask for one more export.
+const EXPORTS: usize = 16;
 /// Records of which is remembered what their command said.
 const RECORDS: usize = 100;
 /// Characters of a SHA-256 in base64url.

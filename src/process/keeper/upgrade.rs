@@ -114,7 +114,12 @@ impl Keeper {
         }
         let program = self.program.clone();
         self.try_out(&program).await?;
-        self.hooks_ended().await?;
+        // First who asks for commands, so that there is an end of them.
+        self.end_agent().await;
+        if let Err(why) = self.hooks_ended().await {
+            self.assign();
+            return Err(why);
+        }
         tracing::info!(program = %program.display(), "upgrade: the program on the disk takes over");
         self.manager.reloading();
         let error = self.hand_over(&program, asked_by, None).await;

@@ -101,6 +101,7 @@ pub(crate) struct Care {
     asked_for_advice: Cell<Option<(Instant, Duration)>>,
     /// The digest of the bundle that was told last.
     announced: RefCell<Vec<u8>>,
+    has_brought_along: Cell<bool>,
 }
 
 /// What an operator asks of one certificate.
@@ -144,7 +145,7 @@ impl Care {
         turns: Arc<Turns>,
         asked: mpsc::Receiver<Asked>,
     ) -> Self {
-        let (asked_for_advice, announced) = (Cell::new(None), RefCell::default());
+        let (asked_for_advice, announced, has_brought_along) = <_>::default();
         Self {
             id: id(&plan.hosts),
             plan,
@@ -157,6 +158,7 @@ impl Care {
             asked,
             asked_for_advice,
             announced,
+            has_brought_along,
         }
     }
 
@@ -218,6 +220,10 @@ impl Care {
 
     /// Does what is due, and answers when to look again.
     async fn step(&self, claim: &mut Claim, asked: bool) -> Result<Timestamp, OrderError> {
+        if !self.has_brought_along.get() {
+            self.bring_along().await?;
+            self.has_brought_along.set(true);
+        }
         if let Look::Rest(next) = self.look(asked).await? {
             return Ok(next);
         }
@@ -513,10 +519,13 @@ impl Care {
         let certificate = material.and_then(|material| Certificate::from_material(&material).ok());
         let seen = digest(&SHA256, kept.expose()).as_ref().to_vec();
         if certificate.is_some() && *self.announced.borrow() != seen {
-            self.copy(&kept).await;
+            // Again at every look until it is done: what a reload reads is the copy.
+            let is_copied = self.copy(&kept).await;
             // At the first look, too: whoever ordered it may have ended before it could say so.
             self.told.send(Told::Issued { id: self.id.clone(), bundle: kept }).await.ok();
-            self.announced.replace(seen);
+            if is_copied {
+                self.announced.replace(seen);
+            }
         }
         Ok(certificate.map(|certificate| {
             let leaf = certificate.key().cert[0].clone().into_owned();
@@ -524,18 +533,40 @@ impl Care {
         }))
     }
 
-    /// Keeps `bundle` on this machine as well.
-    async fn copy(&self, bundle: &SecretBytes) {
-        let (Some(copies), key) = (&self.copies, bundle_key(&self.id)) else { return };
+    /// Brings what this machine has along into a storage that it shares since, so that nothing is ordered anew for it.
+    async fn bring_along(&self) -> Result<(), OrderError> {
+        let Some(copies) = &self.copies else { return Ok(()) };
+        let key = bundle_key(&self.id);
+        if self.storage.read(&key).await.map_err(|error| kept(&error))?.is_some() {
+            return Ok(());
+        }
+        let Some(bundle) = copies.read(&key).await.map_err(|error| kept(&error))? else { return Ok(()) };
+        let record = copies.read(&record_key(&self.id)).await.map_err(|error| kept(&error))?;
+        let record = match record {
+            Some(record) => record,
+            None => Record { imported: true, ..Record::default() }.bytes(),
+        };
+        // The record first: a certificate without one would be ordered anew.
+        self.storage.create(&record_key(&self.id), record).await.map_err(|error| kept(&error))?;
+        self.storage.create(&key, bundle).await.map_err(|error| kept(&error))?;
+        tracing::info!(hosts = %self.hosts(), "a certificate of this machine is shared from now on");
+        Ok(())
+    }
+
+    /// Keeps `bundle` on this machine as well; answers whether that is done.
+    async fn copy(&self, bundle: &SecretBytes) -> bool {
+        let (Some(copies), key) = (&self.copies, bundle_key(&self.id)) else { return true };
         if copies.read(&key).await.is_ok_and(|copy| copy.as_ref() == Some(bundle)) {
-            return;
+            return true;
         }
         if let Err(error) = copies.write(&key, bundle.clone()).await {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "a certificate cannot be kept in `tls.storage_options.folder`: after a restart without the storage there is none"
             );
+            return false;
         }
+        true
     }
 
     fn ordering<'a>(&'a self, replaces: Option<&'a [u8]>) -> Ordering<'a> {

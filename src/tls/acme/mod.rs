@@ -26,6 +26,8 @@ pub(crate) use self::{
 };
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use self::record::Record;
 use super::{
@@ -65,7 +67,7 @@ fn lease_key(id: &str) -> String {
 fn challenges_key(id: &str, check: Option<&str>) -> String {
     match check {
         None => format!("{CHALLENGES}/{id}.json"),
-        Some(token) => format!("{CHALLENGES}/{id}.{token}.json"),
+        Some(token) => format!("{CHALLENGES}/{id}{CHECK}{token}.json"),
     }
 }
 
@@ -82,9 +84,9 @@ pub(crate) fn bundle(key: &str, chain: &str) -> SecretBytes {
 /// Keeps `bundle`, which was ordered by other means, as the certificate of `ordered`.
 pub(crate) fn keep_imported(storage: &Path, ordered: &AcmePlan, bundle: &SecretBytes) -> io::Result<()> {
     let id = id(&ordered.hosts);
-    let record = serde_json::to_vec(&Record { imported: true, ..Record::default() })?;
+    let record = Record { imported: true, ..Record::default() };
     // The record first: a certificate without one would be ordered anew.
-    storage::keep(storage, &order::record_key(&id), &SecretBytes::new(record))?;
+    storage::keep(storage, &order::record_key(&id), &record.bytes())?;
     storage::keep(storage, &bundle_key(&id), bundle)
 }
 
@@ -133,15 +135,32 @@ pub(crate) async fn shown(storage: &Storage) -> Result<Vec<(String, Vec<PendingC
     for key in storage.list(CHALLENGES).await?.into_iter().take(ANSWERED) {
         let id = key.strip_prefix(CHALLENGES).and_then(|key| key.strip_prefix('/')?.strip_suffix(".json"));
         let (Some(id), Some(content)) = (id, storage.read(&key).await?) else { continue };
-        match serde_json::from_slice(content.expose()) {
-            Ok(pending) => shown.push((id.to_owned(), pending)),
+        match serde_json::from_slice::<Shown>(content.expose()) {
+            // A machine that has died took nothing back.
+            Ok(Shown { since, .. }) if record::later(since, LONGEST_SHOWN) < Timestamp::now() => {
+                storage.remove(&key).await?;
+            }
+            Ok(Shown { pending, .. }) => shown.push((id.to_owned(), pending)),
             Err(error) => tracing::warn!(key, %error, "challenges that cannot be read are not answered"),
         }
     }
+    // Those of checks, whose id has their token behind it, first: for one name an order wins.
+    shown.sort_by_key(|(id, _)| !id.contains(CHECK));
     Ok(shown)
 }
 
+/// What a machine has to be answered.
+#[derive(Deserialize, Serialize)]
+struct Shown {
+    since: Timestamp,
+    pending: Vec<PendingChallenge>,
+}
+
 const CHALLENGES: &str = "acme/challenges";
+/// Before the token in the id of what is shown for a check.
+const CHECK: &str = ".check.";
+/// Seconds after which nobody asks any more: an order has two minutes for its names.
+const LONGEST_SHOWN: i64 = 15 * 60;
 /// Orders of other machines that are answered at once: more than may be under way on sixteen of them.
 const ANSWERED: usize = 64;
 const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    account_key, bundle, challenges_key,
+    Shown, account_key, bundle, challenges_key,
     client::Https,
     lease::Claim,
     material,
@@ -329,7 +329,8 @@ impl Ordering<'_> {
             _ if !self.storage.is_shared() => Ok(()),
             true => self.storage.remove(&key).await,
             false => {
-                let content = serde_json::to_vec(&pending).map_err(|error| error.to_string())?;
+                let shown = Shown { since: Timestamp::now(), pending: pending.clone() };
+                let content = serde_json::to_vec(&shown).map_err(|error| error.to_string())?;
                 self.storage.write(&key, SecretBytes::new(content)).await
             }
         };
@@ -518,7 +519,7 @@ impl Ordering<'_> {
 
     /// The same; answers whether that was there still.
     pub(crate) async fn has_kept(&self, record: &mut Record) -> Result<bool, OrderError> {
-        let content = SecretBytes::new(serde_json::to_vec(record).map_err(|error| said(&error))?);
+        let content = record.bytes();
         let key = record_key(self.id);
         let version = match &record.version {
             Some(version) => self.storage.replace(&key, content, version).await,

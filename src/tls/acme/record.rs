@@ -8,7 +8,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::tls::storage::Version;
+use crate::tls::{SecretBytes, storage::Version};
 
 /// The state of one certificate's orders; no secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -75,6 +75,11 @@ pub(crate) struct Advice {
 }
 
 impl Record {
+    /// As it is kept.
+    pub(crate) fn bytes(&self) -> SecretBytes {
+        SecretBytes::new(serde_json::to_vec(self).expect("a record becomes JSON"))
+    }
+
     /// Takes an attempt for failed at `now`; the next one is not before `told`, if the CA has told.
     pub(crate) fn failed(&mut self, why: String, told: Option<Timestamp>, now: Timestamp) {
         self.failures = self.failures.saturating_add(1);
