@@ -490,9 +490,14 @@ fn lower_storage(
     };
     let (folder, shared) = match (place, secret_file) {
         (StoragePlace::Folder(folder), _) => (folder, None),
-        (StoragePlace::Shared(place), Some(secret)) => {
-            (options.folder?.0, Some(SharedStoragePlan { store: store(place), secret_file: secret.0 }))
-        }
+        (StoragePlace::Shared(place), Some(secret)) => (
+            options.folder?.0,
+            Some(SharedStoragePlan {
+                store: store(place),
+                secret_file: secret.0,
+                share_tickets: options.share_tickets?,
+            }),
+        ),
         (StoragePlace::Shared(_), None) => {
             let problem = "private keys are stored at others' only if they are sealed: name a file with a secret, the same on each \
                            machine (`openssl rand -base64 -out FILE 48`)";

@@ -221,6 +221,8 @@ pub struct SharedStoragePlan {
     pub store: StorePlan,
     /// What objects are sealed with.
     pub secret_file: PathBuf,
+    /// Whether the keys of session tickets are made of it, too, so that machines resume each other's sessions.
+    pub share_tickets: bool,
 }
 
 /// A place for objects in a bucket, and how it is reached.

@@ -153,6 +153,9 @@ keys! {
         /// A file with at least 32 bytes that nobody else knows, the same on each machine
         /// (`openssl rand -base64 -out FILE 48`): what is stored is sealed with it. Required where `storage` is shared.
         secret_file: Option<FilePath> = "null",
+        /// Whether the machines resume each other's TLS sessions, by keys that are made of the secret and the time: whoever has
+        /// recorded TLS 1.2 traffic and gets hold of the secret later can read it.
+        share_tickets: bool = "false",
         /// The URL of a service of the same kind, such as `https://minio.example.com`. `null`: Amazon's or Microsoft's own.
         endpoint: Option<ServiceUrl> = "null",
         /// S3: the region of the bucket. `null`: what `AWS_REGION` says.

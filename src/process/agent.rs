@@ -49,7 +49,7 @@ pub(super) enum ToAgent {
     /// What came of a record that was to be made.
     Made { number: u64, outcome: Result<(), String> },
     /// Order all certificates anew, or those for a name, whatever their age; without a name, those that are fetched are looked at.
-    Renew { host: Option<String> },
+    Renew,
     /// Say what is in the way of certificates.
     Check { number: u64 },
     /// Look for orders of other machines that have to be answered: somebody has asked for what is none of ours.
@@ -328,20 +328,17 @@ impl Agent {
             ToAgent::Made { number, outcome } => {
                 self.records.remove(&number).map(|done| done.send(outcome));
             }
-            ToAgent::Renew { host } => {
-                for (_, _, asked) in self.fetchers.values().filter(|_| host.is_none()) {
+            ToAgent::Renew => {
+                for (_, _, asked) in self.fetchers.values() {
                     // One that has more to do already is about to look.
                     asked.try_send(Asked::Renew { roll: false }).ok();
                 }
                 let mut accounts = HashSet::new();
                 for (assigned, _, asked) in self.cares.values() {
-                    let is_meant = |host: &String| assigned.plan.hosts.iter().any(|known| known.as_str() == host);
-                    if host.as_ref().is_none_or(is_meant) {
-                        // Whoever asks wants new keys; that of an account once.
-                        let roll = accounts.insert(acme::account_key(&assigned.plan, &assigned.plan.directories[0]));
-                        // One that has not taken the last one yet is about to order.
-                        asked.try_send(Asked::Renew { roll }).ok();
-                    }
+                    // Whoever asks wants new keys; that of an account once.
+                    let roll = accounts.insert(acme::account_key(&assigned.plan, &assigned.plan.directories[0]));
+                    // One that has not taken the last one yet is about to order.
+                    asked.try_send(Asked::Renew { roll }).ok();
                 }
             }
             ToAgent::Seek => {

@@ -194,6 +194,9 @@ impl Fetcher {
                     error,
                     "a certificate that was fetched cannot be kept: after a restart without its store there is none"
                 );
+                // Tried again at the next look: what a reload reads is the copy.
+                self.told.send(Told::Issued { id: self.id.clone(), bundle }).await.ok();
+                return;
             }
         }
         // At the first look, too: an agent of before may have ended before it could say so.

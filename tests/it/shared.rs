@@ -304,7 +304,8 @@ fn three_machines_at_s3_order_once_and_serve_one_certificate() {
 fn a_session_that_one_machine_began_is_resumed_by_another() {
     let folder = served::folder();
     let (Some(moto), Some(site)) = (Moto::start(folder.path()), Site::behind(in_turn())) else { return };
-    let keys = moto.keys(folder.path(), SECRET);
+    let keys =
+        moto.keys(folder.path(), SECRET).replace("storage_options: {", "storage_options: { share_tickets: true,");
     let (a, b) = (site.node(&keys, ""), site.node(&keys, ""));
     site.one_certificate(&[&a, &b], None);
     let config = Arc::new(client(&[&site.pebble.root_certificate()], &["http/1.1"]));

@@ -440,21 +440,14 @@ impl Keeper {
     }
 
     /// Has certificates ordered, and fetched, anew; answers in words.
-    pub(super) fn renew(&mut self, host: Option<String>) -> Result<String, String> {
+    pub(super) fn renew(&mut self) -> Result<String, String> {
         let Some(agent) = &self.orders.agent else {
             return Err(NONE_ORDERED.to_owned());
         };
-        let hosts = self.plan.tls.acme.iter().flat_map(|ordered| &ordered.hosts);
-        if let Some(host) = &host
-            && !hosts.clone().any(|known| known.as_str() == host)
-        {
-            let known: Vec<_> = hosts.map(ToString::to_string).collect();
-            return Err(format!("no certificate is ordered for {host}; there are {}", known.join(", ")));
-        }
         if !agent.has_room() {
             return Err("too much is asked of the agent already; try again in a moment".to_owned());
         }
-        agent.tell(ToAgent::Renew { host });
+        agent.tell(ToAgent::Renew);
         Ok("begun; `vestibule certificates list` says what comes of it".to_owned())
     }
 

@@ -376,7 +376,7 @@ impl Keeper {
             // The outcome comes from the program that takes over, unless there is none.
             Order::Upgrade => self.upgrade(Some((worker, id))).await.map(|()| String::new()),
             Order::Reopen => self.reopen_log(),
-            Order::Renew => self.renew(None),
+            Order::Renew => self.renew(),
             // The outcome comes when it is known.
             Order::Check => return self.check_certificates(worker, id),
             Order::Export => return self.export(worker, id),
@@ -588,7 +588,15 @@ impl Keeper {
     /// Seals tickets with the next keys: new ones, or those that machines with one secret have by the clock.
     fn rotate_tickets(&mut self, now: Instant) {
         self.rotate_tickets = now + TICKETS;
-        let next = match self.plan.tls.shared.as_ref().map(storage::secret).transpose() {
+        let next = match self
+            .plan
+            .tls
+            .shared
+            .as_ref()
+            .filter(|shared| shared.share_tickets)
+            .map(storage::secret)
+            .transpose()
+        {
             Ok(None) => self.tickets.rotated().map_err(|error| error.to_string()),
             Ok(Some(secret)) => {
                 let (keys, seconds) = TicketKeys::shared(&secret, SystemTime::now());

@@ -211,7 +211,7 @@ mod tests {
             key_file: None,
             ca_file: None,
         };
-        SharedStoragePlan { store, secret_file: folder.join("secret") }
+        SharedStoragePlan { store, secret_file: folder.join("secret"), share_tickets: false }
     }
 
     fn setting<'a>(access: &'a Access, name: &str) -> Option<&'a str> {

@@ -105,7 +105,6 @@ fn look(file: &Path) -> Result<Option<(SecretBytes, Version)>, StorageProblem> {
     }
 }
 
-/// Makes `folder` and those between it and `storage`, so that they are there after a power cut, too.
 /// Keeps `content` under `key` of `storage`, whole at every moment; blocks.
 pub(crate) fn keep(storage: &Path, key: &str, content: &SecretBytes) -> io::Result<()> {
     let kept = keep_if(storage, &storage.join(key), content, || Ok(true));
@@ -135,6 +134,7 @@ fn keep_if(
     Ok(true)
 }
 
+/// Makes `folder` and those between it and `storage`, so that they are there after a power cut, too.
 fn make_folders(storage: &Path, folder: &Path) -> io::Result<()> {
     let missing: Vec<_> = folder.ancestors().take_while(|folder| *folder != storage).collect();
     for folder in missing.into_iter().rev() {

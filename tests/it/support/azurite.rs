@@ -77,7 +77,7 @@ impl Azurite {
             key_file: Some(folder.join("azure.key")),
             ca_file: None,
         };
-        SharedStoragePlan { store, secret_file: folder.join("secret") }
+        SharedStoragePlan { store, secret_file: folder.join("secret"), share_tickets: false }
     }
 
     /// The same as keys of `tls`; `{dir}` is where a front door has its own.

@@ -56,7 +56,7 @@ impl Moto {
             key_file: Some(folder.join("s3.key")),
             ca_file: Some(folder.join("s3-ca.pem")),
         };
-        SharedStoragePlan { store, secret_file: folder.join("secret") }
+        SharedStoragePlan { store, secret_file: folder.join("secret"), share_tickets: false }
     }
 
     /// The same as keys of `tls`; `{dir}` is where a front door has its own.
