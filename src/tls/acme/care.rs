@@ -364,6 +364,7 @@ impl Care {
 
     /// The flight check.
     async fn check(&self) -> Vec<Finding> {
+        let _look = self.turns.look().await;
         let names: Vec<&str> = self.plan.hosts.iter().map(CertificateHost::as_str).collect();
         let authority = match Https::new(&self.roots) {
             Ok(https) => https.authority(&self.plan.directories[0]).await.unwrap_or_default(),
@@ -393,7 +394,6 @@ impl Care {
                 tracing::debug!(hosts = %self.hosts(), error, "other machines do not answer for the check");
             }
         }
-        let _look = self.turns.look().await;
         let findings = Flight { names: &names, proof, authority: &authority }.check(&dns).await;
         self.ordering(None).answer(Vec::new(), Some(&page.token)).await.ok();
         findings
