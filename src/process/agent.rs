@@ -48,7 +48,7 @@ pub(super) enum ToAgent {
     Answered { version: u64 },
     /// What came of a record that was to be made.
     Made { number: u64, outcome: Result<(), String> },
-    /// Order all certificates anew, or those for a name, whatever their age; without a name, those that are fetched are looked at.
+    /// Order all certificates anew, whatever their age, and look at those that are fetched.
     Renew,
     /// Say what is in the way of certificates.
     Check { number: u64 },
@@ -382,6 +382,7 @@ impl Agent {
                 changed => {
                     if let Some((_, task, _)) = changed {
                         task.abort();
+                        self.has_changed |= self.pending.remove(&id).is_some();
                     }
                     let Some(care) = self.begin(assigned, &assignment) else { continue };
                     care
@@ -587,7 +588,7 @@ const BESIDE: usize = 16;
 /// Certificates that it is looked at the same time what is in their way.
 const CHECKED_AT_ONCE: usize = 16;
 /// For all of them.
-const PATIENCE: Duration = Duration::from_secs(5 * 60);
+const PATIENCE: Duration = Duration::from_secs(100);
 /// As many as somebody reads, and as go into a message.
 const FINDINGS: usize = 1000;
 /// Until a certificate is looked after again when that has ended by a fault: it may have asked a CA just before.

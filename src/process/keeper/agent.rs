@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     config::{AcmePlan, Plan, Problem},
+    keeper::folder,
     tls::{Awaited, PendingChallenge, SecretBytes, acme, read_bounded, storage::Access},
 };
 
@@ -250,6 +251,10 @@ impl Keeper {
             self.let_go_of_agent();
         }
         if self.orders.agent.is_none() {
+            // A storage that came with a reload has been asked for nothing yet.
+            if let Err(error) = folder::private(&self.plan.tls.storage, "acme") {
+                tracing::error!(error = &error as &dyn std::error::Error, "tls.storage: certificates cannot be kept");
+            }
             self.orders.next += 1;
             let runs_as = if self.options.single { RunsAs::Thread } else { RunsAs::Process };
             match Agent::begin(self.orders.next, runs_as, keeps, &self.agent_deeds_sender) {

@@ -15,7 +15,7 @@ use super::{
     },
     Deed, Keeper, Missed, START, STOPPING, State, WorkerId, joined,
     places::places,
-    watched, worker_user,
+    shares_tickets, watched, worker_user,
     workers::sink,
 };
 use crate::{
@@ -143,7 +143,7 @@ impl Keeper {
             self.watcher.watch(config::dependencies(&self.plan));
             // Of files that only the agent has a use for, or tickets.
             self.assign();
-            if self.plan.tls.shared.is_some() {
+            if shares_tickets(&self.plan) {
                 self.rotate_tickets = Instant::now();
             }
             if self.refused.take().is_some() {
@@ -174,7 +174,7 @@ impl Keeper {
             self.let_go = Some(Instant::now() + 2 * LET_GO);
         }
         self.watcher.watch(config::dependencies(&plan));
-        if self.plan.tls.shared != plan.tls.shared {
+        if self.plan.tls.shared != plan.tls.shared && (shares_tickets(&self.plan) || shares_tickets(&plan)) {
             self.rotate_tickets = Instant::now();
         }
         (self.generation, self.plan, self.certificates, self.user) = (generation, plan, certificates, user);

@@ -63,6 +63,11 @@ use crate::{
     tls::{CertificateMaterial, ClientAuthorities, LIFETIME_SECONDS, TicketKeys, storage},
 };
 
+/// Whether the keys of session tickets are those that machines with one secret have by the clock.
+fn shares_tickets(plan: &Plan) -> bool {
+    plan.tls.shared.as_ref().is_some_and(|shared| shared.share_tickets)
+}
+
 /// All that the keeper holds.
 pub(super) struct Keeper {
     source: Source,
@@ -200,7 +205,7 @@ impl Keeper {
         let (changes_sender, changes) = unbounded_channel();
         let now = Instant::now();
         // Those of machines that share them come at the first look.
-        let rotate_tickets = if plan.tls.shared.is_some() { now } else { now + TICKETS };
+        let rotate_tickets = if shares_tickets(&plan) { now } else { now + TICKETS };
         Ok(Self {
             program: upgrade::program().map_err(ServeError::System)?,
             started: SystemTime::now(),

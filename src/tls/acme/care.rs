@@ -211,8 +211,12 @@ impl Care {
             };
             // Whoever asked more than once wants one certificate.
             while let Ok(again) = self.asked.try_recv() {
-                if let Asked::Check(found) = again {
-                    found.send(self.check().await).ok();
+                match again {
+                    Asked::Renew { .. } => asked = true,
+                    Asked::Check(found) if found.is_closed() => {}
+                    Asked::Check(found) => {
+                        found.send(self.check().await).ok();
+                    }
                 }
             }
         }

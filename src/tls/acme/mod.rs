@@ -132,13 +132,21 @@ pub(crate) fn covers(certificate: &Certificate, host: &CertificateHost) -> bool 
 /// What orders of other machines have to be answered, found in `storage`.
 pub(crate) async fn shown(storage: &Storage) -> Result<Vec<(String, Vec<PendingChallenge>)>, StorageError> {
     let mut shown = Vec::new();
-    for key in storage.list(CHALLENGES).await?.into_iter().take(ANSWERED) {
+    let mut keys = storage.list(CHALLENGES).await?;
+    // Orders first, where there are more than are looked at.
+    keys.sort_by_key(|key| key.contains(CHECK));
+    for key in keys.into_iter().take(ANSWERED) {
         let id = key.strip_prefix(CHALLENGES).and_then(|key| key.strip_prefix('/')?.strip_suffix(".json"));
-        let (Some(id), Some(content)) = (id, storage.read(&key).await?) else { continue };
+        // One that cannot be read is no reason to leave the others unanswered.
+        let content = storage.read(&key).await.unwrap_or_else(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, "challenges that cannot be read are not answered");
+            None
+        });
+        let (Some(id), Some(content)) = (id, content) else { continue };
         match serde_json::from_slice::<Shown>(content.expose()) {
             // A machine that has died took nothing back.
             Ok(Shown { since, .. }) if record::later(since, LONGEST_SHOWN) < Timestamp::now() => {
-                storage.remove(&key).await?;
+                storage.remove(&key).await.ok();
             }
             Ok(Shown { pending, .. }) => shown.push((id.to_owned(), pending)),
             Err(error) => tracing::warn!(key, %error, "challenges that cannot be read are not answered"),
