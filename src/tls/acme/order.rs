@@ -24,7 +24,7 @@ use super::{
     client::Https,
     lease::Claim,
     material,
-    record::{Placed, Record, later},
+    record::{DAY, Placed, Record, later},
     turns::{EVERY, EVERY_OF_OWN, Turns},
 };
 use crate::{
@@ -664,8 +664,6 @@ const LAPSED: &str = "an authorization of this order has lapsed";
 const LONGEST_REASON: usize = 2000;
 /// Attempts that are made again at once.
 const NONCES: usize = 3;
-/// Seconds between two changes of an account's key.
-const DAY: i64 = 24 * 3600;
 /// Until a CA has looked at all names; it looks from several places.
 const VALIDATION: RetryPolicy =
     RetryPolicy::new().initial_delay(Duration::from_millis(250)).backoff(1.5).timeout(Duration::from_secs(120));

@@ -175,7 +175,8 @@ pub(crate) fn later(now: Timestamp, seconds: i64) -> Timestamp {
 const PAUSES: [i64; 7] = [2 * 60, 10 * 60, 30 * 60, 2 * 3600, 6 * 3600, 12 * 3600, 24 * 3600];
 const REMEMBERED: usize = 4;
 const HOUR: i64 = 3600;
-const DAY: i64 = 24 * HOUR;
+/// Seconds.
+pub(super) const DAY: i64 = 24 * HOUR;
 const WEEK: i64 = 7 * 24 * HOUR;
 /// A week: whatever a CA says, there is an attempt before a certificate of ninety days has run out.
 const LONGEST_TOLD: i64 = WEEK;
