@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qs
 
 from gunicorn.workers.gthread import ThreadWorker
@@ -19,12 +20,20 @@ class Worker(ThreadWorker):
     begun with them. The arbiter has unlinked the socket before it says TERM, so that no others come.
     """
 
-    def handle_exit(self, sig, frame):
-        for listener in self.sockets:
-            for _ in range(self.cfg.backlog):
-                # Does nothing where none waits.
-                self.accept(listener.getsockname(), listener)
-        super().handle_exit(sig, frame)
+    def get_thread_pool(self):
+        worker = self
+
+        class Pool(ThreadPoolExecutor):
+            # After the last turn of gunicorn's loop, and before the sockets are closed. The signal's handler would be
+            # too early: it can run while this very thread holds the lock of the pool.
+            def shutdown(self, *args, **kwargs):
+                for listener in worker.sockets:
+                    for _ in range(worker.cfg.backlog):
+                        # Does nothing where none waits.
+                        worker.accept(listener.getsockname(), listener)
+                super().shutdown(*args, **kwargs)
+
+        return Pool(max_workers=self.cfg.threads)
 
 
 def application(environ, start_response):

@@ -143,7 +143,7 @@ fn soak() {
 fn story(run: &Run) -> String {
     let faults = report::faults(run);
     let faults = if faults.is_empty() { "nothing failed that is not excused\n" } else { &faults };
-    format!("{}\n{}\n{faults}", report::summary(std::slice::from_ref(run)), report::acts(run))
+    format!("{faults}\n{}\n{}", report::summary(std::slice::from_ref(run)), report::acts(run))
 }
 
 /// The claim of this module.
