@@ -89,7 +89,7 @@ async fn look(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
     let host = runtime.plan.host.as_ref().map_or("localhost", HostName::as_str);
     let target = as_sent(&runtime, &upstream, host, target);
     let mut found = Finding::Refused;
-    for endpoint in upstream.endpoints() {
+    for endpoint in upstream.endpoints().iter() {
         found = probe(endpoint, upstream.plan.protocol, &target, host).await;
         if found == Finding::Ready {
             break;
@@ -101,7 +101,7 @@ async fn look(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
 
 /// Notes whether an application without such a page can be connected to at all.
 async fn reach(upstream: &Upstream) {
-    for endpoint in upstream.endpoints() {
+    for endpoint in upstream.endpoints().iter() {
         match timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await {
             Ok(Ok(_)) => drop(endpoint.connected()),
             Ok(Err(_)) | Err(_) => drop(endpoint.refused()),

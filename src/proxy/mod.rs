@@ -15,6 +15,7 @@ mod wire;
 
 use std::{
     error::Error as _,
+    io,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -158,44 +159,58 @@ async fn connect(upstream: &Upstream, pool: &Pool, can_repeat: bool) -> Result<(
     let held = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
-        let endpoint = upstream.select();
-        if can_repeat && let Some(lease) = pool.take(&endpoint) {
-            return Ok((endpoint, lease));
-        }
-        let connected = timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await;
-        let error = match connected {
-            Ok(Ok(stream)) => {
-                if endpoint.connected() {
-                    tracing::info!(upstream = %upstream.name, endpoint = %endpoint.label, "endpoint answers again");
-                }
-                return Ok((endpoint, Lease::new(stream)));
-            }
-            Ok(Err(error)) => error,
-            Err(elapsed) => elapsed.into(),
+        let refused = match upstream.select() {
+            Some(endpoint) => match connect_to(&endpoint, upstream, pool, can_repeat).await {
+                Ok(lease) => return Ok((endpoint, lease)),
+                Err(error) => unavailable(format!("endpoint {} cannot be connected to", endpoint.label)).source(error),
+            },
+            None => unavailable(format!("no endpoint of {} is there", upstream.name)),
         };
-        if endpoint.refused() {
-            tracing::warn!(
-                upstream = %upstream.name,
-                endpoint = %endpoint.label,
-                error = &error as &dyn std::error::Error,
-                hold = ?upstream.plan.hold,
-                "endpoint cannot be connected to; requests wait for it as long as `hold`"
-            );
-        }
         upstream.cannot_be_reached();
         let let_go = upstream.readiness.as_ref().is_some_and(|readiness| readiness.lets_go());
         if let_go || held.elapsed() + pause > upstream.plan.hold {
-            return Err(GatewayError::upstream(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("endpoint {} cannot be connected to", endpoint.label),
-            )
-            .retry(Retry::Unsent)
-            .retry_after(RETRY_AFTER)
-            .source(error));
+            return Err(refused);
         }
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+}
+
+/// One connection to `endpoint`, which is told in the log when that begins to fail and when it succeeds again.
+async fn connect_to(
+    endpoint: &Endpoint,
+    upstream: &Upstream,
+    pool: &Pool,
+    can_repeat: bool,
+) -> Result<Lease, io::Error> {
+    if can_repeat && let Some(lease) = pool.take(endpoint) {
+        return Ok(lease);
+    }
+    let connected = timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await;
+    let error = match connected {
+        Ok(Ok(stream)) => {
+            if endpoint.connected() {
+                tracing::info!(upstream = %upstream.name, endpoint = %endpoint.label, "endpoint answers again");
+            }
+            return Ok(Lease::new(stream));
+        }
+        Ok(Err(error)) => error,
+        Err(elapsed) => elapsed.into(),
+    };
+    if endpoint.refused() {
+        tracing::warn!(
+            upstream = %upstream.name,
+            endpoint = %endpoint.label,
+            error = &error as &dyn std::error::Error,
+            hold = ?upstream.plan.hold,
+            "endpoint cannot be connected to; requests wait for it as long as `hold`"
+        );
+    }
+    Err(error)
+}
+
+fn unavailable(message: String) -> GatewayError {
+    GatewayError::upstream(StatusCode::SERVICE_UNAVAILABLE, message).retry(Retry::Unsent).retry_after(RETRY_AFTER)
 }
 
 /// One attempt on one connection.

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 pub use pool::{Lease, Pool};
 pub use queue::{Place, Queue, Refused};
 use readiness::LET_IN;
@@ -38,7 +39,8 @@ pub struct Upstream {
     pub metrics: UpstreamMetrics,
     /// What its own page says of it; `None` where it has none.
     pub readiness: Option<Arc<Readiness>>,
-    endpoints: Vec<Arc<Endpoint>>,
+    /// Those that there are now; names and processes behind them come and go.
+    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
 }
 
 impl Upstream {
@@ -57,14 +59,8 @@ impl Upstream {
         {
             return Arc::clone(before);
         }
-        let known = |address: &&EndpointAddress| {
-            before.and_then(|before| before.endpoints.iter().find(|endpoint| endpoint.address == **address))
-        };
-        let endpoints = plan
-            .endpoints
-            .iter()
-            .map(|address| known(&address).map_or_else(|| Endpoint::new(address), Arc::clone))
-            .collect();
+        let known = before.map(|before| before.endpoints()).unwrap_or_default();
+        let endpoints = ArcSwap::from_pointee(successors(&known, &plan.endpoints));
         let queue =
             before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(plan.concurrency, plan.queue));
         // Of the same application, as far as can be told.
@@ -84,25 +80,32 @@ impl Upstream {
         })
     }
 
-    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
-        &self.endpoints
+    /// The endpoints that there are now.
+    pub fn endpoints(&self) -> Arc<Vec<Arc<Endpoint>>> {
+        self.endpoints.load_full()
+    }
+
+    /// Has exactly the endpoints at `addresses` from now on; those that stay keep what is known of them, and requests
+    /// inside those that go come to their end. Called from one place at a time.
+    pub fn set_endpoints(&self, addresses: &[EndpointAddress]) {
+        self.endpoints.store(Arc::new(successors(&self.endpoints(), addresses)));
     }
 
     /// Picks the endpoint with the fewest requests in flight among those that could last be connected to.
     ///
     /// Ties go to the one that has waited longest, so that a cold start fills every endpoint. When
-    /// none could be connected to, all are tried again: being down is a guess, not a verdict.
-    pub fn select(&self) -> Arc<Endpoint> {
-        if let [only] = &self.endpoints[..] {
-            return Arc::clone(only);
+    /// none could be connected to, all are tried again: being down is a guess, not a verdict. `None` while there is none.
+    pub fn select(&self) -> Option<Arc<Endpoint>> {
+        let endpoints = self.endpoints.load();
+        if let [only] = &endpoints[..] {
+            return Some(Arc::clone(only));
         }
         let order = |endpoint: &&Arc<Endpoint>| {
             (endpoint.is_passed_over(), endpoint.in_flight(), endpoint.selected.load(Ordering::Relaxed))
         };
-        let endpoint =
-            self.endpoints.iter().min_by_key(order).expect("a plan has at least one endpoint for each upstream");
+        let endpoint = endpoints.iter().min_by_key(order)?;
         endpoint.selected.store(now_micros(), Ordering::Relaxed);
-        Arc::clone(endpoint)
+        Some(Arc::clone(endpoint))
     }
 
     /// Counts a request inside `endpoint`, one of ours, until the guard is dropped.
@@ -114,7 +117,7 @@ impl Upstream {
     /// Takes note that a connection was refused; with all of them refused the application is not there.
     pub fn cannot_be_reached(&self) {
         if let Some(readiness) = &self.readiness
-            && self.endpoints.iter().all(|endpoint| endpoint.unreachable_for().is_some())
+            && self.endpoints.load().iter().all(|endpoint| endpoint.unreachable_for().is_some())
         {
             self.tell(readiness.found(Finding::Refused), Finding::Refused);
         }
@@ -157,15 +160,22 @@ impl Upstream {
         {
             return Some(Missing { name, state, since: readiness.since() });
         }
-        let unreachable: Option<Vec<_>> = self.endpoints.iter().map(|endpoint| endpoint.unreachable_for()).collect();
+        let endpoints = self.endpoints.load();
+        let unreachable: Option<Vec<_>> = endpoints.iter().map(|endpoint| endpoint.unreachable_for()).collect();
         let since = unreachable?.into_iter().min()?;
         Some(Missing { name, state: "cannot be reached", since })
     }
 
     /// Requests inside, over all endpoints and cores.
     pub fn in_flight(&self) -> usize {
-        self.endpoints.iter().map(|endpoint| endpoint.in_flight()).sum()
+        self.endpoints.load().iter().map(|endpoint| endpoint.in_flight()).sum()
     }
+}
+
+/// An endpoint for each of `addresses`: the one of `known` where there is one.
+fn successors(known: &[Arc<Endpoint>], addresses: &[EndpointAddress]) -> Vec<Arc<Endpoint>> {
+    let known = |address: &EndpointAddress| known.iter().find(|endpoint| endpoint.address == *address);
+    addresses.iter().map(|address| known(address).map_or_else(|| Endpoint::new(address), Arc::clone)).collect()
 }
 
 /// One address of an upstream, and what is known of it.
@@ -297,23 +307,39 @@ mod tests {
     #[test]
     fn the_endpoint_with_the_fewest_requests_is_selected() {
         let upstream = upstream(&["a", "b"]);
-        let busy = upstream.select();
+        let busy = upstream.select().unwrap();
         let _request = upstream.enter(&busy);
 
-        assert_ne!(upstream.select().id, busy.id);
-        assert_ne!(upstream.select().id, busy.id);
+        assert_ne!(upstream.select().unwrap().id, busy.id);
+        assert_ne!(upstream.select().unwrap().id, busy.id);
     }
 
     #[test]
     fn an_endpoint_that_refused_is_passed_over_while_another_answers() {
         let upstream = upstream(&["a", "b"]);
-        let refusing = upstream.select();
+        let refusing = upstream.select().unwrap();
         assert!(refusing.refused(), "a first failure is news");
 
-        assert_ne!(upstream.select().id, refusing.id);
+        assert_ne!(upstream.select().unwrap().id, refusing.id);
         assert!(!refusing.refused(), "a second failure is not");
         assert!(refusing.connected(), "an end of the failures is");
         assert!(!refusing.connected(), "a second success is not");
+    }
+
+    #[test]
+    fn endpoints_that_stay_keep_what_is_known_of_them() {
+        let upstream = upstream(&["a", "b"]);
+        let [_, stays] = &upstream.endpoints()[..] else { panic!("two were given") };
+        stays.refused();
+
+        let address = |host: &str| EndpointAddress::Tcp { host: host.into(), port: 1 };
+        upstream.set_endpoints(&[address("c"), address("b")]);
+
+        let labels: Vec<_> = upstream.endpoints().iter().map(|endpoint| endpoint.label.to_string()).collect();
+        assert_eq!(labels, ["c:1", "b:1"]);
+        assert_eq!(upstream.endpoints()[1].id, stays.id);
+        upstream.set_endpoints(&[]);
+        assert!(upstream.select().is_none());
     }
 
     #[test]
@@ -321,6 +347,6 @@ mod tests {
         let upstream = upstream(&["a"]);
         upstream.endpoints()[0].refused();
 
-        assert_eq!(&*upstream.select().label, "a:1");
+        assert_eq!(&*upstream.select().unwrap().label, "a:1");
     }
 }
