@@ -27,6 +27,7 @@ mod places;
 mod queue;
 mod reload;
 mod routing;
+mod scaling;
 mod service_managers;
 mod shared;
 mod soak;

@@ -1,6 +1,11 @@
 //! A server that speaks as S3 does: moto, from `PyPI`.
 
-use std::{fs, net::SocketAddr, path::Path, process::Command};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use vestibule::config::{SharedService, SharedStoragePlan, StorePlan};
 
@@ -18,14 +23,19 @@ pub(crate) struct Moto {
 impl Moto {
     /// Starts it with its log in `folder`. `None` where it cannot be had.
     pub(crate) fn start(folder: &Path) -> Option<Self> {
-        let install = ["bin/pip", "install", "--quiet", "--disable-pip-version-check", "moto[server]==5.2.5"];
-        let done = "bin/moto_server";
-        let installed = fetched("moto", done, &[&["python3", "-m", "venv", "."], &install])?;
+        Self::start_at(Ipv4Addr::LOCALHOST, folder)
+    }
+
+    pub(crate) fn start_at(address: Ipv4Addr, folder: &Path) -> Option<Self> {
+        let installed = Self::install()?;
         let log = folder.join("moto.log");
         // With a certificate for 127.0.0.1, under names that pebble's would have.
         let authority = Authority::new();
         let mut command = Command::new(installed.with_file_name("python3"));
-        command.args(["-c", PROGRAM]).current_dir(authority.folder.path()).env_remove("PYTHONHOME");
+        command
+            .args(["-c", PROGRAM, &address.to_string()])
+            .current_dir(authority.folder.path())
+            .env_remove("PYTHONHOME");
         let mut peer = Peer::start(&mut command, &log);
         let said = || fs::read_to_string(&log).unwrap_or_default();
         let mut ports = Vec::new();
@@ -34,11 +44,17 @@ impl Moto {
             ports = said().lines().filter_map(|line| line.strip_prefix("listening at ")?.parse().ok()).collect();
             ports.len() == 2
         });
-        let [http, https] = [0, 1].map(|number| SocketAddr::from(([127, 0, 0, 1], ports[number])));
+        let [http, https] = [0, 1].map(|number| SocketAddr::from((address, ports[number])));
         let moto = Self { _peer: peer, http, https, authority };
         let made = moto.ask("PUT", "");
         assert_eq!(status(&made), 200, "{made}");
         Some(moto)
+    }
+
+    /// Has it installed, for where nothing can be fetched.
+    pub(crate) fn install() -> Option<PathBuf> {
+        let install = ["bin/pip", "install", "--quiet", "--disable-pip-version-check", "moto[server]==5.2.5"];
+        fetched("moto", "bin/moto_server", &[&["python3", "-m", "venv", "."], &install])
     }
 
     /// How it is reached, with the prefix `vestibule`; what else is needed is put into `folder`.
@@ -100,6 +116,7 @@ impl Moto {
 
 /// One request at a time: moto looks at a condition and acts on it in two steps, which are one at S3.
 const PROGRAM: &str = "
+import sys
 import threading
 from werkzeug.serving import make_server
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -109,7 +126,7 @@ def serialized(environ, start_response):
     with one_at_a_time:
         return application(environ, start_response)
 for certificate in [None, ('pebble.crt', 'pebble.key')]:
-    server = make_server('127.0.0.1', 0, serialized, threaded=True, ssl_context=certificate)
+    server = make_server(sys.argv[1], 0, serialized, threaded=True, ssl_context=certificate)
     print('listening at %d' % server.server_port, flush=True)
     threading.Thread(target=server.serve_forever).start()
 ";

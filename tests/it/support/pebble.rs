@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     ops::Deref,
     path::{Path, PathBuf},
     process::Command,
@@ -15,7 +15,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 
-use super::{PATIENCE, Peer, body, clients, program, status, wait_for};
+use super::{PATIENCE, Peer, body, clients, network::HUB, program, status, wait_for};
 
 /// pebble with its name server, both ended when dropped.
 ///
@@ -34,8 +34,9 @@ pub(crate) struct Pebble {
 }
 
 /// What a test asks of the authority.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Builder {
+    address: Ipv4Addr,
     http_port: Option<u16>,
     tls_port: Option<u16>,
     validity: Option<Duration>,
@@ -47,7 +48,16 @@ pub(crate) struct Builder {
 
 impl Pebble {
     pub(crate) fn builder() -> Builder {
-        Builder::default()
+        Builder {
+            address: Ipv4Addr::LOCALHOST,
+            http_port: None,
+            tls_port: None,
+            validity: None,
+            nonce_reject: 0,
+            authz_reuse: 0,
+            chain_length: None,
+            eab: Vec::new(),
+        }
     }
 
     /// The URL of the directory.
@@ -148,6 +158,12 @@ impl Deref for Pebble {
 }
 
 impl Builder {
+    /// Where it listens, and its name server too, if not on loopback.
+    pub(crate) fn at(mut self, address: Ipv4Addr) -> Self {
+        self.address = address;
+        self
+    }
+
     /// Where it comes for HTTP-01.
     pub(crate) fn http_port(mut self, port: u16) -> Self {
         self.http_port = Some(port);
@@ -192,11 +208,11 @@ impl Builder {
 
     /// Starts both and waits for the directory. `None` where they are not installed.
     pub(crate) fn start(self) -> Option<Pebble> {
-        let (program, mut names) = (program("pebble")?, NameServer::start()?);
+        let (program, mut names) = (program("pebble")?, NameServer::start_at(self.address)?);
         // Another process may take a port between our look and its start.
         for _ in 0..5 {
             let [acme, management, nobody] = free_ports();
-            let (acme, management) = (loopback(acme), loopback(management));
+            let [acme, management] = [acme, management].map(|port| SocketAddr::from((self.address, port)));
             let (program, options, authority) = (program.clone(), self.clone(), Authority::new());
             let mut started = Pebble { program, peer: None, names, options, acme, management, nobody, authority };
             if let Some(peer) = started.run() {
@@ -221,14 +237,18 @@ pub(crate) struct NameServer {
 impl NameServer {
     /// Starts it and waits until it answers. `None` where it is not installed.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST)
+    }
+
+    pub(crate) fn start_at(address: Ipv4Addr) -> Option<Self> {
         let program = program("pebble-challtestsrv")?;
         // Another process may take a port between our look and its start.
-        let started = (0..5).find_map(|_| Self::run(&program));
+        let started = (0..5).find_map(|_| Self::run(&program, address));
         Some(started.expect("pebble-challtestsrv starts"))
     }
 
-    fn run(program: &Path) -> Option<Self> {
-        let [dns, management] = free_ports().map(loopback);
+    fn run(program: &Path, address: Ipv4Addr) -> Option<Self> {
+        let [dns, management] = free_ports().map(|port| SocketAddr::from((address, port)));
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new(program);
         command
@@ -338,9 +358,10 @@ impl Authority {
         authority
     }
 
-    /// For `localhost` and 127.0.0.1.
+    /// For `localhost`, 127.0.0.1 and where machines of a test find it.
     pub(crate) fn issue(&self) -> (rcgen::Certificate, KeyPair) {
-        let params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let names = ["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string(), HUB.to_string()];
+        let params = CertificateParams::new(names).unwrap();
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
