@@ -1,5 +1,5 @@
 # `make help` lists what there is. Debian packages are named in tests/packages.sh, in one place.
-.PHONY: help build demo test lint deny bench soak docassemble clean
+.PHONY: help build demo test lint deny bench soak restarts docassemble clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -10,6 +10,8 @@ ROUNDS ?= 2
 # How long `make soak` goes on with each of its peers.
 SOAK_SECONDS ?= 600
 SOAK_PEERS ?= vestibule nginx caddy
+# What `make restarts` does to applications.
+CASES ?= restart,reload,kill,hang,flap
 # Runs of `make docassemble`, such as root/uwsgi,front; empty: all sixteen.
 ONLY ?=
 
@@ -53,6 +55,10 @@ soak: build ## reloads, upgrades, kills and so on under load, next to nginx and 
 	tests/packages.sh soak
 	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_PEERS="$(SOAK_PEERS)" VESTIBULE_BINARY="$(CURDIR)/target/release/vestibule" \
 		cargo test --locked --test it soak::soak -- --exact --nocapture
+
+restarts: build ## applications that restart, die, hang and flap, behind Vestibule, nginx and HAProxy: make restarts CASES=kill,hang
+	tests/packages.sh restarts
+	python3 benches/restarts/restarts.py --case $(CASES)
 
 docassemble: build ## the real docassemble behind Vestibule: make docassemble ONLY=root/uwsgi,front (root)
 	python3 tests/docassemble/run.py --only "$(ONLY)"
