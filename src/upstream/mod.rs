@@ -4,6 +4,7 @@
 //! purpose: the bound on requests inside is one bound. Connections are not shared; each core has
 //! its own [`Pool`]. What is said over a connection is [`crate::proxy`]'s business.
 
+mod line;
 mod pool;
 mod queue;
 mod readiness;
@@ -17,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use line::{Class, Client, Who};
 pub use pool::{Lease, Pool};
 pub use queue::{Place, Queue, Refused};
 use readiness::LET_IN;
@@ -66,7 +68,7 @@ impl Upstream {
             .map(|address| known(&address).map_or_else(|| Endpoint::new(address), Arc::clone))
             .collect();
         let queue =
-            before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(plan.concurrency, plan.queue));
+            before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(plan.concurrency, &plan.queue));
         // Of the same application, as far as can be told.
         let kept = before
             .filter(|before| (&before.plan.ready_path, &before.plan.endpoints) == (&plan.ready_path, &plan.endpoints));
@@ -77,7 +79,7 @@ impl Upstream {
         Arc::new(Self {
             plan: plan.clone(),
             name: plan.name.as_str().into(),
-            queue: queue.unwrap_or_else(|| Arc::new(Queue::new(plan.concurrency, plan.queue, metrics.clone()))),
+            queue: queue.unwrap_or_else(|| Arc::new(Queue::new(plan.concurrency, &plan.queue, metrics.clone()))),
             metrics,
             readiness,
             endpoints,
@@ -285,7 +287,9 @@ mod tests {
             protocol: Protocol::Http,
             endpoints: endpoints.iter().map(|host| EndpointAddress::Tcp { host: (*host).into(), port: 1 }).collect(),
             concurrency: None,
-            queue: QueuePlan { limit: 1, timeout: Duration::from_secs(1) },
+            follows: false,
+            stats: Vec::new(),
+            queue: QueuePlan { limit: 1, timeout: Duration::from_secs(1), sessions: Vec::new() },
             health_path: None,
             ready_path: None,
             hold: Duration::ZERO,
