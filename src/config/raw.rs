@@ -16,9 +16,9 @@ use super::{
     read::OneOrMore,
     units::{Count, Size, Timeout, Wait},
     words::{
-        AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath, Https, MailAddress,
-        PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace, StorePlace,
-        TlsVersion, UserName, Workers,
+        AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath, Https,
+        MailAddress, PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace,
+        StorePlace, TlsVersion, UserName, Workers,
     },
 };
 

@@ -262,7 +262,11 @@ impl Scalar for CookieName {
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
         // A token (RFC 6265, 4.1.1).
         let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        if !text.is_empty() && text.bytes().all(is_token) { Ok(Self(text.to_owned())) } else { Err(unexpected::<Self>(text)) }
+        if !text.is_empty() && text.bytes().all(is_token) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(unexpected::<Self>(text))
+        }
     }
 }
 

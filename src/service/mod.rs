@@ -401,7 +401,8 @@ fn class(plan: &UpstreamPlan, path: &str, headers: &HeaderMap) -> Class {
         return Class::Health;
     }
     let is_session = |name: &[u8]| plan.queue.sessions.iter().any(|session| session.as_bytes() == name);
-    let cookies = headers.get_all(header::COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    let cookies =
+        headers.get_all(header::COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
     let names = cookies.map(|cookie| cookie.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii());
     if names.into_iter().any(is_session) { Class::Session } else { Class::Other }
 }

@@ -67,7 +67,10 @@ pub(super) struct Line {
 
 #[derive(Debug)]
 enum Waiter {
-    Waiting { turn: u32, waker: Waker },
+    Waiting {
+        turn: u32,
+        waker: Waker,
+    },
     Called,
     /// For one who comes later and is to wait in its stead.
     SentAway,
@@ -173,9 +176,9 @@ impl Line {
         let is_client = |turn: &u32| self.clients.get(*turn).key.1 != Client::Process;
         let below = [Class::Other, Class::Session].into_iter().filter(|class| *class > who.class).map(room);
         let mut below = below.flat_map(|room| [room.busiest, room.turns.last]).flatten().filter(is_client);
-        let turn = below.next().or_else(|| {
-            room(who.class).busiest.filter(is_client).filter(|turn| self.clients.get(*turn).count > 1)
-        })?;
+        let turn = below
+            .next()
+            .or_else(|| room(who.class).busiest.filter(is_client).filter(|turn| self.clients.get(*turn).count > 1))?;
         let number = self.clients.get(turn).waiters.last.expect(NOT_EMPTY);
         self.take_out(number, Waiter::SentAway)
     }
@@ -344,7 +347,8 @@ mod tests {
     fn called(line: &mut Line, numbers: &mut Vec<(u32, Who)>, count: usize) -> Vec<Who> {
         let call = |_| {
             line.call()?;
-            let position = numbers.iter().position(|(number, _)| line.look(*number, Waker::noop()) == Standing::Called)?;
+            let position =
+                numbers.iter().position(|(number, _)| line.look(*number, Waker::noop()) == Standing::Called)?;
             let (number, who) = numbers.remove(position);
             line.leave(number);
             Some(who)
@@ -423,7 +427,11 @@ mod tests {
         // A table has a byte beside each slot, and is at most seven eighths full.
         let known = line.known.capacity() * 8 / 7 * (size_of::<((Class, Client), u32)>() + 1);
 
-        assert!((clients + waiters + known) / numbers.len() <= BYTES, "{}", (clients + waiters + known) / numbers.len());
+        assert!(
+            (clients + waiters + known) / numbers.len() <= BYTES,
+            "{}",
+            (clients + waiters + known) / numbers.len()
+        );
         for number in numbers {
             line.leave(number);
         }

@@ -74,7 +74,12 @@ impl State {
     }
 
     fn has_place(&self) -> bool {
-        self.inside < self.concurrency.saturating_sub(self.elsewhere)
+        self.inside < self.share()
+    }
+
+    /// Places that no other process has.
+    fn share(&self) -> usize {
+        self.concurrency.saturating_sub(self.elsewhere)
     }
 
     /// Calls the next one in line, if there is a place.
@@ -167,6 +172,11 @@ impl Queue {
     /// Requests that may be inside at once, over all processes. `None`: no bound.
     pub fn concurrency(&self) -> Option<usize> {
         self.places.as_ref().map(|places| places.lock().concurrency)
+    }
+
+    /// Those of the places that no other process has; none without a bound.
+    pub fn share(&self) -> usize {
+        self.places.as_ref().map_or(0, |places| places.lock().share())
     }
 
     /// Leaves `count` places to another process until they are granted.
@@ -359,7 +369,8 @@ mod tests {
     #[tokio::test]
     async fn fewer_places_are_reached_as_those_inside_leave() {
         let queue = queue(3, 10);
-        let inside = [queue.enter(other).await.unwrap(), queue.enter(other).await.unwrap(), queue.enter(other).await.unwrap()];
+        let inside =
+            [queue.enter(other).await.unwrap(), queue.enter(other).await.unwrap(), queue.enter(other).await.unwrap()];
         assert!(queue.resize(NonZeroUsize::new(1), &plan(10)));
         let mut next = pin!(queue.enter(other));
         let [first, second, third] = inside;
