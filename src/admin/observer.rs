@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{
     AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, Order,
-    Orders, Outcome, Report, Status, UpstreamStatus, timestamp,
+    Orders, Outcome, Report, Status, UpstreamStatus, WorkersStatus, timestamp,
 };
 use crate::{
     config::{Protocol, without_passwords},
@@ -20,6 +20,7 @@ use crate::{
     runtime::{Current, Runtime},
     service::{Hop, Hops, Seen},
     tls::CertificateStore,
+    upstream::{Upstream, Workers},
 };
 
 /// Looks at what the gateway is made of.
@@ -75,11 +76,14 @@ impl AdminState for Observer {
                 })
                 .collect(),
             in_flight: upstream.in_flight() as u64,
-            concurrency: upstream.plan.concurrency.map(|places| places.get() as u64),
+            concurrency: upstream.queue.concurrency().map(|places| places as u64),
             queue_depth: upstream.queue.depth() as u64,
             queue_limit: upstream.plan.queue.limit as u64,
             readiness: upstream.readiness.as_ref().map(|readiness| readiness.phase().name().to_owned()),
             readiness_seconds: upstream.readiness.as_ref().map(|readiness| readiness.since().as_secs()),
+            workers: workers(upstream),
+            stats_unread_seconds: unread(upstream).map(|(time, _)| time.as_secs()),
+            stats_fault: unread(upstream).map(|(_, why)| why),
         });
         let certificates = self.certificates.certificates();
         let certificates = certificates.iter().map(|certificate| CertificateStatus {
@@ -128,8 +132,22 @@ impl AdminState for Observer {
             .iter()
             .map(|order| (order.at.as_str(), order.hosts.first().cloned().unwrap_or_default(), order.failures));
         self.metrics.certificates(expire, orders);
+        let runtime = self.current.load();
+        let known =
+            |upstream: &Arc<Upstream>| Some((upstream.name.to_string(), upstream.stats.as_ref()?.last()?.values()));
+        self.metrics.workers(runtime.upstreams.values().filter_map(known));
         self.metrics.encode()
     }
+}
+
+fn workers(upstream: &Upstream) -> Option<WorkersStatus> {
+    let Workers { workers, threads, busy, listen_queue, exceptions, spawns, harakiris } =
+        upstream.stats.as_ref()?.last()?;
+    Some(WorkersStatus { workers, threads, busy, listen_queue, exceptions, spawns, harakiris })
+}
+
+fn unread(upstream: &Upstream) -> Option<(Duration, String)> {
+    upstream.stats.as_ref()?.unread()
 }
 
 fn hops(seen: &Seen) -> HopsStatus {

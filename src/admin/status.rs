@@ -96,6 +96,34 @@ pub struct UpstreamStatus {
     /// For how long.
     #[serde(default)]
     pub readiness_seconds: Option<u64>,
+    /// What `stats` said last; `None` where it is not asked, or has not answered yet.
+    #[serde(default)]
+    pub workers: Option<WorkersStatus>,
+    /// For how long `stats` could not be read; `None` while it can.
+    #[serde(default)]
+    pub stats_unread_seconds: Option<u64>,
+    /// Why not.
+    #[serde(default)]
+    pub stats_fault: Option<String>,
+}
+
+/// The workers of uWSGI.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkersStatus {
+    /// Those that run.
+    pub workers: u64,
+    /// Requests that they take at once.
+    pub threads: u64,
+    /// Requests that they have.
+    pub busy: u64,
+    /// Connections in uWSGI's own queue.
+    pub listen_queue: u64,
+    /// All from here on since uWSGI was started.
+    pub exceptions: u64,
+    /// Workers that were started.
+    pub spawns: u64,
+    /// Workers that were killed over a request.
+    pub harakiris: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -162,6 +190,21 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         )?;
         if let (Some(readiness), Some(seconds)) = (&upstream.readiness, upstream.readiness_seconds) {
             writeln!(text, "    {readiness} for {}", duration(seconds))?;
+        }
+        if let Some(WorkersStatus { workers, threads, busy, listen_queue, exceptions, harakiris, .. }) =
+            &upstream.workers
+        {
+            let killed = if *harakiris > 0 { format!(", {harakiris} killed over a request") } else { String::new() };
+            writeln!(
+                text,
+                "    {} of uWSGI: {busy} of {} busy, {listen_queue} in its own queue, {}{killed}",
+                count(*workers, "worker"),
+                count(*threads, "thread"),
+                count(*exceptions, "exception")
+            )?;
+        }
+        if let (Some(seconds), Some(fault)) = (upstream.stats_unread_seconds, &upstream.stats_fault) {
+            writeln!(text, "    stats NOT READ for {}: {fault}", duration(seconds))?;
         }
         let endpoints = upstream.endpoints.iter().map(|endpoint| {
             let state = match endpoint.unreachable_seconds {
@@ -380,6 +423,19 @@ mod tests {
                     queue_limit: 512,
                     readiness: Some("starting".to_owned()),
                     readiness_seconds: Some(63),
+                    workers: Some(WorkersStatus {
+                        workers: 1,
+                        threads: 6,
+                        busy: 5,
+                        listen_queue: 0,
+                        exceptions: 2,
+                        spawns: 3,
+                        harakiris: 1,
+                    }),
+                    stats_unread_seconds: Some(61),
+                    stats_fault: Some(
+                        "cannot connect to unix:/run/stats.sock: Connection refused (os error 111)".to_owned(),
+                    ),
                 },
                 UpstreamStatus { name: "ws".to_owned(), protocol: "http".to_owned(), ..UpstreamStatus::default() },
             ],
@@ -469,6 +525,8 @@ listeners
 upstreams
   app (uwsgi): 6 of 6 in flight, 2 of 512 waiting
     starting for 1m 3s
+    1 worker of uWSGI: 5 of 6 threads busy, 0 in its own queue, 2 exceptions, 1 killed over a request
+    stats NOT READ for 1m 1s: cannot connect to unix:/run/stats.sock: Connection refused (os error 111)
     unix:/run/app.sock  up
     10.0.0.7:5000       unreachable for 7s
   ws (http): 0 in flight, 0 of 0 waiting

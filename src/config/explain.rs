@@ -137,6 +137,9 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(origin) = &route.allow_origin {
             writeln!(f, "    pages of {origin} may read its answers, unless it says otherwise")?;
         }
+        if route.server_timing {
+            writeln!(f, "    whoever asks is told how long the queue and the application took (Server-Timing)")?;
+        }
         let compress =
             if route.compress { "text is compressed for clients that take it" } else { "nothing is compressed" };
         writeln!(f, "    {compress}; a websocket closes after {} of silence", show_time(route.tunnel_idle))?;
@@ -156,22 +159,34 @@ fn matching_order(routes: &[RoutePlan]) -> Vec<&RoutePlan> {
 
 fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "\nUpstreams: the applications")?;
-    for UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, ready_path, .. } in
-        plan.upstreams.values()
-    {
+    for upstream in plan.upstreams.values() {
+        let UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, ready_path, .. } =
+            upstream;
         let protocol = match protocol {
             Protocol::Http => "HTTP/1.1",
             Protocol::Uwsgi => "the uwsgi protocol",
         };
         writeln!(f, "  `{name}` speaks {protocol} at {}", list(endpoints))?;
         match concurrency {
-            Some(places) => writeln!(
-                f,
-                "    {places} requests inside at once; {} more may wait, up to {}; others are answered 503",
-                queue.limit,
-                show_time(queue.timeout)
-            )?,
+            Some(places) => {
+                if upstream.follows {
+                    write!(
+                        f,
+                        "    as many requests inside at once as uWSGI has threads ({places} until that is known); "
+                    )?;
+                } else {
+                    write!(f, "    {places} requests inside at once; ")?;
+                }
+                let (limit, timeout) = (queue.limit, show_time(queue.timeout));
+                writeln!(f, "{limit} more may wait, up to {timeout}; others are answered 503")?;
+                if limit > 0 && !queue.sessions.is_empty() {
+                    writeln!(f, "    clients take turns, those with a cookie {} first", list(&queue.sessions))?;
+                }
+            }
             None => writeln!(f, "    any number of requests inside at once")?,
+        }
+        if !upstream.stats.is_empty() {
+            writeln!(f, "    how its workers are is read at {}", list(&upstream.stats))?;
         }
         writeln!(
             f,

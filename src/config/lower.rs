@@ -22,7 +22,7 @@ use super::{
     },
     raw,
     read::{Reading, Told, suggestion},
-    words::{ClientCertificate, StoragePlace, StorePlace, TlsVersion, Workers},
+    words::{ClientCertificate, Concurrency, StoragePlace, StorePlace, TlsVersion, Workers},
 };
 
 /// What `file` means. Every broken rule is told to `reading`.
@@ -726,18 +726,39 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
         }
     }
     let (queue, health) = (upstream.queue?, upstream.health?);
+    let stats = upstream.stats?.map_or_else(Vec::new, |stats| stats.0);
+    let follows = matches!(upstream.concurrency?, Some(Concurrency::Auto));
+    if follows && stats.is_empty() {
+        let problem = "`auto` follows uWSGI's stats server: start uWSGI with `stats = /run/uwsgi/stats.sock`, and say so here with \
+                       `stats: \"unix:/run/uwsgi/stats.sock\"`; or write the number of the application's threads";
+        return Err(reading.refuse_at(&format!("upstreams.{name}.concurrency"), problem));
+    }
+    let concurrency = match upstream.concurrency? {
+        Some(Concurrency::Places(places)) => NonZeroUsize::new(places.get()),
+        Some(Concurrency::Auto) => NonZeroUsize::new(UNREAD_PLACES * stats.len()),
+        None => None,
+    };
     Ok(UpstreamPlan {
         name: name.to_owned(),
         protocol: upstream.protocol?,
         endpoints: upstream.endpoints?,
-        concurrency: upstream.concurrency?.and_then(|places| NonZeroUsize::new(places.0.get())),
-        queue: QueuePlan { limit: queue.limit?.get(), timeout: queue.timeout?.0 },
+        concurrency,
+        follows,
+        stats,
+        queue: QueuePlan {
+            limit: queue.limit?.get(),
+            timeout: queue.timeout?.0,
+            sessions: queue.sessions?.into_iter().map(|name| name.0).collect(),
+        },
         health_path: health.path?.map(|path| path.0),
         ready_path: health.ready?.map(|target| target.0),
         hold: upstream.hold?.0,
         connect_timeout: upstream.connect_timeout?.0,
     })
 }
+
+/// Places for each stats server until it can be read. Too many would wait in uWSGI's own queue, too few would idle it.
+const UNREAD_PLACES: usize = 4;
 
 fn lower_routes(
     routes: Vec<raw::Route>,
@@ -794,6 +815,7 @@ fn lower_route(route: raw::Route) -> Result<RoutePlan, Told> {
         accel_prefix: route.accel_prefix?.0,
         compress: route.compress?,
         tunnel_idle: route.tunnel_idle?.0,
+        server_timing: route.server_timing?,
         allow_origin: route.allow_origin?.map(|origin| origin.0),
         client_certificate: route.client_certificate?.is_some(),
     })

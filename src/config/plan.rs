@@ -471,8 +471,12 @@ pub struct UpstreamPlan {
     pub name: String,
     pub protocol: Protocol,
     pub endpoints: Vec<EndpointAddress>,
-    /// Requests inside at once, over all cores. `None`: no bound.
+    /// Requests inside at once, over all cores; with `follows`, until `stats` can be read. `None`: no bound.
     pub concurrency: Option<NonZeroUsize>,
+    /// Whether the bound is as many as `stats` says there are threads.
+    pub follows: bool,
+    /// uWSGI's stats servers.
+    pub stats: Vec<EndpointAddress>,
     pub queue: QueuePlan,
     /// The application's own health page; never redirected by the host rule.
     pub health_path: Option<String>,
@@ -513,12 +517,14 @@ impl fmt::Display for EndpointAddress {
 }
 
 /// The waiting room before an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct QueuePlan {
     /// Requests waiting at once; one more is answered 503.
     pub limit: usize,
     /// The longest wait; then 503.
     pub timeout: Duration,
+    /// The cookies that say who has a session, and is let in before those who have none.
+    pub sessions: Vec<String>,
 }
 
 /// Where the requests under one prefix go.
@@ -546,6 +552,8 @@ pub struct RoutePlan {
     pub compress: bool,
     /// A websocket, or any other tunnel, on this route closes after this long without a byte.
     pub tunnel_idle: Duration,
+    /// Whether clients are told how long the queue and the application took.
+    pub server_timing: bool,
     /// An origin whose pages may read the answers, where the application says nothing about it.
     pub allow_origin: Option<String>,
     /// Only for clients whose certificate was verified in the handshake.

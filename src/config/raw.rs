@@ -13,11 +13,12 @@ use super::{
         AdminAddress, CertificateHost, ChallengeKind, EndpointAddress, FileMode, HostName, ListenAddress, LogFormat,
         LogSink, PathPrefix, Protocol, Secret, Slash,
     },
+    read::OneOrMore,
     units::{Count, Size, Timeout, Wait},
     words::{
-        AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, DirectoryUrl, FilePath, Https, MailAddress,
-        PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace, StorePlace,
-        TlsVersion, UserName, Workers,
+        AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath, Https,
+        MailAddress, PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace,
+        StorePlace, TlsVersion, UserName, Workers,
     },
 };
 
@@ -294,8 +295,12 @@ keys! {
         protocol: Protocol = "http",
         /// Where it listens: `host:port`, `[::1]:port` or `unix:/path`.
         endpoints: Vec<EndpointAddress> = required,
-        /// Requests inside at once; the rest wait, first in first out. `null`: no bound.
+        /// Requests inside at once; the rest wait. `auto`: as many as `stats` says there are threads of workers, and 4 for each
+        /// address in `stats` until it can be read. `null`: no bound.
         concurrency: Option<Concurrency> = "null",
+        /// Where uWSGI says how its workers are (its option `stats`): an address, or a list with one for each endpoint. It is
+        /// asked once a second. `null`: nowhere.
+        stats: Option<OneOrMore<EndpointAddress>> = "null",
         /// The waiting room in front of it.
         queue: Queue = "{}",
         /// Its own health page.
@@ -315,6 +320,9 @@ keys! {
         limit: Count<0, 1_000_000> = "512",
         /// The longest wait; then 503.
         timeout: Wait = "30s",
+        /// Names of cookies. A request with one of them is let in before those without, which have every fourth place all the
+        /// same.
+        sessions: Vec<CookieName> = "[session]",
     }
 }
 
@@ -360,6 +368,8 @@ keys! {
         compress: bool = "true",
         /// A websocket closes after this long without a byte.
         tunnel_idle: Timeout = "24h",
+        /// Whether answers say in `Server-Timing` how long the request waited in the queue and how long the application took.
+        server_timing: bool = "false",
         /// A site whose pages may read the answers, such as `https://www.example.com`: four `Access-Control-*` headers are added
         /// to answers that have no `Access-Control-Allow-Origin` of the application's. `null`: that is the application's business.
         allow_origin: Option<SiteOrigin> = "null",

@@ -112,6 +112,23 @@ impl<T: Read> Read for Vec<T> {
     }
 }
 
+/// A list that need not be written as one where it has one entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OneOrMore<T>(pub(super) Vec<T>);
+
+impl<T: Read> Read for OneOrMore<T> {
+    fn read(node: &Node, reading: &mut Reading<'_>) -> Result<Self, Told> {
+        match &node.value {
+            Value::Sequence(_) => Vec::read(node, reading).map(Self),
+            _ => T::read(node, reading).map(|one| Self(vec![one])),
+        }
+    }
+
+    fn schema() -> Json {
+        json!({ "anyOf": [T::schema(), Vec::<T>::schema()] })
+    }
+}
+
 /// A mapping whose keys are names that the operator chooses.
 impl<T: Read> Read for BTreeMap<String, T> {
     fn read(node: &Node, reading: &mut Reading<'_>) -> Result<Self, Told> {

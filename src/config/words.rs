@@ -226,26 +226,47 @@ impl Scalar for Workers {
     }
 }
 
-/// Requests inside an upstream at once.
+/// Requests inside an upstream at once: so many, or as many as its workers take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Concurrency(pub(super) Count<1, 1_000_000>);
+pub(super) enum Concurrency {
+    Auto,
+    Places(Count<1, 1_000_000>),
+}
 
 impl Scalar for Concurrency {
-    const EXPECTED: &'static str = "a whole number, or `null` for no bound";
+    const EXPECTED: &'static str = "`auto`, a whole number, or `null` for no bound";
 
     fn parse(text: &str, base: &Path) -> Result<Self, String> {
         match text {
-            "auto" => Err("`auto` is not supported yet; write the number of the application's threads".to_owned()),
+            "auto" => Ok(Self::Auto),
             "0" => {
                 Err("no request could ever get in; write the number of the application's threads, or `null`".to_owned())
             }
-            _ if text.starts_with(|c: char| c.is_ascii_digit()) => Count::parse(text, base).map(Self),
+            _ if text.starts_with(|c: char| c.is_ascii_digit()) => Count::parse(text, base).map(Self::Places),
             _ => Err(unexpected::<Self>(text)),
         }
     }
 
     fn schema() -> Json {
-        or_variable(&json!({ "type": "integer", "minimum": 1 }))
+        json!({ "anyOf": [{ "enum": ["auto"] }, or_variable(&json!({ "type": "integer", "minimum": 1 }))] })
+    }
+}
+
+/// The name of a cookie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CookieName(pub(super) String);
+
+impl Scalar for CookieName {
+    const EXPECTED: &'static str = "the name of a cookie, such as `session`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        // A token (RFC 6265, 4.1.1).
+        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        if !text.is_empty() && text.bytes().all(is_token) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(unexpected::<Self>(text))
+        }
     }
 }
 

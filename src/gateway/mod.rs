@@ -7,6 +7,7 @@ mod attention;
 mod places;
 mod probing;
 mod traffic;
+mod workers;
 
 use std::{
     collections::BTreeMap,
@@ -91,6 +92,8 @@ pub enum News {
     Given { upstream: Arc<str>, count: u32 },
     /// A request waits and there is no place.
     Wanted { upstream: Arc<str> },
+    /// As many places there are of an upstream whose bound follows its workers; as many as are still here, once we leave.
+    Bound { upstream: Arc<str>, count: u32 },
     /// All traffic threads have turned since [`Gateway::beat`].
     Alive { beat: u64 },
     /// Somebody asks for a challenge that may be another machine's.
@@ -231,6 +234,7 @@ impl Gateway {
         let (certificates, current) = (Arc::clone(&gateway.certificates), Arc::clone(&gateway.current));
         let others = Arc::clone(&gateway.certificates_changed);
         gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));
+        gateway.control.spawn(workers::follow(Arc::clone(&gateway.current), gateway.drain.clone()));
         gateway.control.spawn(probing::warn_of_open_supervisors(Arc::clone(&gateway.current)));
         Ok(gateway)
     }

@@ -49,12 +49,46 @@ impl Gateway {
         });
     }
 
+    /// Tells `news` how many places there are of each upstream whose bound follows its workers, and again as that changes.
+    pub fn tell_bounds(&self, news: UnboundedSender<News>) {
+        let (current, drain) = (Arc::clone(&self.current), self.drain.clone());
+        self.control.spawn(async move {
+            let mut told = BTreeMap::new();
+            let mut tick = interval(BOUNDS);
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            for number in 0_u32.. {
+                tokio::select! {
+                    biased;
+                    () = drain.started() => return,
+                    _ = tick.tick() => {}
+                }
+                if number.is_multiple_of(AGAIN) {
+                    told.clear();
+                }
+                for upstream in current.load().upstreams.values().filter(|upstream| upstream.plan.follows) {
+                    let count = upstream.queue.concurrency().map_or(0, count);
+                    let name = || Arc::clone(&upstream.name);
+                    if told.insert(name(), count) != Some(count)
+                        && news.send(News::Bound { upstream: name(), count }).is_err()
+                    {
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
     /// Gives every place on as it becomes free, from now on.
     pub fn give_places(&self, news: UnboundedSender<News>) {
         let runtime = self.current.load_full();
         self.control.spawn(async move {
             let bound: Vec<_> =
                 runtime.upstreams.values().filter(|upstream| upstream.plan.concurrency.is_some()).collect();
+            // Nobody follows the workers any more here, and whoever counts on places is to have them all.
+            for upstream in bound.iter().filter(|upstream| upstream.plan.follows) {
+                let count = count(upstream.queue.share());
+                news.send(News::Bound { upstream: Arc::clone(&upstream.name), count }).ok();
+            }
             let mut wanted = vec![0; bound.len()];
             let mut tick = interval(LOOK);
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -85,5 +119,13 @@ impl Gateway {
     }
 }
 
+fn count(places: usize) -> u32 {
+    u32::try_from(places).unwrap_or(u32::MAX)
+}
+
+/// Between two looks whether a bound has changed.
+const BOUNDS: Duration = Duration::from_secs(1);
+/// After so many of them it is told in any case: whoever hears it may be another one by then.
+const AGAIN: u32 = 10;
 /// How often a leaving gateway looks for free places: a few a second would do, and nobody waits longer than this.
 const LOOK: Duration = Duration::from_millis(20);

@@ -34,6 +34,8 @@ pub struct Metrics {
     upstream_queue_depth: Family<UpstreamLabel, Gauge>,
     upstream_queue_seconds: Family<UpstreamLabel, Histogram>,
     upstream_queue_refused: Family<UpstreamRefusal, Counter>,
+    /// What uWSGI says of its workers, in the order of [`WORKERS`].
+    workers: [Family<UpstreamLabel, gauge::Gauge>; WORKERS.len()],
     connections: Family<ListenerLabel, Gauge>,
     connections_total: Family<ListenerLabel, Counter>,
     connections_shed: Family<ListenerLabel, Counter>,
@@ -95,6 +97,12 @@ impl Metrics {
         let help = "Requests that left the queue without a place";
         registry.register("upstream_queue_refused", help, upstream_queue_refused.clone());
 
+        let workers = WORKERS.map(|(name, help)| {
+            let family = Family::<UpstreamLabel, gauge::Gauge>::default();
+            registry.register(name, help, family.clone());
+            family
+        });
+
         let connections = Family::default();
         registry.register("connections", "Open connections", connections.clone());
         let connections_total = Family::default();
@@ -144,6 +152,7 @@ impl Metrics {
             upstream_queue_depth,
             upstream_queue_seconds,
             upstream_queue_refused,
+            workers,
             connections,
             connections_total,
             connections_shed,
@@ -292,6 +301,17 @@ impl Metrics {
         }
     }
 
+    /// Takes note of what uWSGI says of its workers, by upstream. What is not said any more is not told.
+    pub fn workers(&self, known: impl Iterator<Item = (String, [u64; WORKERS.len()])>) {
+        self.workers.iter().for_each(Family::clear);
+        for (upstream, values) in known {
+            let label = UpstreamLabel { upstream };
+            for (family, value) in self.workers.iter().zip(values) {
+                family.get_or_create(&label).set(i64::try_from(value).unwrap_or(i64::MAX));
+            }
+        }
+    }
+
     /// Everything, in the `OpenMetrics` text format; see [`CONTENT_TYPE`].
     #[must_use]
     pub fn encode(&self) -> String {
@@ -300,6 +320,17 @@ impl Metrics {
         text
     }
 }
+
+/// What uWSGI says of its workers, and what that is. Gauges all, as it counts and begins anew when it likes.
+pub const WORKERS: [(&str, &str); 7] = [
+    ("uwsgi_workers", "Workers of uWSGI that run"),
+    ("uwsgi_threads", "Requests that the workers of uWSGI take at once"),
+    ("uwsgi_busy", "Requests that the workers of uWSGI have"),
+    ("uwsgi_listen_queue", "Connections in uWSGI's own queue"),
+    ("uwsgi_exceptions", "Exceptions in the application since uWSGI was started"),
+    ("uwsgi_spawns", "Workers that uWSGI has started"),
+    ("uwsgi_harakiris", "Workers that uWSGI has killed over a request"),
+];
 
 /// What is counted of one route.
 #[derive(Clone, Debug, Default)]

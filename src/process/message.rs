@@ -281,6 +281,11 @@ pub(super) enum Word {
     Export {
         id: u32,
     },
+    /// As many places there are of an upstream whose bound follows its workers; of one that leaves: as many as it has.
+    Bound {
+        upstream: u32,
+        count: u32,
+    },
 }
 
 /// Bytes of a word: kind, id, argument; little endian.
@@ -319,6 +324,7 @@ impl Word {
             Self::Check { id } => (15, id, 0),
             Self::Seek => (16, 0, 0),
             Self::Export { id } => (17, id, 0),
+            Self::Bound { upstream, count } => (18, upstream, u64::from(count)),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -357,6 +363,7 @@ impl Word {
             15 => Self::Check { id },
             16 => Self::Seek,
             17 => Self::Export { id },
+            18 => Self::Bound { upstream: id, count: small()? },
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -396,6 +403,7 @@ mod tests {
             Word::Check { id: 9 },
             Word::Seek,
             Word::Export { id: 9 },
+            Word::Bound { upstream: 2, count: 6 },
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }

@@ -103,6 +103,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
         orphaned: false,
     };
     worker.seek_challenges(asks_others);
+    worker.gateway.tell_bounds(worker.news.clone());
     let say = |word| local.block_on(&runtime, link.say(word));
     // Nobody hears it where the keeper has gone; that comes to be known by the next message.
     drop(say(Word::Ready));
@@ -311,6 +312,7 @@ fn word(news: News) -> Word {
     match news {
         News::Given { upstream, count } => Word::Place { upstream: tag(&upstream), count },
         News::Wanted { upstream } => Word::Want { upstream: tag(&upstream) },
+        News::Bound { upstream, count } => Word::Bound { upstream: tag(&upstream), count },
         News::Alive { beat } => Word::Alive { beat },
         News::Sought => Word::Seek,
     }

@@ -30,6 +30,7 @@ pub struct Answer {
 impl Answer {
     pub(super) fn new(mut response: Response<Body>, mut log: LogGuard) -> Self {
         log.allow_origin(response.headers_mut());
+        log.server_timing(response.headers_mut());
         log.status(response.status());
         Self { response, tunnel: None, log }
     }

@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -42,6 +42,8 @@ pub struct LogGuard {
     route: Option<RouteMetrics>,
     /// For the answer, whoever makes it.
     allow_origin: Option<Box<HeaderValue>>,
+    /// Likewise: whether it says how long it took.
+    server_timing: bool,
     /// Bytes of a body that is passed on as it comes.
     passed: Option<Rc<Cell<u64>>>,
     closes: bool,
@@ -90,6 +92,7 @@ impl LogGuard {
             runtime,
             route: None,
             allow_origin: None,
+            server_timing: false,
             passed: None,
             closes: false,
             done: false,
@@ -127,6 +130,7 @@ impl LogGuard {
         self.record.upstream = Some(route.upstream.name.clone());
         self.route = Some(route.metrics.clone());
         self.allow_origin = route.allow_origin.clone().map(Box::new);
+        self.server_timing = route.plan.server_timing;
     }
 
     /// Lets pages of another site read the answer, where its route says so and the application has not said anything.
@@ -137,6 +141,20 @@ impl LogGuard {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, *origin);
             for (name, value) in ALLOWED {
                 headers.insert(name, HeaderValue::from_static(value));
+            }
+        }
+    }
+
+    /// Says how long the queue and the application took, where the route says so, beside what the application says of itself.
+    pub(super) fn server_timing(&self, headers: &mut HeaderMap) {
+        if self.server_timing {
+            let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+            let metrics = [("queue", self.record.queue), ("app", self.trace.head)];
+            let known = metrics.into_iter().filter_map(|(name, time)| Some((name, milliseconds(time?))));
+            for (name, time) in known {
+                if let Ok(value) = HeaderValue::try_from(format!("{name};dur={time:.1}")) {
+                    headers.append("server-timing", value);
+                }
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::{
     http::{Body, GatewayError, Retry, forwarded::Peer, headers, path::Path},
     proxy::{self, Collected, Delivery, Head, Outbound, Payload, uwsgi::Environment},
     runtime::Runtime,
-    upstream::Upstream,
+    upstream::{Class, Client, Upstream, Who},
 };
 
 /// Answers a request on a listener with a log server.
@@ -103,7 +103,8 @@ async fn ask(
     connection: &Rc<Connection>,
     log: &mut LogGuard,
 ) -> Result<Response<Body>, GatewayError> {
-    let place = upstream.queue.enter().await.map_err(|_| {
+    let who = || Who { class: Class::Other, client: Client::of(None) };
+    let place = upstream.queue.enter(who).await.map_err(|_| {
         GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, "no place in the upstream that makes the index of logs")
     })?;
     let mut sent = HeaderMap::new();

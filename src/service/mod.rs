@@ -27,7 +27,7 @@ pub use self::{
     log::LogGuard,
 };
 use crate::{
-    config::{EndpointAddress, HostName, LimitsPlan, Protocol, Slash},
+    config::{EndpointAddress, HostName, LimitsPlan, Protocol, Slash, UpstreamPlan},
     files::{self, Target},
     h1::{Glimpse, HeadError},
     http::{
@@ -46,7 +46,7 @@ use crate::{
     },
     route::Match,
     runtime::{Route, Runtime},
-    upstream::{Place, Refused},
+    upstream::{Class, Client, Place, Refused, Who},
 };
 
 /// Answers `request`, whatever happens; one line is logged when the answer is dropped.
@@ -182,7 +182,7 @@ async fn respond(
     let progress = runtime.plan.limits.progress_timeout;
     let payload = receive(body, route, progress, log).await?;
     // A handshake has to wait as any request, or it would be a way past the queue; what comes of it holds no place.
-    let place = wait_for_place(route, log).await?;
+    let place = wait_for_place(route, &path, request, &origin, log).await?;
 
     let view = View { request, path: &path, origin: &origin, found: &found, target, progress };
     let mut reply = exchange(&view, payload, place, upgrade, thread, &mut log.trace).await?;
@@ -371,10 +371,17 @@ async fn receive(body: Body, route: &Route, progress: Duration, log: &mut LogGua
     Ok(Payload::Collected(collected))
 }
 
-async fn wait_for_place(route: &Route, log: &mut LogGuard) -> Result<Place, GatewayError> {
+async fn wait_for_place(
+    route: &Route,
+    path: &Path<'_>,
+    request: &request::Parts,
+    origin: &Origin,
+    log: &mut LogGuard,
+) -> Result<Place, GatewayError> {
     let upstream = &route.upstream;
+    let who = || Who { class: class(&upstream.plan, path.raw(), &request.headers), client: Client::of(origin.client) };
     log.queue_begins();
-    let entered = upstream.queue.enter().await;
+    let entered = upstream.queue.enter(who).await;
     log.queue_ends();
     entered.map_err(|refused| {
         let name = &upstream.name;
@@ -384,6 +391,20 @@ async fn wait_for_place(route: &Route, log: &mut LogGuard) -> Result<Place, Gate
         };
         GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(answer::QUEUE_RETRY)
     })
+}
+
+/// How soon a request is let in. A session cannot be verified here: whoever makes one up goes before those who have none,
+/// and not before others of its kind.
+fn class(plan: &UpstreamPlan, path: &str, headers: &HeaderMap) -> Class {
+    let pages = [&plan.health_path, &plan.ready_path].into_iter().flatten();
+    if pages.filter_map(|page| page.split('?').next()).any(|page| page == path) {
+        return Class::Health;
+    }
+    let is_session = |name: &[u8]| plan.queue.sessions.iter().any(|session| session.as_bytes() == name);
+    let cookies =
+        headers.get_all(header::COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    let names = cookies.map(|cookie| cookie.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii());
+    if names.into_iter().any(is_session) { Class::Session } else { Class::Other }
 }
 
 /// A request, and what has been read out of it.

@@ -4,12 +4,16 @@
 //! purpose: the bound on requests inside is one bound. Connections are not shared; each core has
 //! its own [`Pool`]. What is said over a connection is [`crate::proxy`]'s business.
 
+mod line;
 mod pool;
 mod queue;
 mod readiness;
+mod stats;
 mod stream;
 
 use std::{
+    error::Error,
+    num::NonZeroUsize,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -18,10 +22,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+pub use line::{Class, Client, Who};
 pub use pool::{Lease, Pool};
 pub use queue::{Place, Queue, Refused};
 use readiness::LET_IN;
 pub use readiness::{Finding, Phase, Readiness};
+use stats::Turn;
+pub use stats::{Stats, StatsError, Workers};
 pub use stream::UpstreamStream;
 
 use crate::{
@@ -39,6 +46,8 @@ pub struct Upstream {
     pub metrics: UpstreamMetrics,
     /// What its own page says of it; `None` where it has none.
     pub readiness: Option<Arc<Readiness>>,
+    /// What uWSGI says of its workers; `None` where it is not asked.
+    pub stats: Option<Arc<Stats>>,
     /// Those that there are now; names and processes behind them come and go.
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
 }
@@ -61,8 +70,14 @@ impl Upstream {
         }
         let known = before.map(|before| before.endpoints()).unwrap_or_default();
         let endpoints = ArcSwap::from_pointee(successors(&known, &plan.endpoints));
+        let stats = match before.filter(|before| before.plan.stats == plan.stats) {
+            Some(before) => before.stats.clone(),
+            None => (!plan.stats.is_empty()).then(Arc::default),
+        };
+        let workers = stats.as_ref().filter(|_| plan.follows).and_then(|stats| places(stats.last()?));
+        let concurrency = workers.or(plan.concurrency);
         let queue =
-            before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(plan.concurrency, plan.queue));
+            before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(concurrency, &plan.queue));
         // Of the same application, as far as can be told.
         let kept = before
             .filter(|before| (&before.plan.ready_path, &before.plan.endpoints) == (&plan.ready_path, &plan.endpoints));
@@ -73,9 +88,10 @@ impl Upstream {
         Arc::new(Self {
             plan: plan.clone(),
             name: plan.name.as_str().into(),
-            queue: queue.unwrap_or_else(|| Arc::new(Queue::new(plan.concurrency, plan.queue, metrics.clone()))),
+            queue: queue.unwrap_or_else(|| Arc::new(Queue::new(concurrency, &plan.queue, metrics.clone()))),
             metrics,
             readiness,
+            stats,
             endpoints,
         })
     }
@@ -130,6 +146,47 @@ impl Upstream {
         }
     }
 
+    /// Takes note of what a stats server has said of the workers, and follows it if that is wanted.
+    pub fn workers_read(&self, read: Result<Workers, StatsError>) {
+        let (Some(stats), upstream) = (&self.stats, &*self.name) else { return };
+        if let (Ok(workers), true) = (&read, self.plan.follows)
+            && let Some(places) = places(*workers)
+        {
+            self.queue.follow(places);
+        }
+        let places = self.queue.concurrency();
+        let noted = match &read {
+            Ok(workers) => Ok(*workers),
+            Err(error) => Err(error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))),
+        };
+        for turn in stats.note(noted, Instant::now()) {
+            match (turn, &read) {
+                (Turn::Read, Ok(Workers { workers, threads, .. })) => {
+                    tracing::info!(upstream, workers, threads, places, "the workers of uWSGI are known (stats)");
+                }
+                (Turn::Unread, Err(error)) => {
+                    let error = error as &dyn Error;
+                    tracing::warn!(
+                        upstream,
+                        error,
+                        places,
+                        "the workers of uWSGI are not known (stats); the bound stays"
+                    );
+                }
+                (Turn::Queued(connections), _) => tracing::warn!(
+                    upstream,
+                    connections,
+                    "requests wait in uWSGI's own queue, where nothing is in order: others ask it too, or more are let in than \
+                     it has threads (concurrency)"
+                ),
+                (Turn::Exceptions(exceptions), _) => {
+                    tracing::warn!(upstream, exceptions, "more exceptions in the application; its own log tells which");
+                }
+                (Turn::Read | Turn::Unread, _) => {}
+            }
+        }
+    }
+
     fn tell(&self, begun: Option<Phase>, found: Finding) {
         let upstream = &*self.name;
         match begun {
@@ -176,6 +233,11 @@ impl Upstream {
 fn successors(known: &[Arc<Endpoint>], addresses: &[EndpointAddress]) -> Vec<Arc<Endpoint>> {
     let known = |address: &EndpointAddress| known.iter().find(|endpoint| endpoint.address == *address);
     addresses.iter().map(|address| known(address).map_or_else(|| Endpoint::new(address), Arc::clone)).collect()
+}
+
+/// As many places as `workers` take requests. One at least: with none running, the first request has uWSGI start them.
+fn places(workers: Workers) -> Option<NonZeroUsize> {
+    NonZeroUsize::new(usize::try_from(workers.threads).unwrap_or(usize::MAX).max(1))
 }
 
 /// One address of an upstream, and what is known of it.
@@ -295,7 +357,9 @@ mod tests {
             protocol: Protocol::Http,
             endpoints: endpoints.iter().map(|host| EndpointAddress::Tcp { host: (*host).into(), port: 1 }).collect(),
             concurrency: None,
-            queue: QueuePlan { limit: 1, timeout: Duration::from_secs(1) },
+            follows: false,
+            stats: Vec::new(),
+            queue: QueuePlan { limit: 1, timeout: Duration::from_secs(1), sessions: Vec::new() },
             health_path: None,
             ready_path: None,
             hold: Duration::ZERO,

@@ -1,54 +1,49 @@
 //! The bound on requests inside an upstream, and the room where the others wait.
 
 use std::{
+    future::poll_fn,
     num::NonZeroUsize,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
+use super::line::{Class, Client, Line, Standing, Who};
 use crate::{
     config::QueuePlan,
     metrics::{Held, Refusal, UpstreamMetrics},
 };
 
-/// Lets at most so many requests in at once, over all cores; the others wait, first in first out.
+/// Lets at most so many requests in at once, over all cores; the others wait, and are let in as [`super::line`] says.
 ///
 /// Dropping the future of [`Self::enter`] leaves the queue, so that a client that has gone holds nobody up.
 ///
-/// A reload changes the bounds under those who wait and those inside ([`Self::resize`]). Another process that serves
-/// the same application shares the places: one is given up here and granted there, never in both.
+/// A reload, or a number of workers that has changed, changes the bounds under those who wait and those inside
+/// ([`Self::resize`]). Another process that serves the same application shares the places: one is given up here and
+/// granted there, never in both.
 #[derive(Debug)]
 pub struct Queue {
     metrics: UpstreamMetrics,
+    /// `None` without a bound.
     places: Option<Arc<Places>>,
-    limit: AtomicUsize,
-    timeout_ms: AtomicU64,
-    waiting: AtomicUsize,
 }
 
-/// The places of one upstream.
+/// The places of one upstream. The lock is held for a few steps, and never while somebody is woken.
 #[derive(Debug)]
-struct Places {
-    permits: Arc<Semaphore>,
-    /// Places that are taken away as soon as they are left.
-    debt: AtomicUsize,
-    share: Mutex<Share>,
-}
+struct Places(Mutex<State>);
 
-/// How many of the upstream's places are ours.
-#[derive(Clone, Copy, Debug)]
-struct Share {
+#[derive(Debug)]
+struct State {
     /// The bound of the upstream.
     concurrency: usize,
     /// Places that another process has.
     elsewhere: usize,
-    /// Places that there are here, free, taken and owed.
-    issued: usize,
+    /// Places that are taken here, by those who have been called, too. More than there are while a bound that has become
+    /// smaller is not reached yet.
+    inside: usize,
+    line: Line,
+    limit: usize,
+    timeout: Duration,
 }
 
 /// Why a request was not let in.
@@ -62,178 +57,246 @@ pub enum Refused {
 
 /// The right to be inside; given back when dropped.
 #[derive(Debug)]
-pub struct Place(Option<(OwnedSemaphorePermit, Arc<Places>)>);
+pub struct Place(Option<Arc<Places>>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some((permit, places)) = self.0.take()
-            && places.debt.load(Ordering::Relaxed) > 0
-        {
-            places.pay(permit);
+        if let Some(places) = &self.0 {
+            places.change(|state| state.inside -= 1);
         }
+    }
+}
+
+impl State {
+    /// Whether somebody could come in at once and overtake nobody.
+    fn is_free(&self) -> bool {
+        self.has_place() && self.line.waiting() == 0
+    }
+
+    fn has_place(&self) -> bool {
+        self.inside < self.share()
+    }
+
+    /// Places that no other process has.
+    fn share(&self) -> usize {
+        self.concurrency.saturating_sub(self.elsewhere)
+    }
+
+    /// Calls the next one in line, if there is a place.
+    fn call(&mut self) -> Option<Waker> {
+        let waker = if self.has_place() { self.line.call() } else { None };
+        self.inside += usize::from(waker.is_some());
+        waker
     }
 }
 
 impl Places {
-    fn new(concurrency: usize) -> Arc<Self> {
-        let permits = Arc::new(Semaphore::new(concurrency));
-        let share = Mutex::new(Share { concurrency, elsewhere: 0, issued: concurrency });
-        Arc::new(Self { permits, debt: AtomicUsize::new(0), share })
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes `permit` away if one is owed.
-    fn pay(&self, permit: OwnedSemaphorePermit) {
-        let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.debt.load(Ordering::Relaxed) > 0 {
-            self.debt.fetch_sub(1, Ordering::Relaxed);
-            share.issued -= 1;
-            permit.forget();
+    /// Takes a place, if that is nobody else's.
+    fn take(&self) -> bool {
+        let mut state = self.lock();
+        let is_free = state.is_free();
+        state.inside += usize::from(is_free);
+        is_free
+    }
+
+    /// `None` where the line is full and nobody in it has less of a right to be there.
+    fn stand_in_line(&self, who: Who) -> Option<(Waiter<'_>, Duration)> {
+        let (number, timeout, sent_away) = self.change(|state| {
+            let is_full = state.line.requests() >= state.limit;
+            let sent_away = if is_full { Some(state.line.make_room(who)?) } else { None };
+            Some((state.line.join(who), state.timeout, sent_away))
+        })?;
+        let waiter = Waiter { places: self, number, is_in: false };
+        if let Some(waker) = sent_away {
+            waker.wake();
         }
+        Some((waiter, timeout))
     }
 
-    /// A place has been taken out, for another process.
-    fn gone(&self) {
-        self.change(|share| {
-            share.elsewhere += 1;
-            share.issued -= 1;
-        });
-    }
-
-    /// Changes our share, and makes or takes away places until it is what there is.
-    fn change(&self, change: impl FnOnce(&mut Share)) {
-        let mut share = self.share.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut share);
-        let wanted = share.concurrency.saturating_sub(share.elsewhere);
-        let there = share.issued - self.debt.load(Ordering::Relaxed);
-        if wanted >= there {
-            let forgiven = self.debt.load(Ordering::Relaxed).min(wanted - there);
-            self.debt.fetch_sub(forgiven, Ordering::Relaxed);
-            let new = wanted - there - forgiven;
-            share.issued += new;
-            self.permits.add_permits(new);
-        } else {
-            let taken = self.permits.forget_permits(there - wanted);
-            share.issued -= taken;
-            self.debt.fetch_add(there - wanted - taken, Ordering::Relaxed);
+    /// Makes `change`, and calls whoever can come in after it.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let answer = change(&mut state);
+        while let Some(waker) = state.call() {
+            drop(state);
+            waker.wake();
+            state = self.lock();
         }
+        answer
     }
 }
 
 impl Queue {
-    pub fn new(concurrency: Option<NonZeroUsize>, plan: QueuePlan, metrics: UpstreamMetrics) -> Self {
-        Self {
-            metrics,
-            places: concurrency.map(|places| Places::new(places.get().min(Semaphore::MAX_PERMITS))),
-            limit: AtomicUsize::new(plan.limit),
-            timeout_ms: AtomicU64::new(milliseconds(plan.timeout)),
-            waiting: AtomicUsize::new(0),
-        }
+    pub fn new(concurrency: Option<NonZeroUsize>, plan: &QueuePlan, metrics: UpstreamMetrics) -> Self {
+        let places = |concurrency: NonZeroUsize| {
+            Arc::new(Places(Mutex::new(State {
+                concurrency: concurrency.get(),
+                elsewhere: 0,
+                inside: 0,
+                line: Line::new(),
+                limit: plan.limit,
+                timeout: plan.timeout,
+            })))
+        };
+        Self { metrics, places: concurrency.map(places) }
     }
 
     /// Changes the bounds; whoever waits keeps its place in line. Fewer places are reached as those inside leave.
     ///
     /// Answers whether that can be: a queue with a bound does not become one without, nor the other way round.
-    pub fn resize(&self, concurrency: Option<NonZeroUsize>, plan: QueuePlan) -> bool {
+    pub fn resize(&self, concurrency: Option<NonZeroUsize>, plan: &QueuePlan) -> bool {
         match (&self.places, concurrency) {
-            (None, None) => {}
+            (None, None) => true,
             (Some(places), Some(concurrency)) => {
-                places.change(|share| share.concurrency = concurrency.get().min(Semaphore::MAX_PERMITS));
+                places.change(|state| {
+                    state.concurrency = concurrency.get();
+                    (state.limit, state.timeout) = (plan.limit, plan.timeout);
+                });
+                true
             }
-            _ => return false,
+            _ => false,
         }
-        self.limit.store(plan.limit, Ordering::Relaxed);
-        self.timeout_ms.store(milliseconds(plan.timeout), Ordering::Relaxed);
-        true
+    }
+
+    /// Changes the bound alone, where there is one.
+    pub fn follow(&self, concurrency: NonZeroUsize) {
+        if let Some(places) = &self.places {
+            places.change(|state| state.concurrency = concurrency.get());
+        }
+    }
+
+    /// Requests that may be inside at once, over all processes. `None`: no bound.
+    pub fn concurrency(&self) -> Option<usize> {
+        self.places.as_ref().map(|places| places.lock().concurrency)
+    }
+
+    /// Those of the places that no other process has; none without a bound.
+    pub fn share(&self) -> usize {
+        self.places.as_ref().map_or(0, |places| places.lock().share())
     }
 
     /// Leaves `count` places to another process until they are granted.
     pub fn leave_elsewhere(&self, count: usize) {
         if let Some(places) = &self.places {
-            places.change(|share| share.elsewhere = count.min(share.concurrency));
+            places.change(|state| state.elsewhere = count);
         }
     }
 
     /// Takes back `count` places that another process had.
     pub fn grant(&self, count: usize) {
         if let Some(places) = &self.places {
-            places.change(|share| share.elsewhere = share.elsewhere.saturating_sub(count));
+            places.change(|state| state.elsewhere = state.elsewhere.saturating_sub(count));
         }
     }
 
     /// Gives a free place to another process, if there is one and nobody waits for it here.
     pub fn give_up_free(&self) -> bool {
         let Some(places) = &self.places else { return false };
-        if self.depth() > 0 {
-            return false;
-        }
-        let Ok(permit) = places.permits.try_acquire() else { return false };
-        permit.forget();
-        places.gone();
-        true
+        let mut state = places.lock();
+        let is_free = state.is_free();
+        state.elsewhere += usize::from(is_free);
+        is_free
     }
 
-    /// Gives a place to another process as soon as it is our turn, behind those who wait here already.
+    /// Gives a place to another process as soon as it is its turn, which it takes as a client with a session does.
     pub async fn give_up(&self) {
         let Some(places) = &self.places else { return };
-        places.permits.acquire().await.expect("the semaphore is never closed").forget();
-        places.gone();
+        let who = Who { class: Class::Session, client: Client::Process };
+        let waiter = Waiter { number: places.change(|state| state.line.join(who)), places, is_in: false };
+        waiter.called().await;
+        places.lock().elsewhere += 1;
+        // Dropped after that, or somebody would be let in meanwhile.
+        drop(waiter);
     }
 
     /// Requests waiting now.
     pub fn depth(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.places.as_ref().map_or(0, |places| places.lock().line.requests())
     }
 
-    /// Waits for a place, at most `queue.timeout`.
-    pub async fn enter(&self) -> Result<Place, Refused> {
+    /// Waits for a place, at most `queue.timeout`. `who` is asked only where one has to wait.
+    pub async fn enter(&self, who: impl FnOnce() -> Who) -> Result<Place, Refused> {
         let Some(places) = &self.places else { return Ok(Place(None)) };
-        let place = |permit| Place(Some((permit, Arc::clone(places))));
-        if let Ok(permit) = Arc::clone(&places.permits).try_acquire_owned() {
-            return Ok(place(permit));
+        if places.take() {
+            return Ok(Place(Some(Arc::clone(places))));
         }
-        let Some(mut waiter) = Waiter::new(self) else {
+        let Some((mut waiter, timeout)) = places.stand_in_line(who()) else {
             self.metrics.refused(Refusal::Full);
             return Err(Refused::Full);
         };
+        let mut counted = Counted::new(&self.metrics);
         let began = Instant::now();
-        let timeout = Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed));
-        let permit = tokio::time::timeout(timeout, Arc::clone(&places.permits).acquire_owned()).await;
-        if let Ok(permit) = permit {
-            waiter.left = None;
-            self.metrics.queue_seconds.observe(began.elapsed());
-            return Ok(place(permit.expect("the semaphore is never closed")));
+        match tokio::time::timeout(timeout, waiter.called()).await {
+            Ok(true) => {
+                waiter.is_in = true;
+                counted.left = None;
+                self.metrics.queue_seconds.observe(began.elapsed());
+                Ok(Place(Some(Arc::clone(places))))
+            }
+            Ok(false) => {
+                counted.left = Some(Refusal::Full);
+                Err(Refused::Full)
+            }
+            Err(_) => {
+                counted.left = Some(Refusal::Timeout);
+                Err(Refused::TimedOut)
+            }
         }
-        waiter.left = Some(Refusal::Timeout);
-        Err(Refused::TimedOut)
     }
 }
 
-fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// One that waits; counted until it is dropped.
+/// One in line, until it is dropped.
 struct Waiter<'a> {
-    queue: &'a Queue,
-    _counted: Held,
-    /// Why it leaves without a place; its client has gone, unless something else is said.
-    left: Option<Refusal>,
+    places: &'a Places,
+    number: u32,
+    /// It has taken the place that it was called to.
+    is_in: bool,
 }
 
-impl<'a> Waiter<'a> {
-    fn new(queue: &'a Queue) -> Option<Self> {
-        let limit = queue.limit.load(Ordering::Relaxed);
-        let one_more = |count| (count < limit).then_some(count + 1);
-        queue.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
-        Some(Self { queue, _counted: queue.metrics.queue_depth.hold(), left: Some(Refusal::Canceled) })
+impl Waiter<'_> {
+    /// Waits until it is called; answers `false` when it is sent away.
+    async fn called(&self) -> bool {
+        poll_fn(|cx| match self.places.lock().line.look(self.number, cx.waker()) {
+            Standing::Waiting => Poll::Pending,
+            Standing::Called => Poll::Ready(true),
+            Standing::SentAway => Poll::Ready(false),
+        })
+        .await
     }
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.queue.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.places.change(|state| {
+            if state.line.leave(self.number) == Standing::Called && !self.is_in {
+                state.inside -= 1;
+            }
+        });
+    }
+}
+
+/// A request that waits; counted until it is dropped.
+struct Counted<'a> {
+    metrics: &'a UpstreamMetrics,
+    _counted: Held,
+    /// Why it leaves without a place; its client has gone, unless something else is said.
+    left: Option<Refusal>,
+}
+
+impl<'a> Counted<'a> {
+    fn new(metrics: &'a UpstreamMetrics) -> Self {
+        Self { metrics, _counted: metrics.queue_depth.hold(), left: Some(Refusal::Canceled) }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
         if let Some(refusal) = self.left {
-            self.queue.metrics.refused(refusal);
+            self.metrics.refused(refusal);
         }
     }
 }
@@ -243,21 +306,31 @@ mod tests {
     use std::{pin::pin, time::Duration};
 
     use futures_util::poll;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::metrics::Metrics;
 
+    fn plan(limit: usize) -> QueuePlan {
+        QueuePlan { limit, timeout: Duration::from_secs(30), sessions: Vec::new() }
+    }
+
+    /// All that is asked of one client.
+    fn other() -> Who {
+        Who { class: Class::Other, client: Client::of(None) }
+    }
+
     fn queue(concurrency: usize, limit: usize) -> Queue {
         let metrics = Metrics::new(std::time::SystemTime::now()).upstream("app");
-        Queue::new(NonZeroUsize::new(concurrency), QueuePlan { limit, timeout: Duration::from_secs(30) }, metrics)
+        Queue::new(NonZeroUsize::new(concurrency), &plan(limit), metrics)
     }
 
     #[tokio::test]
     async fn places_are_given_in_the_order_of_arrival() {
         let queue = queue(1, 10);
-        let inside = queue.enter().await.unwrap();
-        let mut first = pin!(queue.enter());
-        let mut second = pin!(queue.enter());
+        let inside = queue.enter(other).await.unwrap();
+        let mut first = pin!(queue.enter(other));
+        let mut second = pin!(queue.enter(other));
         assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
 
         drop(inside);
@@ -269,23 +342,23 @@ mod tests {
     #[tokio::test]
     async fn one_more_than_the_limit_is_refused_at_once() {
         let queue = queue(1, 1);
-        let _inside = queue.enter().await.unwrap();
-        let mut waiting = pin!(queue.enter());
+        let _inside = queue.enter(other).await.unwrap();
+        let mut waiting = pin!(queue.enter(other));
         assert!(poll!(&mut waiting).is_pending());
 
-        assert_eq!(queue.enter().await.unwrap_err(), Refused::Full);
+        assert_eq!(queue.enter(other).await.unwrap_err(), Refused::Full);
     }
 
     #[tokio::test]
     async fn a_client_that_has_gone_leaves_the_queue() {
         let queue = queue(1, 1);
-        let inside = queue.enter().await.unwrap();
+        let inside = queue.enter(other).await.unwrap();
         {
-            let mut gone = pin!(queue.enter());
+            let mut gone = pin!(queue.enter(other));
             assert!(poll!(&mut gone).is_pending());
         }
         assert_eq!(queue.depth(), 0);
-        let mut next = pin!(queue.enter());
+        let mut next = pin!(queue.enter(other));
         assert!(poll!(&mut next).is_pending());
 
         drop(inside);
@@ -296,9 +369,10 @@ mod tests {
     #[tokio::test]
     async fn fewer_places_are_reached_as_those_inside_leave() {
         let queue = queue(3, 10);
-        let inside = [queue.enter().await.unwrap(), queue.enter().await.unwrap(), queue.enter().await.unwrap()];
-        assert!(queue.resize(NonZeroUsize::new(1), QueuePlan { limit: 10, timeout: Duration::from_secs(30) }));
-        let mut next = pin!(queue.enter());
+        let inside =
+            [queue.enter(other).await.unwrap(), queue.enter(other).await.unwrap(), queue.enter(other).await.unwrap()];
+        assert!(queue.resize(NonZeroUsize::new(1), &plan(10)));
+        let mut next = pin!(queue.enter(other));
         let [first, second, third] = inside;
 
         drop((first, second));
@@ -311,27 +385,26 @@ mod tests {
     #[tokio::test]
     async fn more_places_let_in_whoever_waits_and_forgive_what_is_owed() {
         let queue = queue(2, 10);
-        let plan = QueuePlan { limit: 10, timeout: Duration::from_secs(30) };
-        let inside = [queue.enter().await.unwrap(), queue.enter().await.unwrap()];
-        let mut next = pin!(queue.enter());
+        let inside = [queue.enter(other).await.unwrap(), queue.enter(other).await.unwrap()];
+        let mut next = pin!(queue.enter(other));
         assert!(poll!(&mut next).is_pending());
 
-        assert!(queue.resize(NonZeroUsize::new(1), plan) && queue.resize(NonZeroUsize::new(3), plan));
+        assert!(queue.resize(NonZeroUsize::new(1), &plan(10)) && queue.resize(NonZeroUsize::new(3), &plan(10)));
 
         assert!(poll!(&mut next).is_ready());
         drop(inside);
         let mut entered = Vec::new();
         for _ in 0..3 {
-            entered.push(queue.enter().await.unwrap());
+            entered.push(queue.enter(other).await.unwrap());
         }
-        assert!(poll!(pin!(queue.enter())).is_pending(), "three, and no more");
+        assert!(poll!(pin!(queue.enter(other))).is_pending(), "three, and no more");
     }
 
     #[tokio::test]
     async fn a_place_that_another_process_has_is_not_here_until_it_is_granted() {
         let queue = queue(2, 10);
         queue.leave_elsewhere(2);
-        let mut first = pin!(queue.enter());
+        let mut first = pin!(queue.enter(other));
         assert!(poll!(&mut first).is_pending());
 
         queue.grant(1);
@@ -342,18 +415,124 @@ mod tests {
         drop(place);
         given.await;
 
-        assert!(poll!(pin!(queue.enter())).is_pending());
+        assert!(poll!(pin!(queue.enter(other))).is_pending());
         queue.grant(5);
-        let _two = (queue.enter().await.unwrap(), queue.enter().await.unwrap());
-        assert!(poll!(pin!(queue.enter())).is_pending(), "more were granted than there are");
+        let _two = (queue.enter(other).await.unwrap(), queue.enter(other).await.unwrap());
+        assert!(poll!(pin!(queue.enter(other))).is_pending(), "more were granted than there are");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_with_the_timeout() {
         let queue = queue(1, 1);
-        let _inside = queue.enter().await.unwrap();
+        let _inside = queue.enter(other).await.unwrap();
 
-        assert_eq!(queue.enter().await.unwrap_err(), Refused::TimedOut);
+        assert_eq!(queue.enter(other).await.unwrap_err(), Refused::TimedOut);
         assert_eq!(queue.depth(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_is_sent_away_for_another_is_told_that_the_queue_is_full() {
+        let queue = queue(1, 2);
+        let at = |last| move || Who { class: Class::Other, client: Client::of(Some([10, 0, 0, last].into())) };
+        let _inside = queue.enter(other).await.unwrap();
+        let mut first = pin!(queue.enter(at(1)));
+        let mut second = pin!(queue.enter(at(1)));
+        assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+
+        let mut another = pin!(queue.enter(at(2)));
+
+        assert!(poll!(&mut another).is_pending() && poll!(&mut first).is_pending());
+        assert_eq!(second.await.unwrap_err(), Refused::Full);
+        assert_eq!((queue.depth(), queue.enter(at(3)).await.unwrap_err()), (2, Refused::Full));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Enter(u8),
+        GoAway(prop::sample::Index),
+        ComeOut(prop::sample::Index),
+        Resize(usize),
+        GiveUp,
+        GiveUpFree,
+        Grant,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            8 => (0..3_u8).prop_map(Step::Enter),
+            2 => any::<prop::sample::Index>().prop_map(Step::GoAway),
+            6 => any::<prop::sample::Index>().prop_map(Step::ComeOut),
+            1 => (1..5_usize).prop_map(Step::Resize),
+            1 => Just(Step::GiveUp),
+            1 => Just(Step::GiveUpFree),
+            2 => Just(Step::Grant),
+        ];
+        prop::collection::vec(step, 1..100)
+    }
+
+    proptest! {
+        #[test]
+        fn there_are_never_more_inside_than_places_and_no_place_is_free_while_somebody_waits(steps in steps()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(async {
+                let queue = queue(2, 1000);
+                let (mut waiting, mut gives, mut inside) = (Vec::new(), Vec::new(), Vec::new());
+                let (mut concurrency, mut elsewhere) = (2, 0_usize);
+                for step in steps {
+                    let before = inside.len();
+                    match step {
+                        Step::Enter(client) => {
+                            let client = Client::of(Some([10, 0, 0, client].into()));
+                            waiting.push(Box::pin(queue.enter(move || Who { class: Class::Other, client })));
+                        }
+                        Step::GoAway(index) if !waiting.is_empty() => drop(waiting.remove(index.index(waiting.len()))),
+                        Step::ComeOut(index) if !inside.is_empty() => drop(inside.remove(index.index(inside.len()))),
+                        Step::GoAway(_) | Step::ComeOut(_) => {}
+                        Step::Resize(places) => {
+                            concurrency = places;
+                            assert!(queue.resize(NonZeroUsize::new(places), &plan(1000)));
+                        }
+                        Step::GiveUp => gives.push(Box::pin(queue.give_up())),
+                        Step::GiveUpFree => elsewhere += usize::from(queue.give_up_free()),
+                        Step::Grant => {
+                            elsewhere = elsewhere.saturating_sub(1);
+                            queue.grant(1);
+                        }
+                    }
+                    // Until nothing more comes of it.
+                    for _ in 0..3 {
+                        let mut still = Vec::new();
+                        for mut request in waiting {
+                            match poll!(&mut request) {
+                                Poll::Ready(place) => inside.push(place.unwrap()),
+                                Poll::Pending => still.push(request),
+                            }
+                        }
+                        waiting = still;
+                        let mut still = Vec::new();
+                        for mut give in gives {
+                            if poll!(&mut give).is_ready() { elsewhere += 1 } else { still.push(give) }
+                        }
+                        gives = still;
+                    }
+                    let places = concurrency.saturating_sub(elsewhere);
+                    assert!(inside.len() <= places.max(before), "{} in {places}", inside.len());
+                    assert!(waiting.len() + gives.len() == 0 || inside.len() >= places, "a place is free");
+                    assert_eq!(queue.depth(), waiting.len());
+                }
+                queue.leave_elsewhere(0);
+                drop((inside, gives));
+                // Each gives its place to the next.
+                while !waiting.is_empty() {
+                    let count = waiting.len();
+                    let mut still = Vec::new();
+                    for mut request in waiting {
+                        if poll!(&mut request).is_pending() { still.push(request) }
+                    }
+                    waiting = still;
+                    assert!(waiting.len() < count, "{count} have been forgotten");
+                }
+            });
+        }
     }
 }

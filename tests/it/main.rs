@@ -37,4 +37,5 @@ mod tls;
 mod upgrade;
 mod upstreams;
 mod websockets;
+mod workers;
 mod wsgi;

@@ -124,6 +124,109 @@ fn who_came_first_is_served_first() {
     assert_eq!(order, (1..10).map(|number| format!("/{number}")).collect::<Vec<_>>());
 }
 
+/// Sends one request after the other, which all wait behind one that is inside, and answers in which order they come in.
+fn order(requests: &[(&str, &str)]) -> Vec<String> {
+    let held = Held::start();
+    let keys = "trusted_proxies: [loopback]\n";
+    let upstream = "concurrency: 1, health: { path: /health }, queue: { sessions: [session, sid] }";
+    let gateway = TestGateway::start(&(proxying(held.backend.address, upstream, "") + keys));
+    let mut clients = vec![ask(&gateway, "/inside")];
+    assert_eq!(held.next(), "/inside");
+    for (number, (target, headers)) in requests.iter().enumerate() {
+        let mut client = connect(gateway.address(0));
+        write!(client, "GET {target} HTTP/1.1\r\nHost: x\r\n{headers}\r\n").unwrap();
+        clients.push(client);
+        wait_for("the request to wait", || waiting(&gateway) == number + 1);
+    }
+    let next = |_| {
+        held.answer();
+        held.next()
+    };
+    let order = (0..requests.len()).map(next).collect();
+    held.answer();
+    order
+}
+
+#[test]
+fn clients_take_turns_however_many_requests_one_of_them_has() {
+    let many = ["/0", "/1", "/2", "/3", "/4"].map(|target| (target, "X-Forwarded-For: 203.0.113.1\r\n"));
+    let others = [
+        ("/other", "X-Forwarded-For: 203.0.113.2\r\n"),
+        // One network, one client.
+        ("/six/0", "X-Forwarded-For: 2001:db8::1\r\n"),
+        ("/six/1", "X-Forwarded-For: 2001:db8::2\r\n"),
+    ];
+
+    let order = order(&[&many[..], &others[..]].concat());
+
+    assert_eq!(order, ["/0", "/other", "/six/0", "/1", "/six/1", "/2", "/3", "/4"]);
+}
+
+#[test]
+fn health_checks_and_sessions_go_before_the_rest_which_is_not_forgotten() {
+    let order = order(&[
+        ("/a", ""),
+        ("/b", "Cookie: sessions=1; xsession=2\r\nCookie: theme=session\r\n"),
+        ("/0", "Cookie: theme=dark; session=eyJ1c2VyIjoxfQ\r\n"),
+        ("/1", "Cookie: theme=dark\r\nCookie:  sid =x\r\n"),
+        ("/2", "Cookie: session\r\n"),
+        ("/3", "Cookie: session=\r\n"),
+        ("/health?now", ""),
+    ]);
+
+    assert_eq!(order, ["/health?now", "/0", "/1", "/a", "/2", "/3", "/b"]);
+}
+
+#[test]
+fn in_a_full_queue_a_client_with_many_makes_room_for_one_with_none() {
+    let held = Held::start();
+    let upstream = "concurrency: 1, queue: { limit: 3 }";
+    let keys = "trusted_proxies: [loopback]\n";
+    let gateway = TestGateway::start(&(proxying(held.backend.address, upstream, "") + keys));
+    let client = |target: &str, address: &str| {
+        let mut client = connect(gateway.address(0));
+        write!(client, "GET {target} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {address}\r\n\r\n").unwrap();
+        client
+    };
+    let mut many = vec![client("/0", "203.0.113.1")];
+    held.next();
+    for number in 1..4 {
+        many.push(client(&format!("/{number}"), "203.0.113.1"));
+        wait_for("the request to wait", || waiting(&gateway) == number);
+    }
+
+    let mut one = client("/one", "203.0.113.2");
+
+    let refused = read_response(&mut many.pop().unwrap());
+    assert_eq!((status(&refused), header(&refused, "retry-after").as_deref()), (503, Some("5")));
+    (0..4).for_each(|_| held.answer());
+    assert_eq!(body(&read_response(&mut one)), "/one");
+    for (number, mut client) in many.into_iter().enumerate() {
+        assert_eq!(body(&read_response(&mut client)), format!("/{number}"));
+    }
+}
+
+#[test]
+fn a_route_that_says_so_tells_how_long_the_queue_and_the_application_took() {
+    let answer = "HTTP/1.1 200 OK\r\nServer-Timing: db;dur=7\r\nContent-Length: 0\r\n\r\n";
+    let backend = Backend::replying(answer);
+    let start = |route| TestGateway::start(&proxying(backend.address, "concurrency: 1", route));
+    let told = |gateway: &TestGateway| {
+        let answer = read_response(&mut ask(gateway, "/"));
+        let lines =
+            answer.lines().filter_map(|line| line.to_lowercase().strip_prefix("server-timing: ").map(str::to_owned));
+        lines.collect::<Vec<_>>()
+    };
+
+    assert_eq!(told(&start("")), ["db;dur=7"]);
+    let told = told(&start("server_timing: true"));
+    assert_eq!((told.len(), &*told[0]), (3, "db;dur=7"), "{told:?}");
+    for (value, name) in told[1..].iter().zip(["queue;dur=", "app;dur="]) {
+        let milliseconds: f64 = value.strip_prefix(name).unwrap().parse().unwrap();
+        assert!((0.0..10_000.0).contains(&milliseconds), "{told:?}");
+    }
+}
+
 #[test]
 fn whoever_finds_the_queue_full_is_told_when_to_come_back() {
     let held = Held::start();

@@ -49,6 +49,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         accel_prefix: "/xaccel/".to_owned(),
         compress: true,
         tunnel_idle: Duration::from_secs(24 * 3600),
+        server_timing: false,
         allow_origin: None,
         client_certificate: false,
     };
@@ -57,7 +58,9 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         protocol: Protocol::Http,
         endpoints: vec![EndpointAddress::Tcp { host: "127.0.0.1".to_owned(), port: 8000 }],
         concurrency: None,
-        queue: QueuePlan { limit: 512, timeout: Duration::from_secs(30) },
+        follows: false,
+        stats: Vec::new(),
+        queue: QueuePlan { limit: 512, timeout: Duration::from_secs(30), sessions: vec!["session".to_owned()] },
         health_path: None,
         ready_path: None,
         hold: Duration::from_secs(30),
@@ -135,7 +138,7 @@ upstreams:
     protocol: uwsgi
     endpoints: ['unix:/run/app.sock']
     concurrency: 6
-    queue: { limit: 0, timeout: 0 }
+    queue: { limit: 0, timeout: 0, sessions: [] }
     health: { path: /health_check }
     hold: 0s
 routes:
@@ -163,7 +166,7 @@ administrator: admin@example.com
     assert!(plan.trusted_proxies.unix && plan.trusted_proxies.contains("::1".parse().unwrap()));
     let app = &plan.upstreams["app"];
     assert_eq!((app.protocol, app.concurrency), (Protocol::Uwsgi, NonZeroUsize::new(6)));
-    assert_eq!(app.queue, QueuePlan { limit: 0, timeout: Duration::ZERO });
+    assert_eq!(app.queue, QueuePlan { limit: 0, timeout: Duration::ZERO, sessions: Vec::new() });
     assert_eq!((app.health_path.as_deref(), app.hold), (Some("/health_check"), Duration::ZERO));
     let route = &plan.routes[0];
     assert_eq!((route.prefix.as_str(), route.strip_prefix, route.slash), ("/da", true, Slash::Redirect));
@@ -244,7 +247,7 @@ drain: 1s
             "4:5: listeners[0].tsl: unknown key `tsl`; did you mean `tls`?",
             "5:1: hots: unknown key `hots`; did you mean `host`?",
             "8:16: upstreams.web.endpoints: at least one endpoint is needed, such as `127.0.0.1:8000`",
-            "9:18: upstreams.web.concurrency: expected a whole number, or `null` for no bound, found `many`",
+            "9:18: upstreams.web.concurrency: expected `auto`, a whole number, or `null` for no bound, found `many`",
             "11:13: routes[0].prefix: `app` is not a path prefix; write `/app`",
             "12:15: routes[0].upstream: no upstream is named `wev`; did you mean `web`?",
             "13:14: routes[0].timeout: `30` has no unit; write `30s`, `5m` or `500ms`",
@@ -530,7 +533,9 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
         ),
         (
             upstream("endpoints: ['a:1'], concurrency: auto"),
-            "3:54: upstreams.app.concurrency: `auto` is not supported yet; write the number of the application's threads",
+            "3:54: upstreams.app.concurrency: `auto` follows uWSGI's stats server: start uWSGI with `stats = \
+             /run/uwsgi/stats.sock`, and say so here with `stats: \"unix:/run/uwsgi/stats.sock\"`; or write the number of the \
+             application's threads",
         ),
         (
             upstream("endpoints: ['a:1'], concurrency: 0"),

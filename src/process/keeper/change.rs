@@ -13,9 +13,7 @@ use super::{
         message::{Handover, ToWorker, Word},
         sandbox, signal_mask,
     },
-    Deed, Keeper, Missed, START, STOPPING, State, WorkerId, joined,
-    places::places,
-    shares_tickets, watched, worker_user,
+    Deed, Keeper, Missed, START, STOPPING, State, WorkerId, joined, shares_tickets, watched, worker_user,
     workers::sink,
 };
 use crate::{
@@ -293,7 +291,7 @@ impl Keeper {
         for worker in self.workers.iter_mut().filter(|worker| worker.state == State::Starting) {
             worker.give_up();
         }
-        let all = places(&self.plan);
+        let all = self.places();
         let elsewhere = if self.serving_worker().is_some() { all.clone() } else { self.held_by_leaving() };
         let begun = self.begin_worker(generation, plan, provisions, elsewhere);
         let successor = begun.map_err(|error: io::Error| format!("no worker can be begun: {error}"))?;

@@ -112,6 +112,8 @@ pub(super) struct Keeper {
     next_beat: Instant,
     /// Requests of workers that leave and have no place, in the order in which a place was asked for.
     wants: VecDeque<(WorkerId, String)>,
+    /// Places of upstreams whose bound follows their workers, as it was last told.
+    bounds: BTreeMap<String, u32>,
     refused_words: u64,
 
     manager: ServiceManager,
@@ -235,6 +237,7 @@ impl Keeper {
             beat: 0,
             next_beat: now,
             wants: VecDeque::new(),
+            bounds: BTreeMap::new(),
             refused_words: 0,
             watcher: Watcher::new(changes_sender),
             changes,
@@ -412,6 +415,7 @@ impl Keeper {
             }
             Deed::Said(Word::Place { upstream, count }) => self.place_given(id, upstream, count),
             Deed::Said(Word::Want { upstream }) => self.place_wanted(id, upstream),
+            Deed::Said(Word::Bound { upstream, count }) => self.bound_told(id, upstream, count),
             Deed::Said(Word::Answers { version }) => self.answers(id, version),
             Deed::Said(Word::Seek) => self.seek_challenges(),
             // Whoever waits for the others has seen them, and nobody else has a use for them.

@@ -9,9 +9,36 @@ use super::{
     super::message::{ToWorker, tag},
     Keeper, State, Worker, WorkerId,
 };
-use crate::config::Plan;
 
 impl Keeper {
+    /// All places of each upstream that has a bound.
+    pub(super) fn places(&self) -> BTreeMap<String, u32> {
+        let bound = self.plan.upstreams.values().filter_map(|upstream| {
+            let told = self.bounds.get(&upstream.name).filter(|_| upstream.follows).copied();
+            let planned = u32::try_from(upstream.concurrency?.get()).unwrap_or(u32::MAX);
+            Some((upstream.name.clone(), told.unwrap_or(planned)))
+        });
+        bound.collect()
+    }
+
+    /// `id` says how many places there are of the upstream with that tag, or, if it leaves, how many of them it has.
+    pub(super) fn bound_told(&mut self, id: WorkerId, upstream: u32, count: u32) {
+        let Some(name) = self.upstream(id, upstream) else { return };
+        let Some(worker) = self.worker(id) else { return };
+        match worker.state {
+            // What it was taken to have, and others were told it has.
+            State::Leaving => {
+                let held = worker.held.get(&name).copied().unwrap_or(0);
+                self.place_given(id, upstream, held.saturating_sub(count));
+            }
+            // One that starts was told of all there were, and is to get as many. It is said again.
+            State::Serving if !self.workers.iter().any(|worker| worker.state == State::Starting) => {
+                self.bounds.insert(name, count);
+            }
+            State::Serving | State::Starting | State::GivenUp => {}
+        }
+    }
+
     /// Places that leaving workers have, by upstream.
     pub(super) fn held_by_leaving(&self) -> BTreeMap<String, u32> {
         let mut held = BTreeMap::new();
@@ -71,7 +98,7 @@ impl Keeper {
     pub(super) fn place_wanted(&mut self, id: WorkerId, upstream: u32) {
         let leaves = self.worker(id).is_some_and(|worker| worker.state == State::Leaving);
         let Some(name) = self.upstream(id, upstream).filter(|_| leaves && self.wants.len() < WANTS) else { return };
-        if !places(&self.plan).contains_key(&name) {
+        if !self.places().contains_key(&name) {
             // Nobody shares it any more.
             return self.lend_place(id, name);
         }
@@ -109,7 +136,7 @@ impl Keeper {
     /// A worker that served has gone with its places, which one that was begun beside it was told are elsewhere.
     pub(super) fn places_left(&self, gone: WorkerId) {
         if let Some(successor) = self.workers.iter().find(|worker| worker.is_current() && worker.id > gone) {
-            grant(successor, &self.held_by_none(places(&self.plan)));
+            grant(successor, &self.held_by_none(self.places()));
         }
     }
 
@@ -125,12 +152,6 @@ fn grant(worker: &Worker, places: &BTreeMap<String, u32>) {
     for (upstream, count) in places.iter().filter(|(_, count)| **count > 0) {
         worker.tell(ToWorker::Places { upstream: upstream.clone(), count: *count });
     }
-}
-
-/// All places of each upstream that has a bound.
-pub(super) fn places(plan: &Plan) -> BTreeMap<String, u32> {
-    let bound = plan.upstreams.values().filter_map(|upstream| Some((&upstream.name, upstream.concurrency?)));
-    bound.map(|(name, places)| (name.clone(), u32::try_from(places.get()).unwrap_or(u32::MAX))).collect()
 }
 
 /// Places that are asked for at once, however much a worker wants.

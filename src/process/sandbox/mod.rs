@@ -139,7 +139,8 @@ pub(super) fn covers(old: &Plan, new: &Plan) -> Vec<String> {
 /// Addresses that have to be resolved, after the keys that name them.
 fn names(plan: &Plan) -> impl Iterator<Item = (String, &str)> {
     let endpoints = plan.upstreams.iter().flat_map(|(upstream, plan)| {
-        plan.endpoints.iter().map(move |endpoint| (format!("upstreams.{upstream}.endpoints"), endpoint))
+        let stats = plan.stats.iter().map(move |address| (format!("upstreams.{upstream}.stats"), address));
+        plan.endpoints.iter().map(move |endpoint| (format!("upstreams.{upstream}.endpoints"), endpoint)).chain(stats)
     });
     let supervisors = plan.log_servers().filter_map(|(address, server)| {
         let supervisor = server.supervisor.as_ref()?;

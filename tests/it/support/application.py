@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 inside = 0
 peak = 0
+noted = []
 lock = threading.Lock()
 
 
@@ -20,6 +21,21 @@ def application(environ, start_response):
         return [b"not wanted"]
     if path.endswith("/slow"):
         return slow(float(query or "0"), start_response)
+    if path.endswith("/note"):
+        with lock:
+            noted.append(query)
+        # Whoever is in stays in while the file is there.
+        while os.path.exists("hold"):
+            time.sleep(0.01)
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+        return [b"ok"]
+    if path.endswith("/noted"):
+        with lock:
+            answer = "\n".join(noted).encode()
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(answer)))])
+        return [answer]
+    if path.endswith("/raise"):
+        raise ValueError("asked to")
     if path.endswith("/file"):
         # Each pair of the query is a header of the answer; `status` is its status.
         pairs = parse_qsl(query, keep_blank_values=True)
