@@ -22,7 +22,7 @@ use crate::{
     http::{Body, GatewayError, Retry, forwarded::Peer, headers, path::Path},
     proxy::{self, Collected, Delivery, Head, Outbound, Payload, uwsgi::Environment},
     runtime::Runtime,
-    upstream::Upstream,
+    upstream::{Affinity, Upstream},
 };
 
 /// Answers a request on a listener with a log server.
@@ -131,6 +131,7 @@ async fn ask(
         method: &Method::GET,
         head,
         payload: Payload::Collected(Collected::EMPTY),
+        affinity: Affinity::default(),
         upgrade: false,
         progress: runtime.plan.limits.progress_timeout,
         timeout: COLLECTED_WITHIN,
