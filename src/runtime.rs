@@ -18,7 +18,7 @@ use crate::{
     metrics::{Gauge, Metrics, RouteMetrics},
     route::RouteTable,
     spool::Spool,
-    upstream::Upstream,
+    upstream::{Cookies, StickKey, Upstream},
 };
 
 /// One generation of the configuration, in force or on its way out.
@@ -52,13 +52,16 @@ pub struct Route {
     /// The host and the prefix, as in the configuration; for logs and metrics.
     pub name: Arc<str>,
     pub upstream: Arc<Upstream>,
+    /// Those that keep clients at one endpoint; `None` where the route asks for none.
+    pub cookies: Option<Cookies>,
     pub files: Roots,
     pub allow_origin: Option<HeaderValue>,
     pub metrics: RouteMetrics,
 }
 
 impl Runtime {
-    /// Puts together what `plan` says; `roots` are the opened `files` of its routes, in their order.
+    /// Puts together what `plan` says; `roots` are the opened `files` of its routes, in their order, and `stick` the key of
+    /// cookies, where there are any.
     ///
     /// What `before`, the generation in force, has and is to go on is taken from it.
     pub fn build(
@@ -67,6 +70,7 @@ impl Runtime {
         spool: Arc<Spool>,
         generation: u64,
         before: Option<&Self>,
+        stick: Option<&StickKey>,
         metrics: &Metrics,
     ) -> Self {
         let upstream = |(name, plan): (&String, &UpstreamPlan)| {
@@ -86,6 +90,7 @@ impl Runtime {
                 metrics: metrics.route(&name),
                 name,
                 upstream: Arc::clone(upstream),
+                cookies: route.stick.and(stick).map(|key| Cookies::new(key, &route.upstream, route.prefix.as_str())),
                 files,
                 allow_origin: route.allow_origin.as_deref().and_then(|origin| HeaderValue::from_str(origin).ok()),
             };
@@ -146,8 +151,8 @@ impl Current {
     }
 
     /// Puts `runtime` in force for all requests that begin from now on.
-    pub fn replace(&self, runtime: Runtime) {
-        let before = self.in_force.swap(Arc::new(runtime));
+    pub fn replace(&self, runtime: Arc<Runtime>) {
+        let before = self.in_force.swap(runtime);
         let mut all = self.before.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|generation| generation.strong_count() > 0);
         all.push(Arc::downgrade(&before));

@@ -11,7 +11,7 @@ case "${1:-}" in
     # systemd is there for its tools; nothing boots it.
     test) packages="python3 uwsgi-core uwsgi-plugin-python3 gunicorn nginx-light apache2 haproxy
                     supervisor systemd logrotate caddy iproute2 curl openssl nghttp2-client chromium chromium-driver pebble
-                    testssl.sh exim4-daemon-light python3-venv npm" ;;
+                    testssl.sh exim4-daemon-light python3-venv npm python3-socketio python3-aiohttp" ;;
     lint) packages="shellcheck python3" ;;
     # the gateways to compare with, and the load generators
     bench) packages="nginx-light uwsgi-core uwsgi-plugin-python3 wrk nghttp2-client curl openssl

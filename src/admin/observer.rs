@@ -73,8 +73,12 @@ impl AdminState for Observer {
                     address: endpoint.label.to_string(),
                     state: if endpoint.unreachable_for().is_some() { "unreachable" } else { "up" }.to_owned(),
                     unreachable_seconds: endpoint.unreachable_for().map(|time| time.as_secs()),
+                    weight: endpoint.weight().into(),
+                    backup: endpoint.is_backup(),
+                    in_flight: endpoint.in_flight() as u64,
                 })
                 .collect(),
+            unresolved: upstream.unresolvable().into_iter().collect(),
             in_flight: upstream.in_flight() as u64,
             concurrency: upstream.queue.concurrency().map(|places| places as u64),
             queue_depth: upstream.queue.depth() as u64,

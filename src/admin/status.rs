@@ -1,6 +1,7 @@
 //! What `/status` says, and what of it `vestibule status` shows.
 
 use std::{
+    collections::BTreeMap,
     fmt::{self, Display, Write},
     time::SystemTime,
 };
@@ -83,6 +84,9 @@ pub struct UpstreamStatus {
     /// `uwsgi` or `http`.
     pub protocol: String,
     pub endpoints: Vec<EndpointStatus>,
+    /// Names whose last resolution failed, and why.
+    #[serde(default)]
+    pub unresolved: BTreeMap<String, String>,
     /// Requests inside.
     pub in_flight: u64,
     /// Requests that may be inside at once. `None`: no bound.
@@ -133,6 +137,15 @@ pub struct EndpointStatus {
     pub state: String,
     /// How long no connection could be made.
     pub unreachable_seconds: Option<u64>,
+    /// Its share beside the others.
+    #[serde(default)]
+    pub weight: u64,
+    /// Only for while no other can be used.
+    #[serde(default)]
+    pub backup: bool,
+    /// Requests inside.
+    #[serde(default)]
+    pub in_flight: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -211,9 +224,15 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
                 None => endpoint.state.clone(),
                 Some(seconds) => format!("{} for {}", endpoint.state, duration(seconds)),
             };
-            [format!("  {}", endpoint.address), state]
+            let weight = if endpoint.weight == 1 { String::new() } else { format!(", weight {}", endpoint.weight) };
+            let backup = if endpoint.backup { ", backup" } else { "" };
+            let share = format!("{} in flight{weight}{backup}", endpoint.in_flight);
+            [format!("  {}", endpoint.address), state, share]
         });
         table(endpoints.collect(), text)?;
+        for (name, fault) in &upstream.unresolved {
+            writeln!(text, "    {name} cannot be resolved: {fault}")?;
+        }
     }
 
     text.push_str(&render_hops(&status.hops));
@@ -410,13 +429,20 @@ mod tests {
                             address: "unix:/run/app.sock".to_owned(),
                             state: "up".to_owned(),
                             unreachable_seconds: None,
+                            weight: 3,
+                            backup: false,
+                            in_flight: 6,
                         },
                         EndpointStatus {
                             address: "10.0.0.7:5000".to_owned(),
                             state: "unreachable".to_owned(),
                             unreachable_seconds: Some(7),
+                            weight: 1,
+                            backup: true,
+                            in_flight: 0,
                         },
                     ],
+                    unresolved: BTreeMap::from([("app:8000".to_owned(), "no name server answers".to_owned())]),
                     in_flight: 6,
                     concurrency: Some(6),
                     queue_depth: 2,
@@ -527,8 +553,9 @@ upstreams
     starting for 1m 3s
     1 worker of uWSGI: 5 of 6 threads busy, 0 in its own queue, 2 exceptions, 1 killed over a request
     stats NOT READ for 1m 1s: cannot connect to unix:/run/stats.sock: Connection refused (os error 111)
-    unix:/run/app.sock  up
-    10.0.0.7:5000       unreachable for 7s
+    unix:/run/app.sock  up                  6 in flight, weight 3
+    10.0.0.7:5000       unreachable for 7s  0 in flight, backup
+    app:8000 cannot be resolved: no name server answers
   ws (http): 0 in flight, 0 of 0 waiting
   none
 

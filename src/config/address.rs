@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::{Value as Json, json};
 
 use super::{
-    plan::{AdminAddress, EndpointAddress, HostName, ListenAddress},
+    plan::{AdminAddress, EndpointAddress, EndpointPlace, HostName, ListenAddress},
     read::{Scalar, suggestion, unexpected},
 };
 
@@ -86,6 +86,36 @@ impl Scalar for EndpointAddress {
         }
         let host = HostName::parse(host).ok_or_else(|| format!("`{host}` is not a host name"))?;
         Ok(Self::Tcp { host: host.as_str().to_owned(), port })
+    }
+}
+
+impl Scalar for EndpointPlace {
+    const EXPECTED: &'static str = <EndpointAddress as Scalar>::EXPECTED;
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        let Some(name) = text.strip_prefix("srv:") else {
+            return <EndpointAddress as Scalar>::parse(text, base).map(Self::At);
+        };
+        match HostName::parse(name) {
+            Some(name) if name.as_str().starts_with('_') => Ok(Self::Srv(name.as_str().to_owned())),
+            _ => Err(format!("`{name}` is not a name of SRV records, such as `srv:_app._tcp.example.com`")),
+        }
+    }
+}
+
+/// An entry of `resolver`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ServerAddress(pub(super) SocketAddr);
+
+impl Scalar for ServerAddress {
+    const EXPECTED: &'static str = "a name server such as `10.0.0.53:53` or `[::1]:53`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        match (text.parse(), text.parse::<IpAddr>()) {
+            (Ok(address), _) => Ok(Self(address)),
+            (_, Ok(address)) => Err(format!("`{text}` has no port; write `{}`", SocketAddr::new(address, 53))),
+            _ => Err(unexpected::<Self>(text)),
+        }
     }
 }
 

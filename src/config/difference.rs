@@ -181,6 +181,8 @@ fn named(keys: &Map<String, Json>) -> Option<String> {
             Some(format!("{host}:{}", value.get("port")?))
         }
         ("Unix", Some(socket)) => Some(format!("unix:{socket}")),
+        ("At", None) => named(value.as_object()?),
+        ("Srv", Some(name)) => Some(format!("srv:{name}")),
         ("Inherited", Some(name)) => Some(format!("fd:{name}")),
         ("File" | "Template", Some(text)) => Some(text.to_owned()),
         _ => None,
@@ -243,7 +245,12 @@ mod tests {
                 "upstreams: { app: { endpoints: ['a:1'], concurrency: 6 } }",
                 "upstreams.app.concurrency: none becomes 6",
             ),
-            ("", "upstreams: { app: { endpoints: ['b:1'] } }", "upstreams.app.endpoints: a:1 becomes b:1"),
+            ("", "upstreams: { app: { endpoints: ['b:1'] } }", "upstreams.app.endpoints[a:1] is removed"),
+            (
+                "",
+                "upstreams: { app: { endpoints: [{ address: 'a:1', weight: 3 }] } }",
+                "upstreams.app.endpoints[a:1].weight: 1 becomes 3",
+            ),
             (
                 "",
                 "routes: [{ prefix: /, upstream: app, body_limit: 1MiB }]",

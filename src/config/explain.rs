@@ -4,8 +4,8 @@ use std::{cmp::Reverse, fmt};
 
 use super::{
     plan::{
-        AccessLogPlan, AdminAddress, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan, Protocol, RotatePlan,
-        RoutePlan, Slash, UpstreamPlan,
+        AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan,
+        Protocol, RotatePlan, RoutePlan, Slash, Stick, UpstreamPlan,
     },
     units::{show_size, show_time},
 };
@@ -140,6 +140,11 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if route.server_timing {
             writeln!(f, "    whoever asks is told how long the queue and the application took (Server-Timing)")?;
         }
+        match route.stick {
+            None => {}
+            Some(Stick::Cookie) => writeln!(f, "    a client stays at one endpoint, by a cookie")?,
+            Some(Stick::Sid) => writeln!(f, "    a client stays at one endpoint, by a cookie or else by its address")?,
+        }
         let compress =
             if route.compress { "text is compressed for clients that take it" } else { "nothing is compressed" };
         writeln!(f, "    {compress}; a websocket closes after {} of silence", show_time(route.tunnel_idle))?;
@@ -166,7 +171,10 @@ fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             Protocol::Http => "HTTP/1.1",
             Protocol::Uwsgi => "the uwsgi protocol",
         };
-        writeln!(f, "  `{name}` speaks {protocol} at {}", list(endpoints))?;
+        writeln!(f, "  `{name}` speaks {protocol} at {}", list(endpoints.iter().map(|endpoint| &endpoint.address)))?;
+        if endpoints.len() > 1 || endpoints.iter().any(|endpoint| endpoint.address.is_resolved()) {
+            shares(upstream, f)?;
+        }
         match concurrency {
             Some(places) => {
                 if upstream.follows {
@@ -202,6 +210,28 @@ fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             writeln!(f, "    it makes the index of logs")?;
         } else if !plan.routes.iter().any(|route| route.upstream == *name) {
             writeln!(f, "    no route leads here")?;
+        }
+    }
+    Ok(())
+}
+
+/// How the requests of an upstream are shared out.
+fn shares(upstream: &UpstreamPlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let goes = match upstream.balance {
+        Balance::Least => "to the one with the fewest requests inside",
+        Balance::RoundRobin => "to one after the other",
+        Balance::Hash => "to the one that the client's address decides on",
+    };
+    write!(f, "    each request goes {goes}")?;
+    if !upstream.slow_start.is_zero() {
+        write!(f, "; one that has come back takes {} to its share", show_time(upstream.slow_start))?;
+    }
+    writeln!(f)?;
+    for EndpointPlan { address, weight, backup } in &upstream.endpoints {
+        match (weight, backup) {
+            (1, false) => {}
+            (weight, false) => writeln!(f, "    {address} gets {weight} where others get 1")?,
+            (_, true) => writeln!(f, "    {address} gets requests only while no other can be used")?,
         }
     }
     Ok(())

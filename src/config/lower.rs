@@ -16,9 +16,10 @@ use super::{
     ciphers::Cipher,
     plan::{
         AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, DeployPlan, EabPlan,
-        EndpointAddress, ErrorLogPlan, ExportFilesPlan, ExportPlan, FetchPlan, HostName, HttpsRedirect, LimitsPlan,
-        ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SharedService,
-        SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+        EndpointAddress, EndpointPlace, EndpointPlan, ErrorLogPlan, ExportFilesPlan, ExportPlan, FetchPlan, HostName,
+        HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, QueuePlan, RotatePlan,
+        RoutePlan, SharedService, SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan, TrustedProxies,
+        UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -59,6 +60,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         tls: tls?,
         trusted_proxies: trusted_proxies?,
         upstreams: upstreams?,
+        resolver: file.resolver?.into_iter().map(|server| server.0).collect(),
         routes: routes?,
         access_log: match file.access_log? {
             Some(log) => Some(lower_access_log(log, reading)?),
@@ -123,16 +125,18 @@ fn refuse_circles(
     };
     for (name, upstream) in upstreams {
         for (index, endpoint) in upstream.endpoints.iter().enumerate() {
-            let circular = match endpoint {
-                EndpointAddress::Tcp { host, port } => is_ours(host, *port),
-                EndpointAddress::Unix(path) => {
+            let circular = match &endpoint.address {
+                EndpointPlace::At(EndpointAddress::Tcp { host, port }) => is_ours(host, *port),
+                EndpointPlace::At(EndpointAddress::Unix(path)) => {
                     listeners.iter().any(|listener| listener.address == ListenAddress::Unix(path.clone()))
                 }
+                EndpointPlace::Srv(_) => false,
             };
             if circular {
                 let problem = format!(
-                    "we listen on {endpoint} ourselves, so requests would go round in circles; listen elsewhere, or name \
-                     where the application listens"
+                    "we listen on {} ourselves, so requests would go round in circles; listen elsewhere, or name \
+                     where the application listens",
+                    endpoint.address
                 );
                 reading.refuse_at(&format!("upstreams.{name}.endpoints[{index}]"), problem);
             }
@@ -713,18 +717,7 @@ fn lower_upstreams(
 
 fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>) -> Result<UpstreamPlan, Told> {
     let at = format!("upstreams.{name}.endpoints");
-    if let Ok(endpoints) = &upstream.endpoints {
-        if endpoints.is_empty() {
-            reading.refuse_at(&at, "at least one endpoint is needed, such as `127.0.0.1:8000`");
-        }
-        let mut seen = Seen::default();
-        for (index, endpoint) in endpoints.iter().enumerate() {
-            let at = format!("{at}[{index}]");
-            if let Some(first) = seen.note(endpoint, &at) {
-                reading.refuse_at(&at, format!("this is the same endpoint as `{first}`"));
-            }
-        }
-    }
+    let endpoints = upstream.endpoints.and_then(|endpoints| lower_endpoints(&at, endpoints, reading));
     let (queue, health) = (upstream.queue?, upstream.health?);
     let stats = upstream.stats?.map_or_else(Vec::new, |stats| stats.0);
     let follows = matches!(upstream.concurrency?, Some(Concurrency::Auto));
@@ -741,7 +734,9 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
     Ok(UpstreamPlan {
         name: name.to_owned(),
         protocol: upstream.protocol?,
-        endpoints: upstream.endpoints?,
+        endpoints: endpoints?,
+        balance: upstream.balance?,
+        slow_start: upstream.slow_start?.0,
         concurrency,
         follows,
         stats,
@@ -759,6 +754,38 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
 
 /// Places for each stats server until it can be read. Too many would wait in uWSGI's own queue, too few would idle it.
 const UNREAD_PLACES: usize = 4;
+
+fn lower_endpoints(
+    at: &str,
+    endpoints: Vec<raw::Endpoint>,
+    reading: &mut Reading<'_>,
+) -> Result<Vec<EndpointPlan>, Told> {
+    if endpoints.is_empty() {
+        return Err(reading.refuse_at(at, "at least one endpoint is needed, such as `127.0.0.1:8000`"));
+    }
+    let mut seen = Seen::default();
+    let lower = |(index, raw::Endpoint(endpoint)): (usize, raw::Endpoint)| {
+        let at = format!("{at}[{index}]");
+        let plan = EndpointPlan {
+            address: endpoint.address?,
+            weight: u16::try_from(endpoint.weight?.get()).unwrap_or(EndpointPlan::LARGEST_WEIGHT),
+            backup: endpoint.backup?,
+        };
+        if let Some(first) = seen.note(plan.address.clone(), &at) {
+            reading.refuse_at(&at, format!("this is the same endpoint as `{first}`"));
+        }
+        if matches!(plan.address, EndpointPlace::Srv(_)) && plan.weight != 1 {
+            reading.refuse_at(&format!("{at}.weight"), "SRV records have weights of their own; take this one out");
+        }
+        Ok(plan)
+    };
+    let plans: Vec<EndpointPlan> =
+        endpoints.into_iter().enumerate().map(lower).collect::<Vec<_>>().into_iter().collect::<Result<_, _>>()?;
+    if plans.iter().all(|endpoint| endpoint.backup) {
+        reading.refuse_at(at, "all of these are backups, and of none; take `backup` off one");
+    }
+    Ok(plans)
+}
 
 fn lower_routes(
     routes: Vec<raw::Route>,
@@ -807,6 +834,7 @@ fn lower_route(route: raw::Route) -> Result<RoutePlan, Told> {
         strip_prefix: route.strip_prefix?,
         slash: route.slash?,
         upstream: route.upstream?,
+        stick: route.stick?,
         timeout: route.timeout?.0,
         body_limit: route.body_limit?.map(|limit| limit.0),
         buffer_request: buffer.request?,

@@ -36,6 +36,8 @@ pub struct Plan {
     pub trusted_proxies: TrustedProxies,
     /// By name; [`RoutePlan::upstream`] is a key of this map.
     pub upstreams: BTreeMap<String, UpstreamPlan>,
+    /// The name servers that endpoints' names are asked of; empty: the system's.
+    pub resolver: Vec<SocketAddr>,
     pub routes: Vec<RoutePlan>,
     pub access_log: Option<AccessLogPlan>,
     /// Where warnings and errors are written, besides standard error.
@@ -470,7 +472,10 @@ impl TrustedProxies {
 pub struct UpstreamPlan {
     pub name: String,
     pub protocol: Protocol,
-    pub endpoints: Vec<EndpointAddress>,
+    pub endpoints: Vec<EndpointPlan>,
+    pub balance: Balance,
+    /// How long an endpoint that has come (back) takes to its whole share. Zero: none.
+    pub slow_start: Duration,
     /// Requests inside at once, over all cores; with `follows`, until `stats` can be read. `None`: no bound.
     pub concurrency: Option<NonZeroUsize>,
     /// Whether the bound is as many as `stats` says there are threads.
@@ -496,15 +501,81 @@ pub enum Protocol {
     Uwsgi,
 }
 
+/// Which endpoint a request goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum Balance {
+    /// The one with the fewest requests inside.
+    Least,
+    /// One after the other.
+    RoundRobin,
+    /// By the client's address.
+    Hash,
+}
+
+/// Where requests of an upstream may go, and how many of them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct EndpointPlan {
+    pub address: EndpointPlace,
+    /// Its share beside the others; 1 to [`LARGEST_WEIGHT`](Self::LARGEST_WEIGHT).
+    pub weight: u16,
+    /// Only while no other can be used.
+    pub backup: bool,
+}
+
+impl EndpointPlan {
+    pub const LARGEST_WEIGHT: u16 = 256;
+
+    /// One with an equal share.
+    pub fn at(address: EndpointAddress) -> Self {
+        Self { address: EndpointPlace::At(address), weight: 1, backup: false }
+    }
+}
+
+/// An address, or what the DNS knows addresses of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+pub enum EndpointPlace {
+    At(EndpointAddress),
+    /// The name of SRV records (RFC 2782).
+    Srv(String),
+}
+
+impl EndpointPlace {
+    /// Whether the DNS has to be asked where this is.
+    pub fn is_resolved(&self) -> bool {
+        match self {
+            Self::At(address) => address.name().is_some(),
+            Self::Srv(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for EndpointPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(address) => address.fmt(f),
+            Self::Srv(name) => write!(f, "srv:{name}"),
+        }
+    }
+}
+
 /// One address of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub enum EndpointAddress {
-    /// A host name is resolved at each connect; an IPv6 address has its brackets, as in a URL.
+    /// A host name has to be resolved; an IPv6 address has its brackets, as in a URL.
     Tcp {
         host: String,
         port: u16,
     },
     Unix(PathBuf),
+}
+
+impl EndpointAddress {
+    /// The host, where it has to be resolved. `localhost` has not (RFC 6761, 6.3).
+    pub fn name(&self) -> Option<&str> {
+        let Self::Tcp { host, .. } = self else { return None };
+        let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        (!host.eq_ignore_ascii_case("localhost") && inner.parse::<IpAddr>().is_err()).then_some(host)
+    }
 }
 
 impl fmt::Display for EndpointAddress {
@@ -537,6 +608,8 @@ pub struct RoutePlan {
     pub strip_prefix: bool,
     pub slash: Slash,
     pub upstream: String,
+    /// How requests of one client come to the same endpoint; `None`: they need not.
+    pub stick: Option<Stick>,
     /// From the request being sent to the response head.
     pub timeout: Duration,
     /// Bytes of request body. `None`: only the spool bounds it.
@@ -558,6 +631,15 @@ pub struct RoutePlan {
     pub allow_origin: Option<String>,
     /// Only for clients whose certificate was verified in the handshake.
     pub client_certificate: bool,
+}
+
+/// What keeps a client at one endpoint beside the cookie that names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum Stick {
+    /// Nothing: without the cookie it is balanced.
+    Cookie,
+    /// Its address: for socket.io's clients, some of which keep no cookies.
+    Sid,
 }
 
 /// What becomes of the bare form of a prefix: `/da` for `/da/`.

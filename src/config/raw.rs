@@ -5,15 +5,18 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Value as Json, json};
+
 use super::{
-    address::Trusted,
+    address::{ServerAddress, Trusted},
     ciphers::Cipher,
     keys::keys,
     plan::{
-        AdminAddress, CertificateHost, ChallengeKind, EndpointAddress, FileMode, HostName, ListenAddress, LogFormat,
-        LogSink, PathPrefix, Protocol, Secret, Slash,
+        AdminAddress, Balance, CertificateHost, ChallengeKind, EndpointAddress, EndpointPlace, FileMode, HostName,
+        ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash, Stick,
     },
-    read::OneOrMore,
+    read::{OneOrMore, Read, Reading, Told},
+    tree::{Node, Value},
     units::{Count, Size, Timeout, Wait},
     words::{
         AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath, Https,
@@ -40,6 +43,9 @@ keys! {
         trusted_proxies: Vec<Trusted> = "[]",
         /// The applications, by names of your choice.
         upstreams: BTreeMap<String, Upstream> = "{}",
+        /// The name servers, such as `10.0.0.53:53`, that are asked where endpoints are which have names. Empty: those of
+        /// `/etc/resolv.conf`. `/etc/hosts` comes before either.
+        resolver: Vec<ServerAddress> = "[]",
         /// Which requests go where: those of a `host` first, then by the longest prefix.
         routes: Vec<Route> = required,
         /// One line a request. `null`: none.
@@ -293,8 +299,17 @@ keys! {
     struct Upstream {
         /// What is spoken with it: `http` or `uwsgi`.
         protocol: Protocol = "http",
-        /// Where it listens: `host:port`, `[::1]:port` or `unix:/path`.
-        endpoints: Vec<EndpointAddress> = required,
+        /// Where it listens: `host:port`, `[::1]:port`, `unix:/path` or `srv:_name._tcp.example.com`, or a mapping with such an
+        /// `address`. Each address of a name is an endpoint; names are resolved again and again, as long as the DNS says an
+        /// answer holds. The weights of SRV records are taken, and those of a later priority are backups.
+        endpoints: Vec<Endpoint> = required,
+        /// Which endpoint a request goes to. `least`: the one with the fewest requests inside; `round_robin`: one after the
+        /// other; `hash`: by the client's address, the same one on every front door with these endpoints. All of them heed
+        /// weights, and pass over an endpoint that cannot be used.
+        balance: Balance = "least",
+        /// An endpoint that is new beside others, or that could not be used before, comes to its share over this time. Not with
+        /// `balance: hash`, and not where there is no other. `0`: at once.
+        slow_start: Wait = "0",
         /// Requests inside at once; the rest wait. `auto`: as many as `stats` says there are threads of workers, and 4 for each
         /// address in `stats` until it can be read. `null`: no bound.
         concurrency: Option<Concurrency> = "null",
@@ -311,6 +326,36 @@ keys! {
         connect_timeout: Timeout = "3s",
     }
     not_yet ["supervisor"]
+}
+
+/// An endpoint: an address alone, or a mapping.
+#[derive(Debug)]
+pub(super) struct Endpoint(pub(super) EndpointKeys);
+
+keys! {
+    /// An endpoint with its share.
+    struct EndpointKeys {
+        /// Where it listens.
+        address: EndpointPlace = required,
+        /// How many requests it gets beside the others. Those of SRV records are in the DNS.
+        weight: Count<1, 256> = "1",
+        /// Whether it gets requests only while no other can be used.
+        backup: bool = "false",
+    }
+}
+
+impl Read for Endpoint {
+    fn read(node: &Node, reading: &mut Reading<'_>) -> Result<Self, Told> {
+        if matches!(node.value, Value::Mapping(_)) {
+            return EndpointKeys::read(node, reading).map(Self);
+        }
+        let address = EndpointPlace::read(node, reading)?;
+        Ok(Self(EndpointKeys { address: Ok(address), weight: Ok(Count(1)), backup: Ok(false) }))
+    }
+
+    fn schema() -> Json {
+        json!({ "anyOf": [EndpointKeys::schema(), <EndpointPlace as Read>::schema()] })
+    }
 }
 
 keys! {
@@ -376,8 +421,12 @@ keys! {
         /// `required`: a client that has shown no certificate which its listener's `client_ca` vouches for is answered 403. `null`:
         /// the route asks for none.
         client_certificate: Option<CertificateRequired> = "null",
+        /// Keeps a client at one endpoint, by a cookie that names it and is signed; for an application that remembers in its
+        /// memory, as one with socket.io does. `cookie`: only by that. `sid`: for socket.io, whose clients need not keep cookies:
+        /// without one the client's address decides, so that polling and websocket come to the same endpoint. `null`: requests
+        /// are balanced each by itself.
+        stick: Option<Stick> = "null",
     }
-    not_yet ["stick"]
 }
 
 keys! {

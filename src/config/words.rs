@@ -6,8 +6,8 @@ use serde_json::{Value as Json, json};
 
 use super::{
     plan::{
-        CertificateHost, ChallengeKind, FileMode, LogFormat, LogSink, PathPrefix, Protocol, Secret, SharedService,
-        Slash,
+        Balance, CertificateHost, ChallengeKind, FileMode, LogFormat, LogSink, PathPrefix, Protocol, Secret,
+        SharedService, Slash, Stick,
     },
     read::{Scalar, or_variable, suggestion, unexpected},
     units::Count,
@@ -30,6 +30,30 @@ impl Scalar for Protocol {
 
     fn schema() -> Json {
         json!({ "enum": ["http", "uwsgi"] })
+    }
+}
+
+impl Scalar for Balance {
+    const EXPECTED: &'static str = "`least`, `round_robin` or `hash`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("least", Self::Least), ("round_robin", Self::RoundRobin), ("hash", Self::Hash)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["least", "round_robin", "hash"] })
+    }
+}
+
+impl Scalar for Stick {
+    const EXPECTED: &'static str = "`sid` or `cookie`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("sid", Self::Sid), ("cookie", Self::Cookie)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["sid", "cookie"] })
     }
 }
 

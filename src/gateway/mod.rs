@@ -6,6 +6,7 @@
 mod attention;
 mod places;
 mod probing;
+mod resolving;
 mod traffic;
 mod workers;
 
@@ -67,6 +68,8 @@ pub struct Gateway {
     pub current: Arc<Current>,
     /// Tells those who look after applications that there are others.
     changed: Arc<Notify>,
+    /// Tells those who look after names the same.
+    names_changed: Arc<Notify>,
     /// Tells those who look after certificates the same.
     certificates_changed: Arc<Notify>,
 }
@@ -170,7 +173,7 @@ impl Gateway {
         let (workers, admin_plan) = (plan.workers.get(), plan.admin.clone());
         // Nobody sees it before the first plan is put in force below; routes that go nowhere yet.
         let empty = Plan { listeners: Vec::new(), upstreams: BTreeMap::new(), routes: Vec::new(), ..plan.clone() };
-        let empty = Runtime::build(empty, Vec::new(), Arc::clone(&spool), 0, None, &metrics);
+        let empty = Runtime::build(empty, Vec::new(), Arc::clone(&spool), 0, None, None, &metrics);
         let current = Arc::new(Current::new(empty));
 
         let hops = Arc::new(Hops::default());
@@ -225,12 +228,15 @@ impl Gateway {
             metrics,
             current,
             changed: Arc::default(),
+            names_changed: Arc::default(),
             certificates_changed: Arc::default(),
         };
         debug_assert!(admin_plan.is_some() || provisions.admin.is_none());
         gateway.apply_beside(generation, plan, provisions, held)?;
         let looking = probing::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.changed));
         gateway.control.spawn(looking);
+        let resolving = resolving::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.names_changed));
+        gateway.control.spawn(resolving);
         let (certificates, current) = (Arc::clone(&gateway.certificates), Arc::clone(&gateway.current));
         let others = Arc::clone(&gateway.certificates_changed);
         gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));
@@ -323,9 +329,13 @@ impl Gateway {
         let admin_changed = plan.admin != before.admin;
         let has_admin = plan.admin.is_some();
         let (spool, files) = (Arc::clone(&self.spool), provisions.files);
-        let runtime = Runtime::build(plan, files, spool, generation, Some(&self.current.load()), &self.metrics);
+        let (before, stick) = (self.current.load(), provisions.stick.as_ref());
+        let runtime = Runtime::build(plan, files, spool, generation, Some(&before), stick, &self.metrics);
+        drop(before);
+        let runtime = self.prepare(runtime);
         self.current.replace(runtime);
         self.changed.notify_one();
+        self.names_changed.notify_one();
         self.certificates_changed.notify_one();
         // Before the first connection is accepted, or there would be more inside than there may be.
         self.leave_places(held);
@@ -347,6 +357,22 @@ impl Gateway {
         }
         self.metrics.reloaded(generation);
         Ok(())
+    }
+
+    /// Waits a while for names in `runtime` that were never resolved before.
+    fn prepare(&self, runtime: Runtime) -> Arc<Runtime> {
+        let runtime = Arc::new(runtime);
+        if runtime.upstreams.values().any(|upstream| !upstream.unresolved().is_empty()) {
+            let (done, prepared) = mpsc::channel::<()>();
+            let preparing = resolving::prepare(Arc::clone(&runtime));
+            self.control.spawn(async move {
+                preparing.await;
+                drop(done);
+            });
+            // Ends when the other side is dropped.
+            prepared.recv().ok();
+        }
+        runtime
     }
 
     /// The terms of a listener that asks for certificates of the authorities in `pem`.

@@ -14,6 +14,7 @@ pub mod rotation;
 pub mod secrets;
 mod self_signed;
 pub mod sockets;
+mod stick;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod user;
@@ -31,6 +32,7 @@ use crate::{
     config::{self, Plan},
     files::{Denied, Roots, RootsError},
     tls::{CertificateMaterial, ClientAuthorities},
+    upstream::StickKey,
 };
 use output::{LogOutput, OutputError};
 use secrets::SecretFault;
@@ -63,6 +65,8 @@ pub struct Provisions {
     pub denied: Arc<Denied>,
     /// What `files` of each route may name, in the order of the routes; the last are what log servers may send.
     pub files: Vec<Roots>,
+    /// The key of the cookies that name endpoints, where a route has such.
+    pub stick: Option<StickKey>,
 }
 
 impl Provisions {
@@ -159,6 +163,10 @@ impl Provisions {
             });
         }
 
+        let stick = stick::key(plan).unwrap_or_else(|fault| {
+            faults.push(ProvisionFault::Secret(fault));
+            None
+        });
         let denied = denied(plan).unwrap_or_else(|fault| {
             faults.push(fault);
             Arc::default()
@@ -174,7 +182,18 @@ impl Provisions {
         };
         let (listeners, admin) =
             sockets.hand(plan, held).map_err(|source| ProvisionFaults(vec![ProvisionFault::Descriptors { source }]))?;
-        Ok(Self { listeners, certificates, client_authorities, access_log, error_log, spool, admin, denied, files })
+        Ok(Self {
+            listeners,
+            certificates,
+            client_authorities,
+            access_log,
+            error_log,
+            spool,
+            admin,
+            denied,
+            files,
+            stick,
+        })
     }
 }
 

@@ -144,6 +144,14 @@ pub enum SecretFault {
     Storage { folder: PathBuf, source: io::Error },
     #[error("{at}: cannot read {}: {problem}", file.display())]
     Awaited { at: String, file: PathBuf, problem: MaterialProblem },
+    #[error(
+        "tls.storage: cannot keep the key of `stick` in {}: {source}; name a folder in `tls.storage` that the user Vestibule \
+         runs as can write in",
+        folder.display()
+    )]
+    Stick { folder: PathBuf, source: io::Error },
+    #[error("{at}: {problem}")]
+    Shared { at: String, problem: String },
     #[error("{at}: cannot read {}: {problem}", file.display())]
     ClientCa { at: String, file: PathBuf, problem: MaterialProblem },
     #[error("tls.certificates: cannot make a self-signed certificate for `{host}`; name a certificate of your own")]
@@ -155,8 +163,8 @@ impl SecretFault {
     pub fn at(&self) -> &str {
         match self {
             Self::File(fault) => &fault.at,
-            Self::Awaited { at, .. } | Self::ClientCa { at, .. } => at,
-            Self::Storage { .. } => "tls.storage",
+            Self::Awaited { at, .. } | Self::ClientCa { at, .. } | Self::Shared { at, .. } => at,
+            Self::Storage { .. } | Self::Stick { .. } => "tls.storage",
             Self::Make { .. } => "tls.certificates",
         }
     }

@@ -37,6 +37,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
         },
         trusted_proxies: TrustedProxies::default(),
         upstreams: BTreeMap::new(),
+        resolver: Vec::new(),
         routes: Vec::new(),
         access_log: None,
         error_log: None,

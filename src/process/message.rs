@@ -28,6 +28,7 @@ use crate::{
         user::User,
     },
     tls::{CertificateMaterial, ClientAuthorities, PendingChallenge, TicketKeys},
+    upstream::StickKey,
 };
 
 /// What a worker is told.
@@ -83,6 +84,7 @@ pub(super) struct Handover {
     /// Places that workers before this one still have, by upstream.
     pub(super) held: BTreeMap<String, u32>,
     pub(super) tickets: TicketKeys,
+    stick: Option<StickKey>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -139,7 +141,7 @@ impl Handover {
         let admin = provisions.admin.is_some();
         descriptors.extend(provisions.admin.map(OwnedFd::from));
         let (plan, certificates) = (plan.clone(), provisions.certificates);
-        let client_authorities = provisions.client_authorities;
+        let (client_authorities, stick) = (provisions.client_authorities, provisions.stick);
         let denied = Arc::unwrap_or_clone(provisions.denied);
         (
             Self {
@@ -155,6 +157,7 @@ impl Handover {
                 user,
                 held,
                 tickets,
+                stick,
             },
             descriptors,
         )
@@ -205,6 +208,7 @@ impl Handover {
             admin,
             denied,
             files,
+            stick: self.stick.take(),
         })
     }
 }

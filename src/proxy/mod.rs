@@ -41,7 +41,7 @@ use crate::{
     http::{Body, GatewayError, Retry, Side},
     metrics::{Outcome, UpstreamMetrics},
     spool::Spool,
-    upstream::{Endpoint, InFlight, Lease, Place, Pool, Upstream, UpstreamStream},
+    upstream::{Affinity, Endpoint, InFlight, Lease, Place, Pool, Upstream, UpstreamStream},
 };
 
 /// A request as an endpoint is to be told it.
@@ -50,6 +50,8 @@ pub struct Outbound<'a> {
     pub method: &'a Method,
     pub head: Head<'a>,
     pub payload: Payload,
+    /// What it has to say in where it goes.
+    pub affinity: Affinity,
     /// A websocket handshake: `Connection: upgrade` is sent and `101` understood.
     pub upgrade: bool,
     /// The longest pause while the request is sent or the response read.
@@ -115,7 +117,7 @@ pub async fn send(
     let mut again = if outbound.method.is_idempotent() { REPEATS } else { 0 };
     loop {
         let began = Instant::now();
-        let connected = connect(upstream, pool, again > 0).await;
+        let connected = connect(upstream, pool, &outbound.affinity, again > 0).await;
         let (endpoint, lease) = connected.inspect_err(|_| counted.outcome = Outcome::ErrorConnect)?;
         trace.connect = Some(began.elapsed());
         trace.endpoint = Some(Arc::clone(&endpoint));
@@ -155,17 +157,31 @@ impl Drop for Counted<'_> {
 }
 
 /// A connection to the endpoint that should have the next request, from the pool or new.
-async fn connect(upstream: &Upstream, pool: &Pool, can_repeat: bool) -> Result<(Arc<Endpoint>, Lease), GatewayError> {
+///
+/// One that cannot be connected to is followed by the next one at once; with none that could be, all are tried again after a
+/// pause.
+async fn connect(
+    upstream: &Upstream,
+    pool: &Pool,
+    affinity: &Affinity,
+    can_repeat: bool,
+) -> Result<(Arc<Endpoint>, Lease), GatewayError> {
     let held = Instant::now();
     let mut pause = FIRST_PAUSE;
+    let mut others = upstream.endpoints().len();
     loop {
-        let refused = match upstream.select() {
+        let refused = match upstream.select(affinity) {
             Some(endpoint) => match connect_to(&endpoint, upstream, pool, can_repeat).await {
                 Ok(lease) => return Ok((endpoint, lease)),
                 Err(error) => unavailable(format!("endpoint {} cannot be connected to", endpoint.label)).source(error),
             },
             None => unavailable(format!("no endpoint of {} is there", upstream.name)),
         };
+        let within = upstream.plan.hold.max(upstream.plan.connect_timeout * 2);
+        if others > 1 && held.elapsed() < within && upstream.is_usable() {
+            others -= 1;
+            continue;
+        }
         upstream.cannot_be_reached();
         let let_go = upstream.readiness.as_ref().is_some_and(|readiness| readiness.lets_go());
         if let_go || held.elapsed() + pause > upstream.plan.hold {

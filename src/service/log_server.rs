@@ -22,7 +22,7 @@ use crate::{
     http::{Body, GatewayError, Retry, forwarded::Peer, headers, path::Path},
     proxy::{self, Collected, Delivery, Head, Outbound, Payload, uwsgi::Environment},
     runtime::Runtime,
-    upstream::{Class, Client, Upstream, Who},
+    upstream::{Affinity, Class, Client, Upstream, Who},
 };
 
 /// Answers a request on a listener with a log server.
@@ -132,6 +132,7 @@ async fn ask(
         method: &Method::GET,
         head,
         payload: Payload::Collected(Collected::EMPTY),
+        affinity: Affinity::default(),
         upgrade: false,
         progress: runtime.plan.limits.progress_timeout,
         timeout: COLLECTED_WITHIN,

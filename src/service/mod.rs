@@ -27,7 +27,7 @@ pub use self::{
     log::LogGuard,
 };
 use crate::{
-    config::{EndpointAddress, HostName, LimitsPlan, Protocol, Slash, UpstreamPlan},
+    config::{EndpointAddress, HostName, LimitsPlan, Protocol, Slash, Stick, UpstreamPlan},
     files::{self, Target},
     h1::{Glimpse, HeadError},
     http::{
@@ -46,7 +46,7 @@ use crate::{
     },
     route::Match,
     runtime::{Route, Runtime},
-    upstream::{Class, Client, Place, Refused, Who},
+    upstream::{Affinity, Class, Client, Place, Refused, Who},
 };
 
 /// Answers `request`, whatever happens; one line is logged when the answer is dropped.
@@ -184,10 +184,18 @@ async fn respond(
     // A handshake has to wait as any request, or it would be a way past the queue; what comes of it holds no place.
     let place = wait_for_place(route, &path, request, &origin, log).await?;
 
+    let affinity = affinity(route, &origin, &request.headers);
+    let stuck = affinity.endpoint.as_ref().map(|endpoint| endpoint.id());
     let view = View { request, path: &path, origin: &origin, found: &found, target, progress };
-    let mut reply = exchange(&view, payload, place, upgrade, thread, &mut log.trace).await?;
+    let mut reply = exchange(&view, payload, affinity, place, upgrade, thread, &mut log.trace).await?;
 
     headers::strip_response(&mut reply.parts.headers);
+    if let Some(cookies) = &route.cookies
+        && stuck != Some(reply.endpoint.id())
+    {
+        let cookie = cookies.naming(&reply.endpoint, origin.scheme == Scheme::Https);
+        reply.parts.headers.append(header::SET_COOKIE, cookie);
+    }
     if reply.parts.status == StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, tunnel) = reply.into_tunnel(route.plan.tunnel_idle);
         parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -418,9 +426,16 @@ struct View<'a> {
     progress: Duration,
 }
 
+/// What keeps this client at one endpoint, if anything does.
+fn affinity(route: &Route, origin: &Origin, headers: &HeaderMap) -> Affinity {
+    let endpoint = route.cookies.as_ref().and_then(|cookies| cookies.read(headers, &route.upstream));
+    Affinity { client: origin.client, endpoint, by_client: route.plan.stick == Some(Stick::Sid) }
+}
+
 async fn exchange(
     view: &View<'_>,
     payload: Payload,
+    affinity: Affinity,
     place: Place,
     upgrade: bool,
     thread: &TrafficThread,
@@ -459,6 +474,7 @@ async fn exchange(
         method: &view.request.method,
         head,
         payload,
+        affinity,
         upgrade,
         progress: view.progress,
         timeout: route.plan.timeout,
@@ -483,7 +499,8 @@ fn path_info_of(view: &View<'_>, target: &str) -> Result<Vec<u8>, GatewayError> 
 
 fn rewrite_location(reply: &mut Reply, origin: &Origin, route: &Route) {
     let endpoint = match &reply.endpoint.address {
-        EndpointAddress::Tcp { host, port } => Some((host.as_str(), *port)),
+        // By the name it is known by: it has not been told its address either.
+        EndpointAddress::Tcp { host, port } => Some((reply.endpoint.host().unwrap_or(host), *port)),
         EndpointAddress::Unix(_) => None,
     };
     let stripped = if route.plan.strip_prefix { route.plan.prefix.as_str() } else { "" };

@@ -4,24 +4,29 @@
 //! purpose: the bound on requests inside is one bound. Connections are not shared; each core has
 //! its own [`Pool`]. What is said over a connection is [`crate::proxy`]'s business.
 
+mod balance;
 mod line;
 mod pool;
 mod queue;
 mod readiness;
 mod stats;
+mod stick;
 mod stream;
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     num::NonZeroUsize,
     sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+pub use balance::Affinity;
+use balance::Balancer;
 pub use line::{Class, Client, Who};
 pub use pool::{Lease, Pool};
 pub use queue::{Place, Queue, Refused};
@@ -29,10 +34,11 @@ use readiness::LET_IN;
 pub use readiness::{Finding, Phase, Readiness};
 use stats::Turn;
 pub use stats::{Stats, StatsError, Workers};
+pub use stick::{Cookies, StickKey};
 pub use stream::UpstreamStream;
 
 use crate::{
-    config::{EndpointAddress, UpstreamPlan},
+    config::{EndpointAddress, EndpointPlace, EndpointPlan, UpstreamPlan},
     http::page::Missing,
     metrics::{Held, UpstreamMetrics},
 };
@@ -50,6 +56,9 @@ pub struct Upstream {
     pub stats: Option<Arc<Stats>>,
     /// Those that there are now; names and processes behind them come and go.
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    balancer: Balancer,
+    /// What is known of the places in its plan that have to be resolved.
+    answers: Mutex<BTreeMap<EndpointPlace, Answer>>,
 }
 
 impl Upstream {
@@ -69,7 +78,9 @@ impl Upstream {
             return Arc::clone(before);
         }
         let known = before.map(|before| before.endpoints()).unwrap_or_default();
-        let endpoints = ArcSwap::from_pointee(successors(&known, &plan.endpoints));
+        let mut answers = before.map(|before| before.answers().clone()).unwrap_or_default();
+        answers.retain(|place, _| plan.endpoints.iter().any(|endpoint| endpoint.address == *place));
+        let endpoints = ArcSwap::from_pointee(successors(&known, members_of(plan, &answers)));
         let stats = match before.filter(|before| before.plan.stats == plan.stats) {
             Some(before) => before.stats.clone(),
             None => (!plan.stats.is_empty()).then(Arc::default),
@@ -93,6 +104,8 @@ impl Upstream {
             readiness,
             stats,
             endpoints,
+            balancer: Balancer::new(plan.balance, plan.slow_start),
+            answers: Mutex::new(answers),
         })
     }
 
@@ -101,27 +114,79 @@ impl Upstream {
         self.endpoints.load_full()
     }
 
-    /// Has exactly the endpoints at `addresses` from now on; those that stay keep what is known of them, and requests
+    /// Has exactly the endpoints of `members` from now on; those that stay keep what is known of them, and requests
     /// inside those that go come to their end. Called from one place at a time.
-    pub fn set_endpoints(&self, addresses: &[EndpointAddress]) {
-        self.endpoints.store(Arc::new(successors(&self.endpoints(), addresses)));
+    pub fn set_endpoints(&self, members: impl IntoIterator<Item = Member>) {
+        self.endpoints.store(Arc::new(successors(&self.endpoints(), members)));
     }
 
-    /// Picks the endpoint with the fewest requests in flight among those that could last be connected to.
+    /// Takes note of what has come of resolving `place`, one of its plan.
     ///
-    /// Ties go to the one that has waited longest, so that a cold start fills every endpoint. When
-    /// none could be connected to, all are tried again: being down is a guess, not a verdict. `None` while there is none.
-    pub fn select(&self) -> Option<Arc<Endpoint>> {
-        let endpoints = self.endpoints.load();
-        if let [only] = &endpoints[..] {
-            return Some(Arc::clone(only));
+    /// An answer that is the same changes nothing, and where nothing could be found out, what was known last stays.
+    pub fn resolved(&self, place: &EndpointPlace, found: Result<Vec<Member>, String>) {
+        let upstream = &*self.name;
+        let mut answers = self.answers();
+        let answer = answers.entry(place.clone()).or_default();
+        let before = answer.fault.take();
+        match found {
+            Ok(members) => {
+                if before.is_some() {
+                    tracing::info!(upstream, %place, "can be resolved again");
+                }
+                if answer.members != members {
+                    let addresses: Vec<_> = members.iter().map(|member| member.address.to_string()).collect();
+                    tracing::info!(upstream, %place, addresses = addresses.join(", "), "resolved");
+                    answer.members = members;
+                    self.set_endpoints(members_of(&self.plan, &answers));
+                }
+            }
+            Err(fault) => {
+                if before.is_none() {
+                    tracing::warn!(upstream, %place, fault, "cannot be resolved; what was known last stays");
+                }
+                answer.fault = Some(fault);
+            }
         }
-        let order = |endpoint: &&Arc<Endpoint>| {
-            (endpoint.is_passed_over(), endpoint.in_flight(), endpoint.selected.load(Ordering::Relaxed))
-        };
-        let endpoint = endpoints.iter().min_by_key(order)?;
-        endpoint.selected.store(now_micros(), Ordering::Relaxed);
-        Some(Arc::clone(endpoint))
+    }
+
+    /// Whether its plan names `place`.
+    pub fn has(&self, place: &EndpointPlace) -> bool {
+        self.plan.endpoints.iter().any(|endpoint| endpoint.address == *place)
+    }
+
+    /// Who was found at `place` last.
+    pub fn known(&self, place: &EndpointPlace) -> Option<Vec<Member>> {
+        self.answers().get(place).map(|answer| answer.members.clone())
+    }
+
+    /// The places of its plan that have to be resolved, and have never been.
+    pub fn unresolved(&self) -> Vec<EndpointPlace> {
+        let answers = self.answers();
+        let places = self.plan.endpoints.iter().map(|endpoint| &endpoint.address);
+        places.filter(|place| place.is_resolved() && !answers.contains_key(place)).cloned().collect()
+    }
+
+    /// Why places of its plan could not be resolved the last time, by place.
+    pub fn unresolvable(&self) -> Vec<(String, String)> {
+        let answers = self.answers();
+        let faults = answers.iter().filter_map(|(place, answer)| Some((place.to_string(), answer.fault.clone()?)));
+        faults.collect()
+    }
+
+    fn answers(&self) -> MutexGuard<'_, BTreeMap<EndpointPlace, Answer>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Picks the endpoint for a request, as [`UpstreamPlan::balance`] says, among those that can be used.
+    ///
+    /// Backups are used while no other can be, and all are tried again while none can. `None` while there is none.
+    pub fn select(&self, affinity: &Affinity) -> Option<Arc<Endpoint>> {
+        self.balancer.pick(&self.endpoints.load(), affinity).map(Arc::clone)
+    }
+
+    /// Whether there is an endpoint that can be used, as far as is known.
+    pub fn is_usable(&self) -> bool {
+        self.endpoints.load().iter().any(|endpoint| endpoint.is_usable())
     }
 
     /// Counts a request inside `endpoint`, one of ours, until the guard is dropped.
@@ -229,10 +294,68 @@ impl Upstream {
     }
 }
 
-/// An endpoint for each of `addresses`: the one of `known` where there is one.
-fn successors(known: &[Arc<Endpoint>], addresses: &[EndpointAddress]) -> Vec<Arc<Endpoint>> {
-    let known = |address: &EndpointAddress| known.iter().find(|endpoint| endpoint.address == *address);
-    addresses.iter().map(|address| known(address).map_or_else(|| Endpoint::new(address), Arc::clone)).collect()
+/// An endpoint that there is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub address: EndpointAddress,
+    /// The host and port that its address was found by.
+    pub name: Option<String>,
+    pub weight: u16,
+    pub backup: bool,
+}
+
+impl From<EndpointAddress> for Member {
+    fn from(address: EndpointAddress) -> Self {
+        Self { address, name: None, weight: 1, backup: false }
+    }
+}
+
+/// What is known of a place that has to be resolved.
+#[derive(Clone, Debug, Default)]
+struct Answer {
+    members: Vec<Member>,
+    /// Why the last attempt failed.
+    fault: Option<String>,
+}
+
+/// Whom `plan` names, as far as `answers` tell.
+fn members_of(plan: &UpstreamPlan, answers: &BTreeMap<EndpointPlace, Answer>) -> Vec<Member> {
+    let mut members: Vec<Member> = Vec::with_capacity(plan.endpoints.len());
+    for EndpointPlan { address: place, weight, backup } in &plan.endpoints {
+        let found = match place {
+            EndpointPlace::At(address) if !place.is_resolved() => vec![address.clone().into()],
+            _ => answers.get(place).map(|answer| answer.members.clone()).unwrap_or_default(),
+        };
+        for member in found {
+            // Two names may lead to one address.
+            if !members.iter().any(|other| other.address == member.address) {
+                let weight = member.weight.saturating_mul(*weight).min(EndpointPlan::LARGEST_WEIGHT);
+                members.push(Member { weight, backup: member.backup || *backup, ..member });
+            }
+        }
+    }
+    members
+}
+
+/// An endpoint for each of `members`: the one of `known` where there is one.
+fn successors(known: &[Arc<Endpoint>], members: impl IntoIterator<Item = Member>) -> Vec<Arc<Endpoint>> {
+    let successor = |member: Member| {
+        let is_same = |endpoint: &&Arc<Endpoint>| endpoint.address == member.address && endpoint.name == member.name;
+        let endpoint = known.iter().find(is_same).map_or_else(
+            || {
+                let endpoint = Endpoint::new(&member);
+                if known.iter().any(|other| other.made + micros(SETTLED) < endpoint.made) {
+                    endpoint.begins_slowly();
+                }
+                endpoint
+            },
+            Arc::clone,
+        );
+        endpoint.weight.store(member.weight.max(1), Ordering::Relaxed);
+        endpoint.backup.store(member.backup, Ordering::Relaxed);
+        endpoint
+    };
+    members.into_iter().map(successor).collect()
 }
 
 /// As many places as `workers` take requests. One at least: with none running, the first request has uWSGI start them.
@@ -244,12 +367,25 @@ fn places(workers: Workers) -> Option<NonZeroUsize> {
 #[derive(Debug)]
 pub struct Endpoint {
     pub address: EndpointAddress,
-    /// As it is written in the configuration; for logs and metrics.
+    /// The host and port that its address was found by.
+    pub name: Option<String>,
+    /// As it is written in the configuration, and its address where that is another; for logs and metrics.
     pub label: Arc<str>,
+    /// Its address, which is the same to every front door.
+    identity: Box<str>,
+    /// Stands for that where clients are shared out by hash.
+    tag: u64,
     /// Tells this endpoint from all others ever made; the key of the pools.
     pub(super) id: u64,
+    /// When this was made.
+    made: u64,
+    weight: AtomicU16,
+    backup: AtomicBool,
     in_flight: AtomicUsize,
-    selected: AtomicU64,
+    /// When it is its turn; see [`Balancer`].
+    turn: AtomicU64,
+    /// Since when its share grows; 0 where that is whole.
+    growing_since: AtomicU64,
     /// Since when no connection could be made, in microseconds on [`now_micros`]'s clock; 0 when one could, or none
     /// was tried.
     unreachable_since: AtomicU64,
@@ -260,18 +396,40 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(address: &EndpointAddress) -> Arc<Self> {
+    fn new(member: &Member) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        let identity = member.address.to_string();
+        let label = match &member.name {
+            Some(name) => format!("{name} ({})", identity.rsplit_once(':').map_or(&*identity, |(host, _)| host)),
+            None => identity.clone(),
+        };
         Arc::new(Self {
-            address: address.clone(),
-            label: address.to_string().into(),
+            address: member.address.clone(),
+            name: member.name.clone(),
+            label: label.into(),
+            tag: balance::tag(&identity),
+            identity: identity.into(),
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            made: now_micros(),
+            weight: AtomicU16::new(1),
+            backup: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
-            selected: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
+            growing_since: AtomicU64::new(0),
             unreachable_since: AtomicU64::new(0),
             passed_over_until: AtomicU64::new(0),
             closes_until: AtomicU64::new(0),
         })
+    }
+
+    /// Tells this endpoint from all others ever made.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The host that its address was found by.
+    pub fn host(&self) -> Option<&str> {
+        self.name.as_deref().and_then(|name| name.rsplit_once(':')).map(|(host, _)| host)
     }
 
     pub fn in_flight(&self) -> usize {
@@ -286,15 +444,49 @@ impl Endpoint {
         }
     }
 
-    /// Not worth an attempt while there is another endpoint.
-    fn is_passed_over(&self) -> bool {
-        self.passed_over_until.load(Ordering::Relaxed) > now_micros()
+    /// Its share beside the others; never 0.
+    pub fn weight(&self) -> u16 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    /// Only for while no other can be used.
+    pub fn is_backup(&self) -> bool {
+        self.backup.load(Ordering::Relaxed)
+    }
+
+    /// Worth an attempt while there is another endpoint.
+    pub fn is_usable(&self) -> bool {
+        self.passed_over_until.load(Ordering::Relaxed) <= now_micros()
+    }
+
+    /// Has its share grow from nothing, over the time that [`UpstreamPlan::slow_start`] says.
+    pub fn begins_slowly(&self) {
+        self.growing_since.store(now_micros(), Ordering::Relaxed);
+    }
+
+    /// Whether it takes part this time, as it always does when it has been there for `slow_start`.
+    fn is_admitted(&self, slow_start: Duration) -> bool {
+        let since = self.growing_since.load(Ordering::Relaxed);
+        if since == 0 || slow_start.is_zero() {
+            return true;
+        }
+        let age = now_micros().saturating_sub(since);
+        if age >= micros(slow_start) {
+            self.growing_since.store(0, Ordering::Relaxed);
+            return true;
+        }
+        fastrand::u64(..micros(slow_start)) < age
     }
 
     /// A connection was made; answers whether that is news.
     pub fn connected(&self) -> bool {
         self.passed_over_until.store(0, Ordering::Relaxed);
-        self.unreachable_since.load(Ordering::Relaxed) != 0 && self.unreachable_since.swap(0, Ordering::Relaxed) != 0
+        let back = self.unreachable_since.load(Ordering::Relaxed) != 0
+            && self.unreachable_since.swap(0, Ordering::Relaxed) != 0;
+        if back {
+            self.begins_slowly();
+        }
+        back
     }
 
     /// No connection could be made; answers whether that is news.
@@ -340,6 +532,8 @@ fn micros(duration: Duration) -> u64 {
 
 /// How long an endpoint that refused a connection is passed over while another one answers.
 const UNREACHABLE: Duration = Duration::from_secs(1);
+/// One that comes so much later than others comes among those that are at work.
+const SETTLED: Duration = Duration::from_secs(5);
 /// How long an endpoint that closed an idle connection at once gets a new connection for each request.
 const CLOSES: Duration = Duration::from_secs(60);
 
@@ -347,15 +541,21 @@ const CLOSES: Duration = Duration::from_secs(60);
 mod tests {
     use super::*;
     use crate::{
-        config::{Protocol, QueuePlan},
+        config::{Balance, Protocol, QueuePlan},
         metrics::Metrics,
     };
 
-    fn upstream(endpoints: &[&str]) -> Arc<Upstream> {
+    fn address(host: &str) -> EndpointAddress {
+        EndpointAddress::Tcp { host: host.into(), port: 1 }
+    }
+
+    pub(super) fn upstream(endpoints: &[&str]) -> Arc<Upstream> {
         let plan = UpstreamPlan {
             name: "app".into(),
             protocol: Protocol::Http,
-            endpoints: endpoints.iter().map(|host| EndpointAddress::Tcp { host: (*host).into(), port: 1 }).collect(),
+            endpoints: endpoints.iter().map(|host| EndpointPlan::at(address(host))).collect(),
+            balance: Balance::Least,
+            slow_start: Duration::ZERO,
             concurrency: None,
             follows: false,
             stats: Vec::new(),
@@ -370,21 +570,21 @@ mod tests {
 
     #[test]
     fn the_endpoint_with_the_fewest_requests_is_selected() {
-        let upstream = upstream(&["a", "b"]);
-        let busy = upstream.select().unwrap();
+        let upstream = upstream(&["127.0.0.1", "127.0.0.2"]);
+        let busy = upstream.select(&Affinity::default()).unwrap();
         let _request = upstream.enter(&busy);
 
-        assert_ne!(upstream.select().unwrap().id, busy.id);
-        assert_ne!(upstream.select().unwrap().id, busy.id);
+        assert_ne!(upstream.select(&Affinity::default()).unwrap().id, busy.id);
+        assert_ne!(upstream.select(&Affinity::default()).unwrap().id, busy.id);
     }
 
     #[test]
     fn an_endpoint_that_refused_is_passed_over_while_another_answers() {
-        let upstream = upstream(&["a", "b"]);
-        let refusing = upstream.select().unwrap();
+        let upstream = upstream(&["127.0.0.1", "127.0.0.2"]);
+        let refusing = upstream.select(&Affinity::default()).unwrap();
         assert!(refusing.refused(), "a first failure is news");
 
-        assert_ne!(upstream.select().unwrap().id, refusing.id);
+        assert_ne!(upstream.select(&Affinity::default()).unwrap().id, refusing.id);
         assert!(!refusing.refused(), "a second failure is not");
         assert!(refusing.connected(), "an end of the failures is");
         assert!(!refusing.connected(), "a second success is not");
@@ -392,25 +592,24 @@ mod tests {
 
     #[test]
     fn endpoints_that_stay_keep_what_is_known_of_them() {
-        let upstream = upstream(&["a", "b"]);
+        let upstream = upstream(&["127.0.0.1", "127.0.0.2"]);
         let [_, stays] = &upstream.endpoints()[..] else { panic!("two were given") };
         stays.refused();
 
-        let address = |host: &str| EndpointAddress::Tcp { host: host.into(), port: 1 };
-        upstream.set_endpoints(&[address("c"), address("b")]);
+        upstream.set_endpoints(["127.0.0.3", "127.0.0.2"].map(|host| address(host).into()));
 
         let labels: Vec<_> = upstream.endpoints().iter().map(|endpoint| endpoint.label.to_string()).collect();
-        assert_eq!(labels, ["c:1", "b:1"]);
+        assert_eq!(labels, ["127.0.0.3:1", "127.0.0.2:1"]);
         assert_eq!(upstream.endpoints()[1].id, stays.id);
-        upstream.set_endpoints(&[]);
-        assert!(upstream.select().is_none());
+        upstream.set_endpoints([]);
+        assert!(upstream.select(&Affinity::default()).is_none());
     }
 
     #[test]
     fn with_every_endpoint_refusing_one_is_selected_all_the_same() {
-        let upstream = upstream(&["a"]);
+        let upstream = upstream(&["127.0.0.1"]);
         upstream.endpoints()[0].refused();
 
-        assert_eq!(&*upstream.select().unwrap().label, "a:1");
+        assert_eq!(&*upstream.select(&Affinity::default()).unwrap().label, "127.0.0.1:1");
     }
 }

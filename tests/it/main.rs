@@ -11,6 +11,7 @@ mod demo;
 mod descriptors;
 mod docassemble;
 mod drain;
+mod endpoints;
 mod fetched;
 mod files;
 mod flight;

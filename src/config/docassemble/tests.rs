@@ -11,7 +11,7 @@ use super::{
         Source,
         ciphers::Cipher,
         error::{Fault, Names, Origin},
-        plan::{ChallengeKind, EndpointAddress, ListenAddress, Plan, Protocol},
+        plan::{ChallengeKind, EndpointAddress, EndpointPlan, ListenAddress, Plan, Protocol},
         tree, understand_with,
     },
     settings::{Answer, Machine, Settings, WebServer, read},
@@ -85,11 +85,12 @@ fn an_empty_configuration_is_the_site_at_the_root_without_tls() {
     assert!(plan.trusted_proxies.is_empty());
     let app = &plan.upstreams["app"];
     assert_eq!(app.protocol, Protocol::Uwsgi);
-    assert_eq!(app.endpoints, [EndpointAddress::Unix("/var/run/uwsgi/docassemble.sock".into())]);
+    let socket = EndpointAddress::Unix("/var/run/uwsgi/docassemble.sock".into());
+    assert_eq!(app.endpoints, [EndpointPlan::at(socket)]);
     assert_eq!(app.concurrency.map(usize::from), Some(6));
     assert_eq!(app.health_path.as_deref(), Some("/health_check"));
     let websockets = EndpointAddress::Tcp { host: "127.0.0.1".to_owned(), port: 5000 };
-    assert_eq!(plan.upstreams["websockets"].endpoints, [websockets]);
+    assert_eq!(plan.upstreams["websockets"].endpoints, [EndpointPlan::at(websockets)]);
     let route = plan.routes.iter().find(|route| route.upstream == "app").unwrap();
     assert_eq!((route.timeout, route.body_limit), (Duration::from_secs(60), Some(16 << 20)));
     assert_eq!(

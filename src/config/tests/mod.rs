@@ -41,6 +41,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         strip_prefix: false,
         slash: Slash::Forward,
         upstream: "app".to_owned(),
+        stick: None,
         timeout: Duration::from_secs(60),
         body_limit: Some(16 << 20),
         buffer_request: true,
@@ -56,7 +57,9 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
     let upstream = UpstreamPlan {
         name: "app".to_owned(),
         protocol: Protocol::Http,
-        endpoints: vec![EndpointAddress::Tcp { host: "127.0.0.1".to_owned(), port: 8000 }],
+        endpoints: vec![EndpointPlan::at(EndpointAddress::Tcp { host: "127.0.0.1".to_owned(), port: 8000 })],
+        balance: Balance::Least,
+        slow_start: Duration::ZERO,
         concurrency: None,
         follows: false,
         stats: Vec::new(),
@@ -95,6 +98,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         },
         trusted_proxies: TrustedProxies::default(),
         upstreams: BTreeMap::from([("app".to_owned(), upstream)]),
+        resolver: Vec::new(),
         routes: vec![route],
         access_log: Some(AccessLogPlan { sink: LogSink::Stdout, format: LogFormat::Combined, rotate: None }),
         error_log: None,
@@ -509,6 +513,34 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:12: listeners: expected a list, found a mapping; begin each entry with `- `",
         ),
         (
+            upstream("endpoints: ['a:1', { address: 'a:1' }]"),
+            "3:40: upstreams.app.endpoints[1]: this is the same endpoint as `upstreams.app.endpoints[0]`",
+        ),
+        (
+            upstream("endpoints: [{ address: 'a:1', weight: 257 }]"),
+            "3:59: upstreams.app.endpoints[0].weight: expected a whole number from 1 to 256, found `257`",
+        ),
+        (
+            upstream("endpoints: [{ address: 'srv:_a._tcp.b', weight: 2 }]"),
+            "3:69: upstreams.app.endpoints[0].weight: SRV records have weights of their own; take this one out",
+        ),
+        (
+            upstream("endpoints: ['srv:app.b']"),
+            "3:33: upstreams.app.endpoints[0]: `app.b` is not a name of SRV records, such as `srv:_app._tcp.example.com`",
+        ),
+        (
+            upstream("endpoints: [{ address: 'a:1', backup: true }]"),
+            "3:32: upstreams.app.endpoints: all of these are backups, and of none; take `backup` off one",
+        ),
+        (
+            upstream("endpoints: ['a:1'], balance: random"),
+            "3:50: upstreams.app.balance: expected `least`, `round_robin` or `hash`, found `random`",
+        ),
+        (
+            format!("{}\nresolver: ['10.0.0.1']", upstream("endpoints: ['a:1']")),
+            "4:12: resolver[0]: `10.0.0.1` has no port; write `10.0.0.1:53`",
+        ),
+        (
             upstream("endpoints: [/var/run/uwsgi.sock]"),
             "3:33: upstreams.app.endpoints[0]: a socket begins with `unix:`; write `unix:/var/run/uwsgi.sock`",
         ),
@@ -602,7 +634,10 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             route("{ prefix: /, upstream: app, compress: on }"),
             "3:48: routes[0].compress: expected `true` or `false`, found `on`",
         ),
-        (route("{ prefix: /, upstream: app, stick: sid }"), "3:38: routes[0].stick: `stick` is not supported yet"),
+        (
+            route("{ prefix: /, upstream: app, stick: ip }"),
+            "3:45: routes[0].stick: expected `sid` or `cookie`, found `ip`",
+        ),
     ] {
         let told = faults(&text);
         if !told.iter().any(|line| line == fault) {

@@ -24,7 +24,7 @@ use std::{
 pub(super) use self::privileges::hide_memory;
 use self::{landlock::Fence, privileges::PrivilegeError, seccomp::Calls};
 use crate::{
-    config::{EndpointAddress, Plan},
+    config::{EndpointPlace, Plan},
     keeper::user::User,
 };
 
@@ -139,23 +139,22 @@ pub(super) fn covers(old: &Plan, new: &Plan) -> Vec<String> {
 /// Addresses that have to be resolved, after the keys that name them.
 fn names(plan: &Plan) -> impl Iterator<Item = (String, &str)> {
     let endpoints = plan.upstreams.iter().flat_map(|(upstream, plan)| {
-        let stats = plan.stats.iter().map(move |address| (format!("upstreams.{upstream}.stats"), address));
-        plan.endpoints.iter().map(move |endpoint| (format!("upstreams.{upstream}.endpoints"), endpoint)).chain(stats)
+        let stats =
+            plan.stats.iter().filter_map(move |address| Some((format!("upstreams.{upstream}.stats"), address.name()?)));
+        let endpoints = plan.endpoints.iter().filter_map(move |endpoint| {
+            let name = match &endpoint.address {
+                EndpointPlace::At(address) => address.name()?,
+                EndpointPlace::Srv(name) => name,
+            };
+            Some((format!("upstreams.{upstream}.endpoints"), name))
+        });
+        endpoints.chain(stats)
     });
     let supervisors = plan.log_servers().filter_map(|(address, server)| {
-        let supervisor = server.supervisor.as_ref()?;
-        Some((format!("listeners[{address}].log_server.supervisor.address"), &supervisor.address))
+        let name = server.supervisor.as_ref()?.address.name()?;
+        Some((format!("listeners[{address}].log_server.supervisor.address"), name))
     });
-    endpoints.chain(supervisors).filter_map(|(key, endpoint)| match endpoint {
-        EndpointAddress::Tcp { host, .. } if !is_literal(host) => Some((key, host.as_str())),
-        EndpointAddress::Tcp { .. } | EndpointAddress::Unix(_) => None,
-    })
-}
-
-fn is_literal(host: &str) -> bool {
-    let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    // `localhost` is an address that is written as a name: see `upstream::UpstreamStream::connect`.
-    host.eq_ignore_ascii_case("localhost") || inner.parse::<std::net::IpAddr>().is_ok()
+    endpoints.chain(supervisors)
 }
 
 /// `path` without links, or as it is where there is nothing.

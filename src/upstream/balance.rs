@@ -1,0 +1,348 @@
+//! Which endpoint a request goes to.
+//!
+//! Nothing here locks or allocates. What threads change at the same time is approximate: two requests that arrive in the same
+//! microsecond may see the same endpoint as the best.
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::Endpoint;
+use crate::config::Balance;
+
+/// What of a request has a say in where it goes.
+#[derive(Clone, Debug, Default)]
+pub struct Affinity {
+    /// The client's address.
+    pub client: Option<IpAddr>,
+    /// Where it goes while that can be used.
+    pub endpoint: Option<Arc<Endpoint>>,
+    /// Without that, the client's address decides, whatever `balance` says.
+    pub by_client: bool,
+}
+
+/// How requests are shared out.
+#[derive(Debug)]
+pub(super) struct Balancer {
+    balance: Balance,
+    slow_start: Duration,
+    /// The turn of the endpoint that was picked last: who was away for long is not given all that it has missed.
+    turn: AtomicU64,
+}
+
+impl Balancer {
+    pub(super) fn new(balance: Balance, slow_start: Duration) -> Self {
+        Self { balance, slow_start, turn: AtomicU64::new(0) }
+    }
+
+    /// Picks one of `endpoints`.
+    ///
+    /// Backups come into question while no other can be used, and all while none can: being down is a guess, not a verdict.
+    pub(super) fn pick<'e>(&self, endpoints: &'e [Arc<Endpoint>], affinity: &Affinity) -> Option<&'e Arc<Endpoint>> {
+        if let [only] = endpoints {
+            return Some(only);
+        }
+        let stuck = |endpoint: &&Arc<Endpoint>| {
+            affinity.endpoint.as_ref().is_some_and(|stuck| stuck.id == endpoint.id) && endpoint.is_usable()
+        };
+        if let Some(stuck) = endpoints.iter().find(stuck) {
+            return Some(stuck);
+        }
+        let by_client = affinity.by_client || self.balance == Balance::Hash;
+        let client = affinity.client.filter(|_| by_client);
+        let best = endpoints.iter().map(Tier::of).min()?;
+        let fits = |endpoint: &&'e Arc<Endpoint>| Tier::of(endpoint) == best;
+        // Between two looks all may have come to be something else.
+        let Some(client) = client else { return self.admitted_in_turn(endpoints, fits).or(endpoints.first()) };
+        by_hash(endpoints.iter().filter(fits), client).or(endpoints.first())
+    }
+
+    /// The next one, unless its share still grows: then it takes only a part of its turns, the others going to whoever is next.
+    fn admitted_in_turn<'e>(
+        &self,
+        endpoints: &'e [Arc<Endpoint>],
+        fits: impl Fn(&&'e Arc<Endpoint>) -> bool,
+    ) -> Option<&'e Arc<Endpoint>> {
+        let next = self.in_turn(endpoints, &fits)?;
+        self.had_its_turn(next);
+        if next.is_admitted(self.slow_start) {
+            return Some(next);
+        }
+        let others = |endpoint: &&'e Arc<Endpoint>| {
+            fits(endpoint) && !Arc::ptr_eq(endpoint, next) && endpoint.is_admitted(self.slow_start)
+        };
+        let Some(other) = self.in_turn(endpoints, others) else { return Some(next) };
+        self.had_its_turn(other);
+        Some(other)
+    }
+
+    fn had_its_turn(&self, endpoint: &Endpoint) {
+        let turn = endpoint.turn.load(Ordering::Relaxed).max(self.turn.load(Ordering::Relaxed));
+        self.turn.store(turn, Ordering::Relaxed);
+        endpoint.turn.store(turn + TURN / u64::from(endpoint.weight()), Ordering::Relaxed);
+    }
+
+    fn in_turn<'e>(
+        &self,
+        endpoints: &'e [Arc<Endpoint>],
+        fits: impl Fn(&&'e Arc<Endpoint>) -> bool,
+    ) -> Option<&'e Arc<Endpoint>> {
+        let turn = self.turn.load(Ordering::Relaxed);
+        let turn = |endpoint: &Endpoint| endpoint.turn.load(Ordering::Relaxed).max(turn);
+        if self.balance != Balance::Least {
+            return endpoints.iter().filter(&fits).min_by_key(|endpoint| turn(endpoint));
+        }
+        // Of many, two: who looks at all of them finds the same one as everybody else who looks at this moment.
+        let drawn = (endpoints.len() > FEW).then(|| [draw(endpoints, &fits), draw(endpoints, &fits)]);
+        let is_drawn = |endpoint: &&'e Arc<Endpoint>| match &drawn {
+            Some(drawn) => drawn.iter().flatten().any(|drawn| Arc::ptr_eq(drawn, endpoint)),
+            None => fits(endpoint),
+        };
+        let load = |endpoint: &Endpoint| endpoint.in_flight() * LOAD / usize::from(endpoint.weight());
+        endpoints.iter().filter(is_drawn).min_by_key(|endpoint| (load(endpoint), turn(endpoint)))
+    }
+}
+
+/// Who comes into question first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Tier {
+    Usable,
+    Backup,
+    Unusable,
+}
+
+impl Tier {
+    fn of(endpoint: &Arc<Endpoint>) -> Self {
+        match (endpoint.is_usable(), endpoint.is_backup()) {
+            (true, false) => Self::Usable,
+            (true, true) => Self::Backup,
+            (false, _) => Self::Unusable,
+        }
+    }
+}
+
+/// One of those that fit, by weight and chance.
+fn draw<'e>(endpoints: &'e [Arc<Endpoint>], fits: impl Fn(&&'e Arc<Endpoint>) -> bool) -> Option<&'e Arc<Endpoint>> {
+    let mut total = 0;
+    let mut drawn = None;
+    for endpoint in endpoints.iter().filter(fits) {
+        total += u32::from(endpoint.weight());
+        if fastrand::u32(..total) < u32::from(endpoint.weight()) {
+            drawn = Some(endpoint);
+        }
+    }
+    drawn
+}
+
+/// Rendezvous hashing: each endpoint has a draw of its own for each client, and the best one wins. Where one goes, only its own
+/// clients move; and no front door has to know another.
+fn by_hash<'e>(endpoints: impl Iterator<Item = &'e Arc<Endpoint>>, client: IpAddr) -> Option<&'e Arc<Endpoint>> {
+    let client = client_hash(client);
+    let score = |endpoint: &&Arc<Endpoint>| {
+        // From 2⁵³ values that a float tells apart, none of them 0 or 1; an exponential draw, shorter for a greater weight.
+        #[expect(clippy::cast_precision_loss, reason = "53 bits are what fits")]
+        let draw = ((mixed(client ^ endpoint.tag) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+        -draw.ln() / f64::from(endpoint.weight())
+    };
+    endpoints.min_by(|one, other| score(one).total_cmp(&score(other)))
+}
+
+/// The same for all addresses that one client takes: of IPv6 its network, in which it changes the rest by itself.
+fn client_hash(client: IpAddr) -> u64 {
+    match client.to_canonical() {
+        IpAddr::V4(address) => mixed(u64::from(u32::from(address))),
+        IpAddr::V6(address) => mixed((u128::from(address) >> 64) as u64),
+    }
+}
+
+/// The same on every machine and in every version, as no hasher of the standard library promises to be: FNV-1a.
+pub(super) fn tag(address: &str) -> u64 {
+    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    mixed(address.bytes().fold(0xcbf2_9ce4_8422_2325, hash))
+}
+
+/// Each bit of `value` in all bits (the end of `SplitMix64`).
+fn mixed(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// What a turn of an endpoint of weight 1 counts.
+const TURN: u64 = 1 << 20;
+/// A request inside an endpoint of weight 1.
+const LOAD: usize = 1 << 10;
+/// As many are looked at one by one; it takes more for chance to be fairer.
+const FEW: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        config::{EndpointAddress, EndpointPlan},
+        upstream::{Member, now_micros, successors},
+    };
+
+    fn endpoints(members: &[(&str, u16, bool)]) -> Vec<Arc<Endpoint>> {
+        let member = |(host, weight, backup): &(&str, u16, bool)| Member {
+            address: EndpointAddress::Tcp { host: (*host).to_owned(), port: 1 },
+            name: None,
+            weight: *weight,
+            backup: *backup,
+        };
+        successors(&[], members.iter().map(member))
+    }
+
+    fn balancer(balance: Balance) -> Balancer {
+        Balancer::new(balance, Duration::ZERO)
+    }
+
+    /// How many of so many requests, one after the other, go where.
+    fn picks(balancer: &Balancer, endpoints: &[Arc<Endpoint>], requests: usize) -> BTreeMap<String, usize> {
+        let mut picks = BTreeMap::new();
+        for _ in 0..requests {
+            let pick = balancer.pick(endpoints, &Affinity::default()).unwrap();
+            *picks.entry(pick.label.to_string()).or_default() += 1;
+        }
+        picks
+    }
+
+    fn from(client: [u8; 4]) -> Affinity {
+        Affinity { client: Some(client.into()), ..Affinity::default() }
+    }
+
+    #[test]
+    fn each_gets_its_weight_where_nobody_is_busy() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 3, false), ("c", EndpointPlan::LARGEST_WEIGHT, false)]);
+        for balance in [Balance::Least, Balance::RoundRobin] {
+            let picks = picks(&balancer(balance), &endpoints, 2600);
+
+            assert_eq!((picks["a:1"], picks["b:1"], picks["c:1"]), (10, 30, 2560), "{balance:?}");
+        }
+    }
+
+    #[test]
+    fn turns_are_spread_out() {
+        let endpoints = endpoints(&[("a", 2, false), ("b", 1, false)]);
+        let balancer = balancer(Balance::RoundRobin);
+
+        let order: String = (0..6)
+            .map(|_| balancer.pick(&endpoints, &Affinity::default()).unwrap().label.chars().next().unwrap())
+            .collect();
+
+        assert!(!order.contains("aaa") && !order.contains("bb"), "{order}");
+    }
+
+    #[test]
+    fn a_busy_one_is_passed_by_as_far_as_its_weight_goes() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 3, false)]);
+        endpoints[1].in_flight.store(2, Ordering::Relaxed);
+        let balancer = balancer(Balance::Least);
+        assert_eq!(&*balancer.pick(&endpoints, &Affinity::default()).unwrap().label, "a:1");
+
+        endpoints[0].in_flight.store(1, Ordering::Relaxed);
+
+        assert_eq!(&*balancer.pick(&endpoints, &Affinity::default()).unwrap().label, "b:1");
+    }
+
+    #[test]
+    fn of_many_the_busiest_is_left_alone() {
+        let names: Vec<_> = (0..20).map(|number| format!("e{number}")).collect();
+        let endpoints = endpoints(&names.iter().map(|name| (name.as_str(), 1, false)).collect::<Vec<_>>());
+        endpoints[7].in_flight.store(100, Ordering::Relaxed);
+
+        let picks = picks(&balancer(Balance::Least), &endpoints, 4000);
+
+        // Only where both that are drawn are this one: ten times.
+        assert!(picks.get("e7:1").copied().unwrap_or(0) < 40, "{picks:?}");
+        assert!(names.iter().filter(|name| *name != "e7").all(|name| picks[&format!("{name}:1")] > 100), "{picks:?}");
+    }
+
+    #[test]
+    fn backups_wait_until_no_other_can_be_used() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 1, false), ("c", 1, true)]);
+        for balance in [Balance::Least, Balance::RoundRobin, Balance::Hash] {
+            let balancer = balancer(balance);
+            let pick = || balancer.pick(&endpoints, &from([192, 0, 2, 1])).unwrap().label.to_string();
+            endpoints[0].refused();
+            assert_eq!(pick(), "b:1", "{balance:?}");
+            endpoints[1].refused();
+            assert_eq!(pick(), "c:1", "{balance:?}");
+            endpoints[2].refused();
+            assert!(!pick().is_empty(), "one of them all the same");
+            for endpoint in &endpoints {
+                endpoint.connected();
+            }
+            assert_ne!(pick(), "c:1", "{balance:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_clients_of_one_that_goes_move_and_shares_follow_weights() {
+        let all = endpoints(&[("a", 1, false), ("b", 1, false), ("c", 2, false)]);
+        let left = endpoints(&[("c", 2, false), ("a", 1, false)]);
+        let balancer = balancer(Balance::Hash);
+        let mut shares: BTreeMap<String, usize> = BTreeMap::new();
+        for number in 0..4000_u32 {
+            let client = from(number.to_be_bytes());
+            let [before, after] =
+                [&all, &left].map(|endpoints| balancer.pick(endpoints, &client).unwrap().label.to_string());
+            assert!(before == "b:1" || before == after, "{number}: {before} {after}");
+            *shares.entry(before).or_default() += 1;
+        }
+        assert!((900..1100).contains(&shares["a:1"]) && (1850..2150).contains(&shares["c:1"]), "{shares:?}");
+    }
+
+    #[test]
+    fn hashes_are_the_same_on_every_machine_and_in_every_version() {
+        assert_eq!(tag("10.0.0.2:8000"), 14_512_483_499_738_020_485);
+        assert_eq!(client_hash([192, 0, 2, 1].into()), client_hash("::ffff:192.0.2.1".parse().unwrap()));
+        assert_eq!(client_hash("2001:db8::1".parse().unwrap()), client_hash("2001:db8::ffff:2".parse().unwrap()));
+    }
+
+    #[test]
+    fn who_is_stuck_stays_while_that_can_be_used() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 200, false)]);
+        let affinity = Affinity { endpoint: Some(Arc::clone(&endpoints[0])), ..Affinity::default() };
+        let balancer = balancer(Balance::RoundRobin);
+        for _ in 0..10 {
+            assert_eq!(&*balancer.pick(&endpoints, &affinity).unwrap().label, "a:1");
+        }
+
+        endpoints[0].refused();
+
+        assert_eq!(&*balancer.pick(&endpoints, &affinity).unwrap().label, "b:1");
+    }
+
+    #[test]
+    fn one_that_comes_back_comes_to_its_share_slowly_and_makes_up_for_nothing() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 1, false)]);
+        let slow = Balancer::new(Balance::RoundRobin, Duration::from_secs(3600));
+        endpoints[0].refused();
+        picks(&slow, &endpoints, 100);
+        assert!(endpoints[0].connected());
+
+        let first = picks(&slow, &endpoints, 100);
+        // Since the clock began, and for as long again.
+        endpoints[0].growing_since.store(1, Ordering::Relaxed);
+        while now_micros() < 300_000 {
+            std::thread::yield_now();
+        }
+        let slow = Balancer::new(Balance::RoundRobin, Duration::from_micros(now_micros() * 2));
+        let half = picks(&slow, &endpoints, 1000);
+        endpoints[0].growing_since.store(1, Ordering::Relaxed);
+        let at_once = picks(&balancer(Balance::RoundRobin), &endpoints, 100);
+
+        assert!(first.get("a:1").copied().unwrap_or(0) <= 2, "{first:?}");
+        assert!((180..330).contains(&half["a:1"]), "{half:?}");
+        assert!((49..=51).contains(&at_once["a:1"]), "{at_once:?}");
+    }
+}
