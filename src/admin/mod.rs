@@ -34,7 +34,8 @@ pub use observer::Observer;
 pub use order::{LONGEST_WAIT, Order, Orders, Outcome};
 pub use report::{Applied, Refusal, Report, WorkerReport};
 pub use status::{
-    CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, Status, UpstreamStatus,
+    CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, ProgramStatus, Status,
+    UpstreamStatus,
     render_certificates, render_hops, render_status, timestamp,
 };
 

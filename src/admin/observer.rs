@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{
     AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, Order,
-    Orders, Outcome, Report, Status, UpstreamStatus, timestamp,
+    Orders, Outcome, ProgramStatus, Report, Status, UpstreamStatus, timestamp,
 };
 use crate::{
     config::{Protocol, without_passwords},
@@ -20,6 +20,7 @@ use crate::{
     runtime::{Current, Runtime},
     service::{Hop, Hops, Seen},
     tls::CertificateStore,
+    upstream::{Program, Sight},
 };
 
 /// Looks at what the gateway is made of.
@@ -80,6 +81,7 @@ impl AdminState for Observer {
             queue_limit: upstream.plan.queue.limit as u64,
             readiness: upstream.readiness.as_ref().map(|readiness| readiness.phase().name().to_owned()),
             readiness_seconds: upstream.readiness.as_ref().map(|readiness| readiness.since().as_secs()),
+            program: upstream.program.as_ref().map(|program| program_status(program)),
         });
         let certificates = self.certificates.certificates();
         let certificates = certificates.iter().map(|certificate| CertificateStatus {
@@ -148,6 +150,21 @@ fn hops(seen: &Seen) -> HopsStatus {
             .mismatch
             .as_ref()
             .map(|mismatch| format!("{} (at {})", mismatch.problem, timestamp(mismatch.at))),
+    }
+}
+
+fn program_status(program: &Program) -> ProgramStatus {
+    let Sight { info, since, unasked, restarts, last_restart } = program.seen();
+    let last = last_restart.map(|(at, cause)| (timestamp(at), cause)).unzip();
+    ProgramStatus {
+        name: program.name().to_owned(),
+        state: info.as_ref().map(|info| info.state.name().to_owned()),
+        state_seconds: since.map(|since| since.elapsed().as_secs()),
+        pid: info.as_ref().map(|info| info.pid).filter(|pid| *pid != 0),
+        why: info.and_then(|info| info.why).or(unasked),
+        restarts,
+        last_restart: last.0,
+        last_cause: last.1,
     }
 }
 

@@ -96,6 +96,27 @@ pub struct UpstreamStatus {
     /// For how long.
     #[serde(default)]
     pub readiness_seconds: Option<u64>,
+    /// The program of supervisord's behind it; `None` where none is named.
+    #[serde(default)]
+    pub program: Option<ProgramStatus>,
+}
+
+/// What supervisord says of a program.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProgramStatus {
+    pub name: String,
+    /// supervisord's word: `RUNNING`, `FATAL`, …; `None` while it cannot be asked.
+    pub state: Option<String>,
+    /// For how long.
+    pub state_seconds: Option<u64>,
+    pub pid: Option<u32>,
+    /// How its last process ended or failed to start; or why supervisord cannot be asked.
+    pub why: Option<String>,
+    /// Restarts that were ordered because it hung.
+    pub restarts: u64,
+    /// When the last of them was; see [`timestamp`].
+    pub last_restart: Option<String>,
+    pub last_cause: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -163,6 +184,9 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         if let (Some(readiness), Some(seconds)) = (&upstream.readiness, upstream.readiness_seconds) {
             writeln!(text, "    {readiness} for {}", duration(seconds))?;
         }
+        if let Some(program) = &upstream.program {
+            write_program(program, text)?;
+        }
         let endpoints = upstream.endpoints.iter().map(|endpoint| {
             let state = match endpoint.unreachable_seconds {
                 None => endpoint.state.clone(),
@@ -177,6 +201,18 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
 
     writeln!(text, "\ncertificates")?;
     write_certificates(status, text)
+}
+
+fn write_program(program: &ProgramStatus, text: &mut String) -> fmt::Result {
+    let ProgramStatus { name, state, state_seconds, why, restarts, last_restart, last_cause, .. } = program;
+    let state = state.as_deref().unwrap_or("not known");
+    let lasting = state_seconds.map_or_else(String::new, |seconds| format!(" for {}", duration(seconds)));
+    let why = why.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+    writeln!(text, "    program {name}: {state}{lasting}{why}")?;
+    if let (Some(at), Some(cause)) = (last_restart, last_cause) {
+        writeln!(text, "      {}, the last one at {at}: {cause}", count(*restarts, "restart"))?;
+    }
+    Ok(())
 }
 
 /// The certificates as text for a terminal.
@@ -380,6 +416,16 @@ mod tests {
                     queue_limit: 512,
                     readiness: Some("starting".to_owned()),
                     readiness_seconds: Some(63),
+                    program: Some(ProgramStatus {
+                        name: "uwsgi".to_owned(),
+                        state: Some("BACKOFF".to_owned()),
+                        state_seconds: Some(4),
+                        why: Some("exit status 1".to_owned()),
+                        restarts: 1,
+                        last_restart: Some("2026-11-22T21:30:00Z".to_owned()),
+                        last_cause: Some("it did not answer".to_owned()),
+                        ..ProgramStatus::default()
+                    }),
                 },
                 UpstreamStatus { name: "ws".to_owned(), protocol: "http".to_owned(), ..UpstreamStatus::default() },
             ],
@@ -469,6 +515,8 @@ listeners
 upstreams
   app (uwsgi): 6 of 6 in flight, 2 of 512 waiting
     starting for 1m 3s
+    program uwsgi: BACKOFF for 4s (exit status 1)
+      1 restart, the last one at 2026-11-22T21:30:00Z: it did not answer
     unix:/run/app.sock  up
     10.0.0.7:5000       unreachable for 7s
   ws (http): 0 in flight, 0 of 0 waiting

@@ -6,6 +6,7 @@
 mod attention;
 mod places;
 mod probing;
+mod supervising;
 mod traffic;
 
 use std::{
@@ -232,6 +233,7 @@ impl Gateway {
         let others = Arc::clone(&gateway.certificates_changed);
         gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));
         gateway.control.spawn(probing::warn_of_open_supervisors(Arc::clone(&gateway.current)));
+        gateway.control.spawn(supervising::look_after(Arc::clone(&gateway.current), gateway.drain.clone()));
         Ok(gateway)
     }
 

@@ -34,6 +34,7 @@ pub struct Metrics {
     upstream_queue_depth: Family<UpstreamLabel, Gauge>,
     upstream_queue_seconds: Family<UpstreamLabel, Histogram>,
     upstream_queue_refused: Family<UpstreamRefusal, Counter>,
+    upstream_restarts: Family<UpstreamLabel, Counter>,
     connections: Family<ListenerLabel, Gauge>,
     connections_total: Family<ListenerLabel, Counter>,
     connections_shed: Family<ListenerLabel, Counter>,
@@ -95,6 +96,10 @@ impl Metrics {
         let help = "Requests that left the queue without a place";
         registry.register("upstream_queue_refused", help, upstream_queue_refused.clone());
 
+        let upstream_restarts = Family::default();
+        let help = "Restarts of the program behind an upstream that were ordered because it hung";
+        registry.register("upstream_restarts", help, upstream_restarts.clone());
+
         let connections = Family::default();
         registry.register("connections", "Open connections", connections.clone());
         let connections_total = Family::default();
@@ -144,6 +149,7 @@ impl Metrics {
             upstream_queue_depth,
             upstream_queue_seconds,
             upstream_queue_refused,
+            upstream_restarts,
             connections,
             connections_total,
             connections_shed,
@@ -192,6 +198,7 @@ impl Metrics {
                 in_flight: self.upstream_in_flight.get_or_create_owned(&label),
                 queue_depth: self.upstream_queue_depth.get_or_create_owned(&label),
                 queue_seconds: self.upstream_queue_seconds.get_or_create_owned(&label),
+                restarts: self.upstream_restarts.get_or_create_owned(&label),
                 refusals: Refusal::ALL.map(|reason| {
                     let label = UpstreamRefusal { upstream: upstream.to_owned(), reason: reason.label() };
                     self.upstream_queue_refused.get_or_create_owned(&label)
@@ -247,6 +254,7 @@ impl Metrics {
             self.upstream_in_flight.remove(&label);
             self.upstream_queue_depth.remove(&label);
             self.upstream_queue_seconds.remove(&label);
+            self.upstream_restarts.remove(&label);
         }
         for (listener, _) in listeners.extract_if(|_, handles| !handles.in_use()) {
             let label = ListenerLabel { listener };
@@ -331,6 +339,7 @@ pub struct UpstreamMetrics {
     pub in_flight: Gauge,
     pub queue_depth: Gauge,
     pub queue_seconds: Histogram,
+    pub restarts: Counter,
     refusals: [Counter; Refusal::ALL.len()],
 }
 

@@ -141,10 +141,7 @@ fn names(plan: &Plan) -> impl Iterator<Item = (String, &str)> {
     let endpoints = plan.upstreams.iter().flat_map(|(upstream, plan)| {
         plan.endpoints.iter().map(move |endpoint| (format!("upstreams.{upstream}.endpoints"), endpoint))
     });
-    let supervisors = plan.log_servers().filter_map(|(address, server)| {
-        let supervisor = server.supervisor.as_ref()?;
-        Some((format!("listeners[{address}].log_server.supervisor.address"), &supervisor.address))
-    });
+    let supervisors = plan.supervisors().map(|(key, supervisor)| (format!("{key}.address"), &supervisor.address));
     endpoints.chain(supervisors).filter_map(|(key, endpoint)| match endpoint {
         EndpointAddress::Tcp { host, .. } if !is_literal(host) => Some((key, host.as_str())),
         EndpointAddress::Tcp { .. } | EndpointAddress::Unix(_) => None,
