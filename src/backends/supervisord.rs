@@ -102,7 +102,7 @@ pub struct ProgramInfo {
 /// supervisord could not be asked, or refused.
 #[derive(Debug, Error)]
 pub enum SupervisordError {
-    #[error("supervisord at {0} cannot be connected to")]
+    #[error("supervisord at {0} cannot be connected to{door}", door = door(.1))]
     Connect(EndpointAddress, #[source] io::Error),
     #[error("supervisord at {0} wants a username and a password, or other ones")]
     Unauthorized(EndpointAddress),
@@ -111,6 +111,15 @@ pub enum SupervisordError {
     /// `code` is one of supervisord's, such as 10 (`BAD_NAME`) or 60 (`ALREADY_STARTED`).
     #[error("supervisord refuses: {text} ({code})")]
     Fault { code: i64, text: String },
+}
+
+/// What to do where it is there, and its socket is not for us.
+fn door(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        "; `chown` or `chmod` in its [unix_http_server] has to let the user of the workers in"
+    } else {
+        ""
+    }
 }
 
 impl Supervisord<'_> {

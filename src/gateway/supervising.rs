@@ -7,6 +7,7 @@
 use std::{
     collections::VecDeque,
     error::Error,
+    io,
     mem::{Discriminant, discriminant},
     net::IpAddr,
     sync::Arc,
@@ -87,7 +88,7 @@ impl Supervisor {
         match found {
             Ok(_) => tracing::info!(supervisord = %address, "supervisord answers"),
             // It may come later, or never: a machine without it is none the worse.
-            Err(error @ SupervisordError::Connect(..)) => {
+            Err(error @ SupervisordError::Connect(_, cause)) if cause.kind() != io::ErrorKind::PermissionDenied => {
                 let error = error as &dyn Error;
                 tracing::info!(error, "no word of programs: there is no supervisord here");
             }
