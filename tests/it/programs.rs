@@ -8,7 +8,7 @@ use std::{
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::Value;
@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     service_managers::{free_port, lives},
     support::{
-        Backend, PATIENCE, Peer, body, connect, header, ok, patiently, program, read_response,
+        PATIENCE, Peer, connect, header, ok, patiently, program,
         served::{self, Served, signal},
         status, wait_for,
     },
@@ -270,4 +270,122 @@ fn a_program_that_hangs_is_restarted_within_its_budget_and_then_left_alone() {
     assert!(lives(again), "it is never a loop: {}", served.events());
     assert_eq!((seen(&served)["restarts"].clone(), told(&served, "is left alone now")), (1.into(), 1));
     supervisord.control(&["signal", "CONT", "uwsgi"]);
+}
+
+/// What became of requests while something else happened.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// Answered with 200, of each method.
+    gets: usize,
+    posts: usize,
+    /// What else `GET`s were answered with.
+    failed: Vec<String>,
+    /// `POST`s that were inside a worker which was ended, and may have been executed: 502.
+    broken: usize,
+    failed_posts: Vec<String>,
+    longest: Duration,
+}
+
+/// Fifty requests a second, every third a `POST`, each on a connection of its own, until `act` has ended and for a second
+/// more.
+fn under_load(address: SocketAddr, act: impl FnOnce()) -> Ledger {
+    let over = AtomicBool::new(false);
+    let ask = |number: usize| {
+        let request = if number % 3 == 0 {
+            "POST /slow?0.02 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
+        } else if number % 3 == 1 {
+            "GET /slow?0.02 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        } else {
+            "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        };
+        let begun = Instant::now();
+        let mut stream = connect(address);
+        stream.set_read_timeout(Some(4 * PATIENCE)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        (number % 3 == 0, answer, begun.elapsed())
+    };
+    thread::scope(|scope| {
+        let clients = scope.spawn(|| {
+            let (begun, mut clients) = (Instant::now(), Vec::new());
+            for number in 0.. {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                clients.push(scope.spawn(move || ask(number)));
+                let next = begun + Duration::from_millis(20) * u32::try_from(number + 1).unwrap();
+                thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+            clients
+        });
+        thread::sleep(Duration::from_secs(1));
+        act();
+        thread::sleep(Duration::from_secs(1));
+        over.store(true, Ordering::Relaxed);
+        let mut ledger = Ledger::default();
+        for client in clients.join().unwrap() {
+            let (post, answer, waited) = client.join().unwrap();
+            ledger.longest = ledger.longest.max(waited);
+            match (post, status(&answer)) {
+                (false, 200) => ledger.gets += 1,
+                (true, 200) => ledger.posts += 1,
+                (true, 502) => ledger.broken += 1,
+                (true, _) => ledger.failed_posts.push(answer),
+                (false, _) => ledger.failed.push(answer),
+            }
+        }
+        ledger
+    })
+}
+
+#[test]
+fn a_restart_or_a_reload_of_the_program_under_load_fails_no_request_that_can_be_sent_again() {
+    let folder = served::folder();
+    let Some(programs) = uwsgi(folder.path(), "") else { return };
+    let Some(supervisord) = Supervisord::start(folder.path(), free_port(), "", &programs) else { return };
+    let reload = folder.path().join("reload");
+    // As an application that has much to load.
+    let application = format!("import time\ntime.sleep(3)\n{}", include_str!("support/application.py"));
+    fs::write(folder.path().join("application.py"), application).unwrap();
+    let upstream = "health: { path: /health_check, ready: '/health_check?ready=1' }, concurrency: 4,";
+    let served = Served::start_in(folder, &before(upstream, BY_SOCKET), |_| {});
+    let address = served.address(0);
+    patiently("the application", || status(&get(address, "/").0) == 200);
+    until_is(&served, "RUNNING");
+
+    println!("| while | GET 200 | GET failed | POST 200 | POST 502 | POST failed | longest |");
+    let row = |what: &str, act: &dyn Fn()| {
+        let ledger = under_load(address, act);
+        let Ledger { gets, posts, failed, broken, failed_posts, longest } = &ledger;
+        println!(
+            "| {what} | {gets} | {} | {posts} | {broken} | {} | {} ms |",
+            failed.len(),
+            failed_posts.len(),
+            longest.as_millis()
+        );
+        assert!(failed.is_empty() && failed_posts.is_empty(), "{what}: {ledger:?}\n{}", served.events());
+        ledger
+    };
+    row("supervisorctl restart uwsgi", &|| {
+        assert!(supervisord.control(&["restart", "uwsgi"]).contains("uwsgi: started"));
+    });
+    row("supervisorctl stop uwsgi, then start", &|| {
+        supervisord.control(&["stop", "uwsgi"]);
+        supervisord.control(&["start", "uwsgi"]);
+    });
+    row("supervisorctl signal KILL uwsgi", &|| {
+        let before = supervisord.pid("uwsgi");
+        supervisord.control(&["signal", "KILL", "uwsgi"]);
+        patiently("the next one", || supervisord.pid("uwsgi") != before);
+    });
+    let loads = || fs::read_to_string(served.path("uwsgi.log")).unwrap().matches("spawned uWSGI worker 1").count();
+    let reloaded = row("touch reload", &|| {
+        let before = loads();
+        let file = fs::File::options().write(true).open(&reload).unwrap();
+        // It looks at whole seconds.
+        file.set_modified(SystemTime::now() + Duration::from_secs(10)).unwrap();
+        patiently("uWSGI to reload", || loads() > before);
+    });
+    assert_eq!(reloaded.broken, 0, "a reload ends what it began");
 }
