@@ -185,15 +185,15 @@ impl Upstream {
         self.readiness.as_ref().is_some_and(|readiness| readiness.is_starting())
     }
 
-    /// What is missing of it, for whoever waits.
+    /// What is missing of it, for whoever waits: in supervisord's words, where it has any.
     pub fn missing(&self) -> Option<Missing> {
         let missing = self.missing_by_itself()?;
-        let Some(program) = &self.program else { return Some(missing) };
-        let (name, seen) = (format!("{} ({})", self.name, program.name()), program.seen());
-        match (seen.words(), seen.since) {
-            (Some(state), Some(since)) => Some(Missing { name, state, since: since.elapsed() }),
-            _ => Some(Missing { name, ..missing }),
-        }
+        let said = self.program.as_ref().and_then(|program| {
+            let seen = program.seen();
+            let name = format!("{} ({})", self.name, program.name());
+            Some(Missing { name, state: seen.words()?, since: seen.since?.elapsed() })
+        });
+        Some(said.unwrap_or(missing))
     }
 
     /// The same without supervisord's word.

@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tokio_tungstenite::tungstenite::{self, Message, protocol::frame::coding::CloseCode};
 
 use crate::{
     service_managers::{free_port, lives},
@@ -20,6 +21,7 @@ use crate::{
         served::{self, Served, signal},
         status, wait_for,
     },
+    websockets::websocket,
 };
 
 /// A supervisord and what it runs.
@@ -388,4 +390,64 @@ fn a_restart_or_a_reload_of_the_program_under_load_fails_no_request_that_can_be_
         patiently("uWSGI to reload", || loads() > before);
     });
     assert_eq!(reloaded.broken, 0, "a reload ends what it began");
+}
+
+/// A server of websockets that sends every short message back, and ends without a word.
+const SOCKET_SERVER: &str = r#"
+import base64, hashlib, socket, sys, threading
+
+def serve(connection):
+    stream = connection.makefile("rwb", buffering=0)
+    key = None
+    for line in iter(stream.readline, b"\r\n"):
+        if line.lower().startswith(b"sec-websocket-key:"):
+            key = line.split(b":")[1].strip()
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    stream.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                 b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+    while True:
+        head = stream.read(2)
+        mask = stream.read(4)
+        data = stream.read(head[1] & 0x7f)
+        stream.write(bytes([head[0], len(data)]) + bytes(byte ^ mask[at % 4] for at, byte in enumerate(data)))
+
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    threading.Thread(target=serve, args=listener.accept()[:1], daemon=True).start()
+"#;
+
+#[test]
+fn a_websocket_of_a_server_that_is_restarted_is_closed_with_1012_and_the_next_one_waits_for_it() {
+    let (folder, port) = (served::folder(), free_port());
+    let Some(python) = program("python3") else { return };
+    fs::write(folder.path().join("server.py"), SOCKET_SERVER).unwrap();
+    let programs = format!(
+        "[program:websockets]\ndirectory={{dir}}\ncommand={} server.py {}\nstdout_logfile={{dir}}/ws.log\nredirect_stderr=true\n",
+        python.display(),
+        port.port()
+    );
+    let Some(supervisord) = Supervisord::start(folder.path(), free_port(), "", &programs) else { return };
+    let configuration = before("", &BY_SOCKET.replace("uwsgi", "websockets"))
+        .replace("unix:{dir}/app.sock", &port.to_string())
+        .replace("protocol: uwsgi", "protocol: http");
+    let served = Served::start_in(folder, &configuration, |_| {});
+    let echo = |socket: &mut tungstenite::WebSocket<TcpStream>| {
+        socket.send(Message::text("hello")).unwrap();
+        assert_eq!(socket.read().unwrap(), Message::text("hello"));
+    };
+    until_is(&served, "RUNNING");
+    let mut sockets: Vec<_> = (0..5).map(|_| websocket(served.address(0))).collect();
+    sockets.iter_mut().for_each(echo);
+
+    supervisord.control(&["stop", "websockets"]);
+    let restarting = thread::spawn(move || supervisord.control(&["start", "websockets"]));
+    for mut socket in sockets {
+        let Message::Close(Some(close)) = socket.read().unwrap() else { panic!("no word of the end") };
+        assert_eq!(close.code, CloseCode::Restart);
+        let begun = Instant::now();
+        let mut next = websocket(served.address(0));
+        echo(&mut next);
+        eprintln!("a websocket was there again after {:?}", begun.elapsed());
+    }
+    restarting.join().unwrap();
 }
