@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{
     AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, Order,
-    Orders, Outcome, Report, Status, UpstreamStatus, WorkersStatus, timestamp,
+    Orders, Outcome, ProgramStatus, Report, Status, UpstreamStatus, WorkersStatus, timestamp,
 };
 use crate::{
     config::{Protocol, without_passwords},
@@ -20,7 +20,7 @@ use crate::{
     runtime::{Current, Runtime},
     service::{Hop, Hops, Seen},
     tls::CertificateStore,
-    upstream::{Upstream, Workers},
+    upstream::{Program, Sight, Upstream, Workers},
 };
 
 /// Looks at what the gateway is made of.
@@ -88,6 +88,7 @@ impl AdminState for Observer {
             workers: workers(upstream),
             stats_unread_seconds: unread(upstream).map(|(time, _)| time.as_secs()),
             stats_fault: unread(upstream).map(|(_, why)| why),
+            program: upstream.program.as_ref().map(|program| program_status(program)),
         });
         let certificates = self.certificates.certificates();
         let certificates = certificates.iter().map(|certificate| CertificateStatus {
@@ -170,6 +171,21 @@ fn hops(seen: &Seen) -> HopsStatus {
             .mismatch
             .as_ref()
             .map(|mismatch| format!("{} (at {})", mismatch.problem, timestamp(mismatch.at))),
+    }
+}
+
+fn program_status(program: &Program) -> ProgramStatus {
+    let Sight { info, since, unasked, restarts, last_restart } = program.seen();
+    let last = last_restart.map(|(at, cause)| (timestamp(at), cause)).unzip();
+    ProgramStatus {
+        name: program.name().to_owned(),
+        state: info.as_ref().map(|info| info.state.name().to_owned()),
+        state_seconds: since.map(|since| since.elapsed().as_secs()),
+        pid: info.as_ref().map(|info| info.pid).filter(|pid| *pid != 0),
+        why: info.and_then(|info| info.why).or(unasked),
+        restarts,
+        last_restart: last.0,
+        last_cause: last.1,
     }
 }
 

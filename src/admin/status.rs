@@ -109,6 +109,9 @@ pub struct UpstreamStatus {
     /// Why not.
     #[serde(default)]
     pub stats_fault: Option<String>,
+    /// The program of supervisord's behind it; `None` where none is named.
+    #[serde(default)]
+    pub program: Option<ProgramStatus>,
 }
 
 /// The workers of uWSGI.
@@ -128,6 +131,24 @@ pub struct WorkersStatus {
     pub spawns: u64,
     /// Workers that were killed over a request.
     pub harakiris: u64,
+}
+
+/// What supervisord says of a program.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProgramStatus {
+    pub name: String,
+    /// supervisord's word: `RUNNING`, `FATAL`, …; `None` while it cannot be asked.
+    pub state: Option<String>,
+    /// For how long.
+    pub state_seconds: Option<u64>,
+    pub pid: Option<u32>,
+    /// How its last process ended or failed to start; or why supervisord cannot be asked.
+    pub why: Option<String>,
+    /// Restarts that were ordered because it hung.
+    pub restarts: u64,
+    /// When the last of them was; see [`timestamp`].
+    pub last_restart: Option<String>,
+    pub last_cause: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -219,6 +240,9 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         if let (Some(seconds), Some(fault)) = (upstream.stats_unread_seconds, &upstream.stats_fault) {
             writeln!(text, "    stats NOT READ for {}: {fault}", duration(seconds))?;
         }
+        if let Some(program) = &upstream.program {
+            write_program(program, text)?;
+        }
         let endpoints = upstream.endpoints.iter().map(|endpoint| {
             let state = match endpoint.unreachable_seconds {
                 None => endpoint.state.clone(),
@@ -239,6 +263,18 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
 
     writeln!(text, "\ncertificates")?;
     write_certificates(status, text)
+}
+
+fn write_program(program: &ProgramStatus, text: &mut String) -> fmt::Result {
+    let ProgramStatus { name, state, state_seconds, why, restarts, last_restart, last_cause, .. } = program;
+    let state = state.as_deref().unwrap_or("not known");
+    let lasting = state_seconds.map_or_else(String::new, |seconds| format!(" for {}", duration(seconds)));
+    let why = why.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
+    writeln!(text, "    program {name}: {state}{lasting}{why}")?;
+    if let (Some(at), Some(cause)) = (last_restart, last_cause) {
+        writeln!(text, "      {}, the last one at {at}: {cause}", count(*restarts, "restart"))?;
+    }
+    Ok(())
 }
 
 /// The certificates as text for a terminal.
@@ -462,6 +498,16 @@ mod tests {
                     stats_fault: Some(
                         "cannot connect to unix:/run/stats.sock: Connection refused (os error 111)".to_owned(),
                     ),
+                    program: Some(ProgramStatus {
+                        name: "uwsgi".to_owned(),
+                        state: Some("BACKOFF".to_owned()),
+                        state_seconds: Some(4),
+                        why: Some("exit status 1".to_owned()),
+                        restarts: 1,
+                        last_restart: Some("2026-11-22T21:30:00Z".to_owned()),
+                        last_cause: Some("it did not answer".to_owned()),
+                        ..ProgramStatus::default()
+                    }),
                 },
                 UpstreamStatus { name: "ws".to_owned(), protocol: "http".to_owned(), ..UpstreamStatus::default() },
             ],
@@ -553,6 +599,8 @@ upstreams
     starting for 1m 3s
     1 worker of uWSGI: 5 of 6 threads busy, 0 in its own queue, 2 exceptions, 1 killed over a request
     stats NOT READ for 1m 1s: cannot connect to unix:/run/stats.sock: Connection refused (os error 111)
+    program uwsgi: BACKOFF for 4s (exit status 1)
+      1 restart, the last one at 2026-11-22T21:30:00Z: it did not answer
     unix:/run/app.sock  up                  6 in flight, weight 3
     10.0.0.7:5000       unreachable for 7s  0 in flight, backup
     app:8000 cannot be resolved: no name server answers

@@ -4,4 +4,4 @@ mod process;
 mod supervisord;
 
 pub use process::{NotReady, Process};
-pub use supervisord::{ProgramState, Supervisord, SupervisordError};
+pub use supervisord::{ALREADY_STARTED, ProgramInfo, ProgramState, Supervisord, SupervisordError};

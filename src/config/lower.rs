@@ -17,9 +17,9 @@ use super::{
     plan::{
         AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, DeployPlan, EabPlan,
         EndpointAddress, EndpointPlace, EndpointPlan, ErrorLogPlan, ExportFilesPlan, ExportPlan, FetchPlan, HostName,
-        HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, QueuePlan, RotatePlan,
-        RoutePlan, SharedService, SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan, TrustedProxies,
-        UpstreamPlan,
+        HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, ProgramPlan, QueuePlan,
+        RestartPlan, RotatePlan, RoutePlan, Secret, SharedService, SharedStoragePlan, SpoolPlan, StorePlan,
+        SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -40,6 +40,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     refuse_routes_for_nobody(&listeners, &routes, reading);
     let tls = file.tls.and_then(|tls| lower_tls(tls, &listeners, reading));
     refuse_circles(&listeners, &upstreams, reading);
+    refuse_supervisors_for_clients(&listeners, &upstreams, reading);
     refuse_indexes_that_hold(&listeners, &upstreams, reading);
     if let (Ok(Some(access)), Ok(Some(errors))) = (&file.access_log, &file.error_log)
         && let (Ok(LogSink::File(access)), Ok(errors)) = (&access.path, &errors.path)
@@ -78,6 +79,49 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         spool: spool?,
         limits: limits?,
     })
+}
+
+/// supervisord starts and stops programs for whoever reaches it, which must be nobody who comes through us.
+fn refuse_supervisors_for_clients(
+    listeners: &Result<Vec<ListenerPlan>, Told>,
+    upstreams: &Result<BTreeMap<String, UpstreamPlan>, Told>,
+    reading: &mut Reading<'_>,
+) {
+    let (Ok(listeners), Ok(upstreams)) = (listeners, upstreams) else { return };
+    let programs = upstreams.values().filter_map(|upstream| Some(&upstream.program.as_ref()?.supervisor));
+    let logs = listeners.iter().filter_map(|listener| listener.log_server.as_ref()?.supervisor.as_ref());
+    let mut supervisors: Vec<_> = programs.chain(logs).map(|supervisor| &supervisor.address).collect();
+    if supervisors.is_empty() {
+        return;
+    }
+    // Asked on its unix socket, it may listen where it does by habit as well.
+    let habit = EndpointAddress::Tcp { host: "127.0.0.1".to_owned(), port: 9001 };
+    supervisors.push(&habit);
+    for (name, upstream) in upstreams {
+        for (index, endpoint) in upstream.endpoints.iter().enumerate() {
+            if let EndpointPlace::At(address) = &endpoint.address
+                && supervisors.iter().any(|supervisor| is_same_place(supervisor, address))
+            {
+                let problem = "supervisord listens here, and clients would command the programs of this machine";
+                reading.refuse_at(&format!("upstreams.{name}.endpoints[{index}]"), problem);
+            }
+        }
+    }
+}
+
+/// As far as can be told without resolving names; all of loopback is one.
+fn is_same_place(one: &EndpointAddress, other: &EndpointAddress) -> bool {
+    let loopback = |host: &str| {
+        let address = host.trim_matches(['[', ']']).parse::<IpAddr>().map(|address| address.to_canonical());
+        host.eq_ignore_ascii_case("localhost")
+            || address.is_ok_and(|address| address.is_loopback() || address.is_unspecified())
+    };
+    match (one, other) {
+        (EndpointAddress::Tcp { host: one, port: of_one }, EndpointAddress::Tcp { host: other, port: of_other }) => {
+            of_one == of_other && (one.eq_ignore_ascii_case(other) || loopback(one) && loopback(other))
+        }
+        (one, other) => one == other,
+    }
 }
 
 /// Where an index cannot be had from its upstream it is made here, at once.
@@ -291,21 +335,9 @@ fn lower_log_server(
     }
     let supervisor = match server.supervisor? {
         Some(supervisor) => {
-            let (username, password) = (supervisor.username?, supervisor.password?);
-            if username.is_some() != password.is_some() {
-                reading.refuse_at(&format!("{at}.supervisor"), "write both `username` and `password`, or neither");
-            }
-            if username.as_ref().is_some_and(|username| username.contains(':')) {
-                reading.refuse_at(&format!("{at}.supervisor.username"), "it cannot have a colon (RFC 7617, 2)");
-            }
-            let program = supervisor.program?;
-            if program.is_empty() {
-                reading.refuse_at(
-                    &format!("{at}.supervisor.program"),
-                    "name the program that collects the logs, such as `sync`",
-                );
-            }
-            Some(SupervisorPlan { address: supervisor.address?, program, username, password })
+            let known = (supervisor.username, supervisor.password);
+            let example = "name the program that collects the logs, such as `sync`";
+            Some(lower_supervisor(supervisor.address, supervisor.program, known, &at, example, reading)?)
         }
         None => None,
     };
@@ -731,6 +763,7 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
         Some(Concurrency::Auto) => NonZeroUsize::new(UNREAD_PLACES * stats.len()),
         None => None,
     };
+    let program = upstream.supervisor?.map(|program| lower_program(program.0, &format!("upstreams.{name}"), reading));
     Ok(UpstreamPlan {
         name: name.to_owned(),
         protocol: upstream.protocol?,
@@ -749,6 +782,7 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
         ready_path: health.ready?.map(|target| target.0),
         hold: upstream.hold?.0,
         connect_timeout: upstream.connect_timeout?.0,
+        program: program.transpose()?,
     })
 }
 
@@ -785,6 +819,44 @@ fn lower_endpoints(
         reading.refuse_at(at, "all of these are backups, and of none; take `backup` off one");
     }
     Ok(plans)
+}
+
+/// A supervisord and a program of its, as the key `supervisor` of `at` has them.
+fn lower_supervisor(
+    address: Result<EndpointAddress, Told>,
+    program: Result<String, Told>,
+    (username, password): (Result<Option<String>, Told>, Result<Option<Secret>, Told>),
+    at: &str,
+    example: &str,
+    reading: &mut Reading<'_>,
+) -> Result<SupervisorPlan, Told> {
+    let (username, password) = (username?, password?);
+    if username.is_some() != password.is_some() {
+        reading.refuse_at(&format!("{at}.supervisor"), "write both `username` and `password`, or neither");
+    }
+    if username.as_ref().is_some_and(|username| username.contains(':')) {
+        reading.refuse_at(&format!("{at}.supervisor.username"), "it cannot have a colon (RFC 7617, 2)");
+    }
+    let program = program?;
+    if program.is_empty() {
+        reading.refuse_at(&format!("{at}.supervisor.program"), example);
+    }
+    Ok(SupervisorPlan { address: address?, program, username, password })
+}
+
+fn lower_program(program: raw::Program, at: &str, reading: &mut Reading<'_>) -> Result<ProgramPlan, Told> {
+    let known = (program.username, program.password);
+    let example = "name the program, as `supervisorctl status` does, such as `uwsgi`";
+    let supervisor = lower_supervisor(program.address, program.program, known, at, example, reading)?;
+    let restart = match program.restart? {
+        Some(restart) => Some(RestartPlan {
+            after: u32::try_from(restart.after?.get()).unwrap_or(u32::MAX),
+            at_most: restart.at_most?.get(),
+            within: restart.within?.0,
+        }),
+        None => None,
+    };
+    Ok(ProgramPlan { supervisor, restart })
 }
 
 fn lower_routes(

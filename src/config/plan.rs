@@ -67,6 +67,17 @@ impl Plan {
         )
     }
 
+    /// Every supervisord that may be asked, after the key that says so.
+    pub fn supervisors(&self) -> impl Iterator<Item = (String, &SupervisorPlan)> {
+        let programs = self.upstreams.iter().filter_map(|(name, upstream)| {
+            Some((format!("upstreams.{name}.supervisor"), &upstream.program.as_ref()?.supervisor))
+        });
+        let log_servers = self.log_servers().filter_map(|(address, server)| {
+            Some((format!("listeners[{address}].log_server.supervisor"), server.supervisor.as_ref()?))
+        });
+        programs.chain(log_servers)
+    }
+
     /// The log servers, with the addresses they listen on.
     pub fn log_servers(&self) -> impl Iterator<Item = (&ListenAddress, &LogServerPlan)> {
         self.listeners.iter().filter_map(|listener| Some((&listener.address, listener.log_server.as_ref()?)))
@@ -490,6 +501,26 @@ pub struct UpstreamPlan {
     /// How long a request waits for a backend that cannot be connected to.
     pub hold: Duration,
     pub connect_timeout: Duration,
+    /// The program behind it.
+    pub program: Option<ProgramPlan>,
+}
+
+/// A program of supervisord's behind an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ProgramPlan {
+    pub supervisor: SupervisorPlan,
+    /// When it is restarted because it hangs; `None`: never.
+    pub restart: Option<RestartPlan>,
+}
+
+/// When a program that hangs is restarted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct RestartPlan {
+    /// Requests and looks in a row that were not answered in time.
+    pub after: u32,
+    /// Restarts in `within`.
+    pub at_most: usize,
+    pub within: Duration,
 }
 
 /// The wire an upstream speaks.

@@ -16,7 +16,7 @@ use super::{
         ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash, Stick,
     },
     read::{OneOrMore, Read, Reading, Told},
-    tree::{Node, Value},
+    tree::{Key, Node, Value},
     units::{Count, Size, Timeout, Wait},
     words::{
         AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath, Https,
@@ -324,8 +324,54 @@ keys! {
         hold: Wait = "30s",
         /// The longest wait for one connection.
         connect_timeout: Timeout = "3s",
+        /// The program of supervisord that is behind it: its name, or a mapping. `null`: none that is known.
+        supervisor: Option<NamedProgram> = "null",
     }
-    not_yet ["supervisor"]
+}
+
+/// A [`Program`]; a name alone is one with everything else as it is by default.
+#[derive(Debug)]
+pub(super) struct NamedProgram(pub(super) Program);
+
+impl Read for NamedProgram {
+    fn read(node: &Node, reading: &mut Reading<'_>) -> Result<Self, Told> {
+        let Value::Scalar { .. } = &node.value else { return Program::read(node, reading).map(Self) };
+        let name = Key { position: node.position, name: "program".to_owned() };
+        let mapping = Node { position: node.position, value: Value::Mapping(vec![(name, node.clone())]) };
+        Program::read(&mapping, reading).map(Self)
+    }
+
+    fn schema() -> Json {
+        json!({ "anyOf": [Program::schema(), { "type": "string" }] })
+    }
+}
+
+keys! {
+    /// A program of supervisord's, which is asked what it is doing.
+    struct Program {
+        /// Its name, as `supervisorctl status` has it: `uwsgi`, or `group:name`.
+        program: String = required,
+        /// Where supervisord listens: `host:port` or `unix:/path`.
+        address: EndpointAddress = "127.0.0.1:9001",
+        /// What it wants to be told, if anything; with `password`.
+        username: Option<String> = "null",
+        /// Shown nowhere.
+        password: Option<Secret> = "null",
+        /// When it is restarted because it hangs. `null`: never.
+        restart: Option<Restart> = "null",
+    }
+}
+
+keys! {
+    /// When a program that runs and does not answer is restarted.
+    struct Restart {
+        /// After so many requests and looks at `health.ready` or `health.path`, one after the other, without an answer in time.
+        after: Count<1, 1_000> = "3",
+        /// So often, and then it is left alone.
+        at_most: Count<1, 100> = "3",
+        /// In so much time.
+        within: Timeout = "1h",
+    }
 }
 
 /// An endpoint: an address alone, or a mapping.

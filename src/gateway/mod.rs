@@ -7,6 +7,7 @@ mod attention;
 mod places;
 mod probing;
 mod resolving;
+mod supervising;
 mod traffic;
 mod workers;
 
@@ -242,6 +243,7 @@ impl Gateway {
         gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));
         gateway.control.spawn(workers::follow(Arc::clone(&gateway.current), gateway.drain.clone()));
         gateway.control.spawn(probing::warn_of_open_supervisors(Arc::clone(&gateway.current)));
+        gateway.control.spawn(supervising::look_after(Arc::clone(&gateway.current), gateway.drain.clone()));
         Ok(gateway)
     }
 

@@ -72,6 +72,7 @@ pub(super) async fn warn_of_open_supervisors(current: Arc<Current>) {
 fn pause(upstream: &Upstream) -> Duration {
     match upstream.readiness.as_ref().map(|readiness| readiness.phase()) {
         Some(Phase::Ready) => LATER,
+        None if upstream.plan.health_path.is_some() && upstream.plan.program.is_some() => LATER,
         _ => SOON,
     }
 }
@@ -79,7 +80,10 @@ fn pause(upstream: &Upstream) -> Duration {
 /// Looks at one application, and answers its name.
 async fn look(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
     let name = upstream.name.to_string();
-    let Some(target) = &upstream.plan.ready_path else {
+    // Whether it hangs is seen by its health page where there is no other.
+    let hanging = upstream.program.as_ref().and_then(|program| program.plan.restart);
+    let health = hanging.and(upstream.plan.health_path.as_ref());
+    let Some(target) = upstream.plan.ready_path.as_ref().or(health) else {
         // For the starting page, which says what is missing.
         if runtime.upstreams.values().any(|other| other.is_starting()) {
             reach(&upstream).await;
@@ -91,6 +95,10 @@ async fn look(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
     let mut found = Finding::Refused;
     for endpoint in upstream.endpoints().iter() {
         found = probe(endpoint, upstream.plan.protocol, &target, host).await;
+        match found {
+            Finding::Silent | Finding::Refused => endpoint.did_not_answer(),
+            Finding::Ready | Finding::NotYet(_) | Finding::Failing(_) => endpoint.answered(),
+        }
         if found == Finding::Ready {
             break;
         }

@@ -36,6 +36,7 @@ pub struct Metrics {
     upstream_queue_refused: Family<UpstreamRefusal, Counter>,
     /// What uWSGI says of its workers, in the order of [`WORKERS`].
     workers: [Family<UpstreamLabel, gauge::Gauge>; WORKERS.len()],
+    upstream_restarts: Family<UpstreamLabel, Counter>,
     connections: Family<ListenerLabel, Gauge>,
     connections_total: Family<ListenerLabel, Counter>,
     connections_shed: Family<ListenerLabel, Counter>,
@@ -102,6 +103,9 @@ impl Metrics {
             registry.register(name, help, family.clone());
             family
         });
+        let upstream_restarts = Family::default();
+        let help = "Restarts of the program behind an upstream that were ordered because it hung";
+        registry.register("upstream_restarts", help, upstream_restarts.clone());
 
         let connections = Family::default();
         registry.register("connections", "Open connections", connections.clone());
@@ -153,6 +157,7 @@ impl Metrics {
             upstream_queue_seconds,
             upstream_queue_refused,
             workers,
+            upstream_restarts,
             connections,
             connections_total,
             connections_shed,
@@ -201,6 +206,7 @@ impl Metrics {
                 in_flight: self.upstream_in_flight.get_or_create_owned(&label),
                 queue_depth: self.upstream_queue_depth.get_or_create_owned(&label),
                 queue_seconds: self.upstream_queue_seconds.get_or_create_owned(&label),
+                restarts: self.upstream_restarts.get_or_create_owned(&label),
                 refusals: Refusal::ALL.map(|reason| {
                     let label = UpstreamRefusal { upstream: upstream.to_owned(), reason: reason.label() };
                     self.upstream_queue_refused.get_or_create_owned(&label)
@@ -256,6 +262,7 @@ impl Metrics {
             self.upstream_in_flight.remove(&label);
             self.upstream_queue_depth.remove(&label);
             self.upstream_queue_seconds.remove(&label);
+            self.upstream_restarts.remove(&label);
         }
         for (listener, _) in listeners.extract_if(|_, handles| !handles.in_use()) {
             let label = ListenerLabel { listener };
@@ -362,6 +369,7 @@ pub struct UpstreamMetrics {
     pub in_flight: Gauge,
     pub queue_depth: Gauge,
     pub queue_seconds: Histogram,
+    pub restarts: Counter,
     refusals: [Counter; Refusal::ALL.len()],
 }
 

@@ -183,8 +183,7 @@ async fn connect(
             continue;
         }
         upstream.cannot_be_reached();
-        let let_go = upstream.readiness.as_ref().is_some_and(|readiness| readiness.lets_go());
-        if let_go || held.elapsed() + pause > upstream.plan.hold {
+        if upstream.lets_go() || held.elapsed() + pause > upstream.plan.hold {
             return Err(refused);
         }
         sleep(pause).await;
@@ -262,6 +261,7 @@ impl Exchange<'_> {
         let read = wire.head(outbound.method, outbound.progress, outbound.timeout, outbound.upgrade).await;
         match read {
             Ok(head) => {
+                self.endpoint.answered();
                 let keep_alive = head.keep_alive && !one_exchange;
                 let place = place.take();
                 let body = Incoming::new(
@@ -278,6 +278,9 @@ impl Exchange<'_> {
             }
             Err(error) => {
                 let answered = wire.is_answered();
+                if let WireError::HeadTimeout(_) = &error {
+                    self.endpoint.did_not_answer();
+                }
                 if reused && !answered {
                     tracing::debug!(endpoint = %self.endpoint.label, "an idle connection was closed under a request");
                 }

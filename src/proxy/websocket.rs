@@ -1,7 +1,7 @@
 //! A websocket between a client and an endpoint: bytes both ways, frames only counted.
 //!
-//! Extensions, masks and limits stay end to end. Frame boundaries are followed so that, when we are to stop, a Close
-//! frame (RFC 6455, 5.5.1) can be put between two frames rather than into one.
+//! Extensions, masks and limits stay end to end. Frame boundaries are followed so that, when we are to stop, or the endpoint is
+//! gone without a word, a Close frame (RFC 6455, 5.5.1) can be put between two frames rather than into one.
 
 use std::{
     cell::RefCell,
@@ -15,7 +15,7 @@ use std::{
 
 use bytes::{Buf, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -74,7 +74,15 @@ impl Tunnel {
         let mut down = Pipe::new(std::mem::take(&mut self.early), Mask::No);
         let mut up = Pipe::new(early, Mask::Yes);
         let cause = tokio::select! {
-            cause = carry(&mut client, &mut self.upstream, &mut down, &mut up, self.idle) => cause,
+            cause = carry(&mut client, &mut self.upstream, &mut down, &mut up, self.idle) => {
+                if matches!(cause, TunnelCause::Failed(_)) {
+                    // Best effort: it may be the client that failed.
+                    down.give_up();
+                    let last = timeout(CLOSE_GRACE, client.write_all(&down.pending)).await;
+                    last.map_err(io::Error::from).flatten().ok();
+                }
+                cause
+            }
             () = drain.stopping() => {
                 down.close();
                 up.close();
@@ -106,6 +114,11 @@ where
         let known = half_open;
         let moving = poll_fn(|cx| {
             let to_client = down.poll_carry(cx, upstream, client)?;
+            if down.ended && down.closed {
+                // Nobody is there to take it.
+                up.closed = true;
+                up.pending.clear();
+            }
             let to_upstream = up.poll_carry(cx, client, upstream)?;
             match (to_client, to_upstream) {
                 (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(io::Result::Ok(Step::Ended)),
@@ -180,19 +193,26 @@ impl Pipe {
     fn close(&mut self) {
         self.closing = true;
         if self.frames.at_boundary() {
-            self.write_close();
+            self.write_close(GOING_AWAY);
         }
     }
 
-    fn write_close(&mut self) {
-        // 1001: going away.
+    /// The endpoint is gone: its client is told so, unless it has said so itself, or left a frame unfinished.
+    fn give_up(&mut self) {
+        if self.mask == Mask::No && !self.closed && !self.frames.has_closed && self.frames.at_boundary() {
+            self.write_close(RESTARTING);
+        }
+    }
+
+    fn write_close(&mut self, code: u16) {
+        let code = code.to_be_bytes();
         match self.mask {
-            Mask::No => self.pending.extend_from_slice(&[0x88, 0x02, 0x03, 0xe9]),
+            Mask::No => self.pending.extend_from_slice(&[0x88, 0x02, code[0], code[1]]),
             Mask::Yes => {
                 let key = fastrand::u32(..).to_be_bytes();
                 self.pending.extend_from_slice(&[0x88, 0x82]);
                 self.pending.extend_from_slice(&key);
-                self.pending.extend_from_slice(&[0x03 ^ key[0], 0xe9 ^ key[1]]);
+                self.pending.extend_from_slice(&[code[0] ^ key[0], code[1] ^ key[1]]);
             }
         }
         self.closed = true;
@@ -243,10 +263,15 @@ impl Pipe {
         }
         SCRATCH.with_borrow_mut(|scratch| {
             let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut *near).poll_read(cx, &mut buffer))?;
+            match ready!(Pin::new(&mut *near).poll_read(cx, &mut buffer)) {
+                // Killed with something unread.
+                Err(error) if self.mask == Mask::No && error.kind() == io::ErrorKind::ConnectionReset => {}
+                read => read?,
+            }
             let mut data = buffer.filled();
             if data.is_empty() {
                 self.ended = true;
+                self.give_up();
                 return Poll::Ready(Ok(Round::More));
             }
             if self.closed {
@@ -265,7 +290,7 @@ impl Pipe {
             }
             self.pending.extend_from_slice(data);
             if close_now {
-                self.write_close();
+                self.write_close(GOING_AWAY);
             }
             Poll::Ready(Ok(Round::More))
         })
@@ -285,6 +310,8 @@ struct Frames {
     seen: u8,
     /// Bytes of the frame still to come, once the header is known.
     left: u64,
+    /// A Close frame has gone by.
+    has_closed: bool,
 }
 
 impl Frames {
@@ -309,6 +336,7 @@ impl Frames {
                 self.seen += 1;
                 at += 1;
                 if let Some(left) = self.payload() {
+                    self.has_closed |= self.header[0] & 0x0f == 0x8;
                     self.left = left;
                     self.seen = 0;
                 }
@@ -343,6 +371,9 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 16 * 1024]);
 }
 
+/// Close codes (RFC 6455, 7.4.1, and IANA's registry): we go away; the server restarts, and may be asked again.
+const GOING_AWAY: u16 = 1001;
+const RESTARTING: u16 = 1012;
 /// Reads of one direction before the thread is given up.
 const ROUNDS: usize = 16;
 /// How long a tunnel stays open without a byte once one side has closed.

@@ -7,6 +7,7 @@ use http::{HeaderValue, Method, Response, StatusCode, Uri, header, request, resp
 
 use super::LogGuard;
 use crate::{
+    backends::ProgramState,
     config::HttpsRedirect,
     http::{
         Body, GatewayError, Side,
@@ -68,9 +69,13 @@ fn waiting<'a>(
 ) -> Option<Waiting<'a>> {
     let upstream = log.upstream().and_then(|name| runtime.upstreams.get(name));
     let ready = |upstream: &'a Arc<Upstream>| upstream.plan.ready_path.as_deref();
+    let program = upstream.and_then(|upstream| upstream.program.as_ref()).filter(|program| program.is_down());
+    let down = program.and_then(|program| program.seen().down());
     let stage = match error.side {
         _ if error.status != StatusCode::SERVICE_UNAVAILABLE => return None,
         Side::Gateway if log.is_stopping() => Stage::Stopping,
+        Side::Upstream if down == Some(ProgramState::Stopped) => Stage::Stopped,
+        Side::Upstream if down.is_some() => Stage::Failed,
         Side::Upstream => match upstream.and_then(|upstream| upstream.readiness.as_ref()).map(|known| known.phase()) {
             Some(Phase::Gone) => Stage::Gone,
             Some(Phase::Stopping) => Stage::Stopping,

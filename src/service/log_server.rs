@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{Connection, LogGuard};
 use crate::{
-    backends::{Supervisord, SupervisordError},
+    backends::{ALREADY_STARTED, Supervisord, SupervisordError},
     config::{LogServerPlan, Protocol, SupervisorPlan},
     files::{self, Target},
     http::{Body, GatewayError, Retry, forwarded::Peer, headers, path::Path},
@@ -168,7 +168,7 @@ async fn run(supervisor: &SupervisorPlan) -> Result<(), SupervisordError> {
         Ok(()) | Err(SupervisordError::Fault { code: ALREADY_STARTED, .. }) => {}
         Err(error) => return Err(error),
     }
-    while supervisord.state(&supervisor.program).await?.is_running() {
+    while supervisord.program(&supervisor.program).await?.state.is_running() {
         sleep(LOOK).await;
     }
     Ok(())
@@ -212,8 +212,6 @@ fn names(folder: &FilePath) -> io::Result<Vec<String>> {
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const PACKED: &str = "application/octet-stream";
-/// supervisord's fault for a program that runs.
-const ALREADY_STARTED: i64 = 60;
 const COLLECTED_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at what the program does.
 const LOOK: Duration = Duration::from_millis(250);

@@ -7,6 +7,7 @@
 mod balance;
 mod line;
 mod pool;
+mod program;
 mod queue;
 mod readiness;
 mod stats;
@@ -19,7 +20,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -29,6 +30,7 @@ pub use balance::Affinity;
 use balance::Balancer;
 pub use line::{Class, Client, Who};
 pub use pool::{Lease, Pool};
+pub use program::{Program, Sight};
 pub use queue::{Place, Queue, Refused};
 use readiness::LET_IN;
 pub use readiness::{Finding, Phase, Readiness};
@@ -54,6 +56,8 @@ pub struct Upstream {
     pub readiness: Option<Arc<Readiness>>,
     /// What uWSGI says of its workers; `None` where it is not asked.
     pub stats: Option<Arc<Stats>>,
+    /// The program behind it, where supervisord has one.
+    pub program: Option<Arc<Program>>,
     /// Those that there are now; names and processes behind them come and go.
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     balancer: Balancer,
@@ -96,6 +100,10 @@ impl Upstream {
             Some(before) => before.readiness.clone(),
             None => plan.ready_path.as_ref().map(|_| Arc::default()),
         };
+        let program = plan.program.as_ref().map(|plan| {
+            let same = before.and_then(|before| before.program.clone()).filter(|before| before.plan == *plan);
+            same.unwrap_or_else(|| Arc::new(Program::new(plan.clone())))
+        });
         Arc::new(Self {
             plan: plan.clone(),
             name: plan.name.as_str().into(),
@@ -103,6 +111,7 @@ impl Upstream {
             metrics,
             readiness,
             stats,
+            program,
             endpoints,
             balancer: Balancer::new(plan.balance, plan.slow_start),
             answers: Mutex::new(answers),
@@ -269,13 +278,48 @@ impl Upstream {
         }
     }
 
+    /// Waiting for a connection is of no use: its page, or supervisord, says that there is none to come by itself.
+    pub fn lets_go(&self) -> bool {
+        self.readiness.as_ref().is_some_and(|readiness| readiness.lets_go())
+            || self.program.as_ref().is_some_and(|program| program.is_down())
+    }
+
+    /// Whether its program, which has run for `running`, hangs: each of its endpoints has let `after` requests and looks pass
+    /// without an answer. One that has never answered may be starting, for a while.
+    pub fn hangs(&self, after: u32, running: Duration) -> bool {
+        let hangs = |endpoint: &Arc<Endpoint>| {
+            let silences = endpoint.silences.load(Ordering::Relaxed);
+            silences & !HEARD >= after && (silences & HEARD != 0 || running >= LET_IN)
+        };
+        let endpoints = self.endpoints.load();
+        !endpoints.is_empty() && endpoints.iter().all(hangs)
+    }
+
+    /// Another process is behind it: what the one before did not answer is not counted against it.
+    pub fn begins_anew(&self) {
+        for endpoint in self.endpoints.load().iter() {
+            endpoint.silences.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Its page has said that it is not ready yet.
     pub fn is_starting(&self) -> bool {
         self.readiness.as_ref().is_some_and(|readiness| readiness.is_starting())
     }
 
-    /// What is missing of it, for whoever waits.
+    /// What is missing of it, for whoever waits: in supervisord's words, where it has any.
     pub fn missing(&self) -> Option<Missing> {
+        let missing = self.missing_by_itself()?;
+        let said = self.program.as_ref().and_then(|program| {
+            let seen = program.seen();
+            let name = format!("{} ({})", self.name, program.name());
+            Some(Missing { name, state: seen.words()?, since: seen.since?.elapsed() })
+        });
+        Some(said.unwrap_or(missing))
+    }
+
+    /// The same without supervisord's word.
+    fn missing_by_itself(&self) -> Option<Missing> {
         let name = self.name.to_string();
         if let Some(readiness) = &self.readiness
             && let Some(state) = readiness.words()
@@ -393,6 +437,8 @@ pub struct Endpoint {
     passed_over_until: AtomicU64,
     /// The same for its closing connections without having said so.
     closes_until: AtomicU64,
+    /// Requests and looks in a row that were not answered in time; with [`HEARD`], since its last answer.
+    silences: AtomicU32,
 }
 
 impl Endpoint {
@@ -419,6 +465,7 @@ impl Endpoint {
             unreachable_since: AtomicU64::new(0),
             passed_over_until: AtomicU64::new(0),
             closes_until: AtomicU64::new(0),
+            silences: AtomicU32::new(0),
         })
     }
 
@@ -496,6 +543,21 @@ impl Endpoint {
         self.unreachable_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
+    /// It has answered a request or a look, whatever it said.
+    pub fn answered(&self) {
+        // Read first: with every answer, and hardly ever another value.
+        if self.silences.load(Ordering::Relaxed) != HEARD {
+            self.silences.store(HEARD, Ordering::Relaxed);
+        }
+    }
+
+    /// It has let a request or a look pass without an answer.
+    pub fn did_not_answer(&self) {
+        if self.silences.load(Ordering::Relaxed) & !HEARD < HEARD / 2 {
+            self.silences.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// The endpoint closes connections after a response without announcing it, as uWSGI's HTTP socket does.
     pub fn closes_unannounced(&self) -> bool {
         self.closes_until.load(Ordering::Relaxed) > now_micros()
@@ -530,6 +592,8 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 2)
 }
 
+/// The bit of an endpoint that has answered.
+const HEARD: u32 = 1 << 31;
 /// How long an endpoint that refused a connection is passed over while another one answers.
 const UNREACHABLE: Duration = Duration::from_secs(1);
 /// One that comes so much later than others comes among those that are at work.
@@ -564,6 +628,7 @@ mod tests {
             ready_path: None,
             hold: Duration::ZERO,
             connect_timeout: Duration::from_secs(1),
+            program: None,
         };
         Upstream::new(&plan, Metrics::new(std::time::SystemTime::now()).upstream("app"))
     }
@@ -603,6 +668,30 @@ mod tests {
         assert_eq!(upstream.endpoints()[1].id, stays.id);
         upstream.set_endpoints([]);
         assert!(upstream.select(&Affinity::default()).is_none());
+    }
+
+    #[test]
+    fn a_program_hangs_once_none_of_its_endpoints_answers_any_more() {
+        let upstream = upstream(&["a", "b"]);
+        let silent = |times: usize| {
+            for endpoint in std::iter::repeat_n(upstream.endpoints(), times).flat_map(|all| all.to_vec()) {
+                endpoint.did_not_answer();
+            }
+        };
+        silent(3);
+        assert!(!upstream.hangs(3, Duration::ZERO), "it may be starting");
+        assert!(upstream.hangs(3, LET_IN), "for so long");
+        upstream.endpoints()[0].answered();
+        upstream.endpoints()[1].answered();
+        silent(2);
+        assert!(!upstream.hangs(3, LET_IN), "two are not three");
+        silent(1);
+        assert!(upstream.hangs(3, Duration::ZERO));
+        upstream.endpoints()[1].answered();
+        assert!(!upstream.hangs(3, LET_IN), "one of them answers");
+        silent(3);
+        upstream.begins_anew();
+        assert!(!upstream.hangs(1, LET_IN), "the process of before is gone");
     }
 
     #[test]

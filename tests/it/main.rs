@@ -25,6 +25,7 @@ mod many_certificates;
 mod memory;
 mod ordering;
 mod places;
+mod programs;
 mod queue;
 mod reload;
 mod routing;

@@ -433,9 +433,10 @@ fn a_backend_that_vanishes_ends_the_clients_side() {
     let gateway = TestGateway::start(&at_ws(backend.address, ""));
     let mut client = upgraded(&gateway);
 
-    let read = client.read(&mut [0; 16]);
+    let mut rest = Vec::new();
+    drop(client.read_to_end(&mut rest));
 
-    assert!(matches!(read, Ok(0)) || read.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));
+    assert_eq!(rest, [0x88, 0x02, 0x03, 0xf4], "a close with 1012 in its place");
 }
 
 #[test]
@@ -473,4 +474,30 @@ fn a_path_that_only_begins_like_the_prefix_is_not_the_websocket_route() {
     let answer = gateway.raw(handshake("/wsfoo", "websocket", "Upgrade, close"));
 
     assert_eq!(status(&answer), 404);
+}
+
+/// A server of websockets that lets each be used for one message, and is then gone without a word, as one that is killed.
+fn short_lived() -> Backend {
+    Backend::start(|stream| {
+        let Ok(mut socket) = tungstenite::accept(stream) else { return };
+        let message = socket.read().unwrap();
+        socket.send(message).unwrap();
+    })
+}
+
+#[test]
+fn the_client_of_a_server_that_is_gone_without_a_word_is_told_that_it_restarts() {
+    let server = short_lived();
+    let gateway = TestGateway::start(&at_ws(server.address, ""));
+    let mut client = websocket(gateway.address(0));
+    client.send(Message::text("one")).unwrap();
+    assert_eq!(client.read().unwrap(), Message::text("one"));
+
+    let Message::Close(Some(close)) = client.read().unwrap() else { panic!("no word of the end") };
+    assert_eq!(close.code, CloseCode::Restart);
+    assert!(matches!(client.read(), Err(tungstenite::Error::ConnectionClosed)), "closed by both sides");
+    // And comes again.
+    let mut client = websocket(gateway.address(0));
+    client.send(Message::text("two")).unwrap();
+    assert_eq!(client.read().unwrap(), Message::text("two"));
 }

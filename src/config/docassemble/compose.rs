@@ -127,13 +127,22 @@ impl Composer<'_> {
 
     fn log_server(&self) -> Node {
         let folder = text(&self.log_folder.to_string_lossy(), START);
-        let supervisor = match &self.settings.supervisor {
+        map([("folder", folder), ("index", word("log")), ("supervisor", map(self.supervisor()))])
+    }
+
+    /// What supervisord wants to be told.
+    fn supervisor(&self) -> Vec<(&'static str, Node)> {
+        match &self.settings.supervisor {
             Some(Placed { value: Supervisor { username, password }, position }) => {
-                map([("username", text(username, *position)), ("password", text(password, *position))])
+                vec![("username", text(username, *position)), ("password", text(password, *position))]
             }
-            None => map([]),
-        };
-        map([("folder", folder), ("index", word("log")), ("supervisor", supervisor)])
+            None => Vec::new(),
+        }
+    }
+
+    /// docassemble's supervisord, and a program of its.
+    fn program(&self, name: &str) -> Node {
+        map(vec![("program", word(name))].into_iter().chain(self.supervisor()))
     }
 
     fn redirect(&self, position: Position) -> Vec<(&'static str, Node)> {
@@ -294,6 +303,7 @@ impl Composer<'_> {
                 ("endpoints", list([word(endpoint)], START)),
                 ("concurrency", word(threads)),
                 ("health", map([("path", text(&health, root.position)), ("ready", text(&ready, root.position))])),
+                ("supervisor", self.program("uwsgi")),
             ]);
             upstreams.push(("app", app));
             if let [first, ..] = &self.settings.websockets[..] {
@@ -301,7 +311,9 @@ impl Composer<'_> {
                     self.settings.websockets.iter().map(|endpoint| text(&endpoint.value, endpoint.position));
                 let endpoints = list(endpoints, first.position);
                 // Long enough for its restart; a browser asks again by itself.
-                upstreams.push(("websockets", map([("endpoints", endpoints), ("hold", word("5s"))])));
+                let supervisor = self.program("websockets");
+                let keys = [("endpoints", endpoints), ("hold", word("5s")), ("supervisor", supervisor)];
+                upstreams.push(("websockets", map(keys)));
             }
         }
         if self.settings.role.log {

@@ -37,7 +37,9 @@ fn the_documentation_is_a_configuration_that_can_run() {
     let mut listeners = documented.listeners.clone();
     listeners.truncate(1);
     listeners[0].log_server = None;
-    assert_eq!(Plan { tls: least.tls.clone(), error_log: None, listeners, ..documented }, least);
+    let mut upstreams = documented.upstreams.clone();
+    upstreams.values_mut().for_each(|upstream| upstream.program = None);
+    assert_eq!(Plan { tls: least.tls.clone(), error_log: None, listeners, upstreams, ..documented }, least);
 }
 
 #[test]
@@ -60,7 +62,10 @@ fn the_documentation_lists_every_field_of_a_log_template() {
 }
 
 fn compare(at: &str, schema: &Json, node: &Node, lines: &[&str], wrong: &mut Vec<String>) {
-    let schema = if schema["anyOf"].is_array() { &schema["anyOf"][0] } else { schema };
+    let mut schema = schema;
+    while schema["anyOf"].is_array() {
+        schema = &schema["anyOf"][0];
+    }
     match &node.value {
         Value::Sequence(items) => {
             let mut told: Vec<Vec<String>> = Vec::new();

@@ -68,6 +68,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         ready_path: None,
         hold: Duration::from_secs(30),
         connect_timeout: Duration::from_secs(3),
+        program: None,
     };
     let expected = Plan {
         sources: Vec::new(),
@@ -575,8 +576,18 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
              threads, or `null`",
         ),
         (
-            upstream("endpoints: ['a:1'], supervisor: uwsgi"),
-            "3:41: upstreams.app.supervisor: `supervisor` is not supported yet",
+            upstream("endpoints: ['a:1'], supervisor: { program: '' }"),
+            "3:64: upstreams.app.supervisor.program: name the program, as `supervisorctl status` does, such as `uwsgi`",
+        ),
+        (
+            upstream("endpoints: ['127.0.0.1:9001'], supervisor: uwsgi"),
+            "3:33: upstreams.app.endpoints[0]: supervisord listens here, and clients would command the programs of this \
+             machine",
+        ),
+        (
+            upstream("endpoints: ['unix:/s'], supervisor: { program: uwsgi, address: 'unix:/s' }"),
+            "3:33: upstreams.app.endpoints[0]: supervisord listens here, and clients would command the programs of this \
+             machine",
         ),
         (
             upstream("endpoints: ['a:1'], health: { path: /h, interval: 5s }"),

@@ -54,6 +54,10 @@ pub enum Stage {
     Gone,
     /// It, or all of the site, is being stopped.
     Stopping,
+    /// Somebody has stopped it.
+    Stopped,
+    /// It has ended, or did not start, and nothing will start it by itself.
+    Failed,
 }
 
 /// A part of the site that is missing.
@@ -382,8 +386,16 @@ mod tests {
 
     #[test]
     fn each_stage_has_words_of_its_own() {
-        let titles = [Stage::Starting, Stage::Gone, Stage::Stopping].map(|stage| waiting(stage, None).words().title);
-        assert_eq!(titles, ["Starting up", "The application has stopped answering", "Being shut down or restarted"]);
+        let titles = [Stage::Starting, Stage::Gone, Stage::Stopping, Stage::Stopped, Stage::Failed]
+            .map(|stage| waiting(stage, None).words().title);
+        let expected = [
+            "Starting up",
+            "The application has stopped answering",
+            "Being shut down or restarted",
+            "The application is stopped",
+            "The application has failed",
+        ];
+        assert_eq!(titles, expected);
     }
 
     #[test]

@@ -32,6 +32,16 @@ impl Words {
                 "This site is being shut down, or restarted for maintenance.",
                 "This page looks again by itself. If you were sending something, send it again then.",
             ),
+            Stage::Stopped => Self::again(
+                "The application is stopped",
+                "Whoever runs this site has stopped the application.",
+                "This page looks again by itself. If you were sending something, send it again then.",
+            ),
+            Stage::Failed => Self::again(
+                "The application has failed",
+                "The application has ended or could not be started, and whoever runs this site has to look at it.",
+                "This page looks again by itself. If this goes on, tell whoever runs this site.",
+            ),
         }
     }
 

@@ -150,10 +150,8 @@ fn names(plan: &Plan) -> impl Iterator<Item = (String, &str)> {
         });
         endpoints.chain(stats)
     });
-    let supervisors = plan.log_servers().filter_map(|(address, server)| {
-        let name = server.supervisor.as_ref()?.address.name()?;
-        Some((format!("listeners[{address}].log_server.supervisor.address"), name))
-    });
+    let supervisors =
+        plan.supervisors().filter_map(|(key, supervisor)| Some((format!("{key}.address"), supervisor.address.name()?)));
     endpoints.chain(supervisors)
 }
 

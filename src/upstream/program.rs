@@ -1,0 +1,184 @@
+//! The program of supervisord's behind an upstream, as it was last seen, and how often it was restarted for hanging.
+//!
+//! [`crate::gateway`] looks, in its own time; the path of a request asks only whether waiting is of any use.
+
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::{
+    backends::{ProgramInfo, ProgramState},
+    config::ProgramPlan,
+};
+
+/// What is known of one program.
+#[derive(Debug)]
+pub struct Program {
+    pub plan: ProgramPlan,
+    /// Of `sight`, for the path of a request.
+    down: AtomicBool,
+    sight: Mutex<Sight>,
+}
+
+/// A program as it was last seen.
+#[derive(Clone, Debug, Default)]
+pub struct Sight {
+    /// `None` while supervisord cannot be asked.
+    pub info: Option<ProgramInfo>,
+    /// When it came to be so, as far as that is known.
+    pub since: Option<Instant>,
+    /// Why supervisord cannot be asked.
+    pub unasked: Option<String>,
+    /// Restarts for hanging that were ordered.
+    pub restarts: u64,
+    /// The last of them, and its cause.
+    pub last_restart: Option<(SystemTime, String)>,
+}
+
+impl Program {
+    pub(super) fn new(plan: ProgramPlan) -> Self {
+        Self { plan, down: AtomicBool::new(false), sight: Mutex::default() }
+    }
+
+    /// As `supervisorctl` calls it.
+    pub fn name(&self) -> &str {
+        &self.plan.supervisor.program
+    }
+
+    /// Takes note of what a look has found, or why there was none; answers whether it may be another process
+    /// than before.
+    pub fn found(&self, found: Result<&ProgramInfo, String>) -> bool {
+        let mut sight = self.sight();
+        let mut another = false;
+        match found {
+            Ok(info) => {
+                let before = sight.info.as_ref();
+                another = before.is_none_or(|before| before.started != info.started);
+                // To the second only: what is known is not moved to and fro.
+                if another || before.is_none_or(|before| before.state != info.state) {
+                    let begun = info.since.and_then(|since| Instant::now().checked_sub(since));
+                    sight.since = Some(begun.unwrap_or_else(Instant::now));
+                }
+                sight.info = Some(info.clone());
+                sight.unasked = None;
+            }
+            Err(why) => {
+                (sight.info, sight.since) = (None, None);
+                sight.unasked = Some(why);
+            }
+        }
+        self.down.store(sight.down().is_some(), Ordering::Relaxed);
+        another
+    }
+
+    /// Takes note that it was restarted because of `cause`.
+    pub fn restarted(&self, cause: &str) {
+        let mut sight = self.sight();
+        sight.restarts += 1;
+        sight.last_restart = Some((SystemTime::now(), cause.to_owned()));
+    }
+
+    /// Waiting for a connection is of no use: it takes somebody to start it.
+    pub fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
+    }
+
+    /// What it was last seen as.
+    pub fn seen(&self) -> Sight {
+        self.sight().clone()
+    }
+
+    fn sight(&self) -> MutexGuard<'_, Sight> {
+        self.sight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sight {
+    /// The state, where it is one that only somebody ends. A restart passes through some of them in a moment.
+    pub fn down(&self) -> Option<ProgramState> {
+        let info = self.info.as_ref()?;
+        let settled = self.since.is_some_and(|since| since.elapsed() >= SETTLED);
+        let down = match info.state {
+            ProgramState::Fatal => true,
+            ProgramState::Stopped | ProgramState::Exited => settled,
+            _ => false,
+        };
+        down.then_some(info.state)
+    }
+
+    /// For whoever waits for it; `None` where it runs, or that is not known.
+    pub(super) fn words(&self) -> Option<&'static str> {
+        Some(match self.info.as_ref()?.state {
+            ProgramState::Starting => "is starting",
+            ProgramState::Backoff => "has failed to start, and is tried again",
+            ProgramState::Stopping => "is being stopped",
+            ProgramState::Stopped => "was stopped by an operator",
+            ProgramState::Exited => "has ended by itself; the administrator has to look at it",
+            ProgramState::Fatal => "has failed to start; the administrator has to look at it",
+            ProgramState::Running | ProgramState::Unknown => return None,
+        })
+    }
+}
+
+/// How long a program has been stopped when that is taken for what was wanted: `supervisorctl restart`, and whoever stops
+/// and starts it by a script, is faster.
+const SETTLED: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{EndpointAddress, SupervisorPlan};
+
+    fn program() -> Program {
+        let supervisor = SupervisorPlan {
+            address: EndpointAddress::Unix("/none".into()),
+            program: "uwsgi".to_owned(),
+            username: None,
+            password: None,
+        };
+        Program::new(ProgramPlan { supervisor, restart: None })
+    }
+
+    fn seen(state: ProgramState, seconds: u64) -> ProgramInfo {
+        let since = Some(Duration::from_secs(seconds));
+        ProgramInfo { name: "uwsgi".to_owned(), state, started: 1, since, pid: 0, why: None }
+    }
+
+    #[test]
+    fn waiting_is_of_no_use_once_somebody_has_to_start_the_program() {
+        for (state, seconds, down) in [
+            (ProgramState::Running, 9, false),
+            (ProgramState::Starting, 9, false),
+            (ProgramState::Backoff, 9, false),
+            (ProgramState::Stopping, 9, false),
+            (ProgramState::Stopped, 1, false),
+            (ProgramState::Stopped, 9, true),
+            (ProgramState::Exited, 1, false),
+            (ProgramState::Exited, 9, true),
+            (ProgramState::Fatal, 0, true),
+            (ProgramState::Unknown, 9, false),
+        ] {
+            let program = program();
+            program.found(Ok(&seen(state, seconds)));
+            assert_eq!(program.is_down(), down, "{state:?} for {seconds} s");
+            program.found(Err("supervisord is gone".to_owned()));
+            assert!(!program.is_down(), "nothing is known any more");
+            assert_eq!(program.seen().words(), None);
+        }
+    }
+
+    #[test]
+    fn since_when_it_is_so_does_not_move_with_each_look() {
+        let program = program();
+        program.found(Ok(&seen(ProgramState::Running, 10)));
+        let since = program.seen().since;
+        program.found(Ok(&seen(ProgramState::Running, 11)));
+        assert_eq!(program.seen().since, since);
+        program.found(Ok(&ProgramInfo { started: 2, ..seen(ProgramState::Running, 0) }));
+        assert!(program.seen().since > since, "it was started anew between two looks");
+    }
+}
