@@ -52,7 +52,8 @@
 //! nothing on the path of a request crosses threads. What is shared is shared on purpose: the queue and the counts of an
 //! [`upstream::Upstream`], whether it is ready, the chain of proxies seen last, the collecting of logs, the spool's space,
 //! the limit on connections, metrics. A configuration is read through one pointer ([`runtime::Current`]), once a request.
-//! One more runtime does what is not traffic (admin, places given on, looks at whether applications are ready), one more
+//! One more runtime does what is not traffic (admin, places given on, looks at whether applications are ready, names that are
+//! resolved again), one more
 //! thread writes the access log, and the first one listens to the keeper.
 //!
 //! # Processes
@@ -117,6 +118,7 @@
 //! | docassemble's configuration: what is read, what its reader may say, how long | 1 MiB, 1 MiB, 10 s (50 s where docassemble fetches) | fixed |
 //! | an answer of supervisord, and how long it may take | 1 MiB, 5 s | fixed |
 //! | a look at whether an application is ready | 64 KiB, 5 s | fixed |
+//! | endpoints that one name leads to, and how long name servers are waited for | 64, 10 s; 2 s before a configuration is put in force | fixed |
 //! | an object of the storage, and how long it may take to read or write it | 1 MiB, 30 s | fixed |
 //! | questions for challenges that wait for word of other machines, and how long | 256, 4 s | fixed |
 //! | an index of logs, and how long collecting them is waited for | 10 000 names, 30 s | fixed |
@@ -146,6 +148,11 @@
 //!   connections at once, and would lose it if the change were refused. Threads share sockets instead.
 //! - `vestibule reload --dry-run` compares the file that is named with what is in force, from the outside: the file that is
 //!   watched would be in force before anybody could ask.
+//! - Nobody keeps a table of socket.io's sessions. A `sid` is made up by the server, in the body of an answer, so no hash of it
+//!   leads back to that server; a signed cookie does, for every front door with the key, and where a client keeps none, the
+//!   hash of its address (`routes[].stick`).
+//! - Endpoints' names are resolved on a runtime of their own and not at each connect: a request never waits for the DNS, and all
+//!   addresses of a name get requests. What glibc knows beside `/etc/hosts` and the DNS (mDNS, LDAP) is not asked.
 //! - What sandbox a worker needs is compared by folder: one of `files` that was not there at its start stays closed until
 //!   there is a new worker.
 //! - An application that names a file on a route without `files` gets 404 sent for it, and an event that names the key: its

@@ -224,7 +224,7 @@ fn shares(upstream: &UpstreamPlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     };
     write!(f, "    each request goes {goes}")?;
     if !upstream.slow_start.is_zero() {
-        write!(f, "; one that has come back takes {} to its share", show_time(upstream.slow_start))?;
+        write!(f, "; one that has come back takes {} to its weight", show_time(upstream.slow_start))?;
     }
     writeln!(f)?;
     for EndpointPlan { address, weight, backup } in &upstream.endpoints {

@@ -307,8 +307,8 @@ keys! {
         /// other; `hash`: by the client's address, the same one on every front door with these endpoints. All of them heed
         /// weights, and pass over an endpoint that cannot be used.
         balance: Balance = "least",
-        /// An endpoint that is new beside others, or that could not be used before, comes to its share over this time. Not with
-        /// `balance: hash`, and not where there is no other. `0`: at once.
+        /// An endpoint that is new beside others, or that could not be used before, comes to its weight over this time. Not with
+        /// `balance: hash`. `0`: at once.
         slow_start: Wait = "0",
         /// Requests inside at once; the rest wait. `auto`: as many as `stats` says there are threads of workers, and 4 for each
         /// address in `stats` until it can be read. `null`: no bound.

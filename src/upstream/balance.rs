@@ -57,34 +57,16 @@ impl Balancer {
         let client = affinity.client.filter(|_| by_client);
         let best = endpoints.iter().map(Tier::of).min()?;
         let fits = |endpoint: &&'e Arc<Endpoint>| Tier::of(endpoint) == best;
-        // Between two looks all may have come to be something else.
-        let Some(client) = client else { return self.admitted_in_turn(endpoints, fits).or(endpoints.first()) };
-        by_hash(endpoints.iter().filter(fits), client).or(endpoints.first())
-    }
-
-    /// The next one, unless its share still grows: then it takes only a part of its turns, the others going to whoever is next.
-    fn admitted_in_turn<'e>(
-        &self,
-        endpoints: &'e [Arc<Endpoint>],
-        fits: impl Fn(&&'e Arc<Endpoint>) -> bool,
-    ) -> Option<&'e Arc<Endpoint>> {
-        let next = self.in_turn(endpoints, &fits)?;
-        self.had_its_turn(next);
-        if next.is_admitted(self.slow_start) {
-            return Some(next);
-        }
-        let others = |endpoint: &&'e Arc<Endpoint>| {
-            fits(endpoint) && !Arc::ptr_eq(endpoint, next) && endpoint.is_admitted(self.slow_start)
+        let pick = match client {
+            Some(client) => by_hash(endpoints.iter().filter(fits), client),
+            None => self.in_turn(endpoints, fits),
         };
-        let Some(other) = self.in_turn(endpoints, others) else { return Some(next) };
-        self.had_its_turn(other);
-        Some(other)
-    }
-
-    fn had_its_turn(&self, endpoint: &Endpoint) {
-        let turn = endpoint.turn.load(Ordering::Relaxed).max(self.turn.load(Ordering::Relaxed));
+        // Between two looks all may have come to be something else.
+        let pick = pick.or_else(|| endpoints.first())?;
+        let turn = pick.turn.load(Ordering::Relaxed).max(self.turn.load(Ordering::Relaxed));
         self.turn.store(turn, Ordering::Relaxed);
-        endpoint.turn.store(turn + TURN / u64::from(endpoint.weight()), Ordering::Relaxed);
+        pick.turn.store(turn + TURN / pick.share(self.slow_start), Ordering::Relaxed);
+        Some(pick)
     }
 
     fn in_turn<'e>(
@@ -103,7 +85,7 @@ impl Balancer {
             Some(drawn) => drawn.iter().flatten().any(|drawn| Arc::ptr_eq(drawn, endpoint)),
             None => fits(endpoint),
         };
-        let load = |endpoint: &Endpoint| endpoint.in_flight() * LOAD / usize::from(endpoint.weight());
+        let load = |endpoint: &Endpoint| endpoint.in_flight() as u64 * LOAD / endpoint.share(self.slow_start);
         endpoints.iter().filter(is_drawn).min_by_key(|endpoint| (load(endpoint), turn(endpoint)))
     }
 }
@@ -174,10 +156,10 @@ fn mixed(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// What a turn of an endpoint of weight 1 counts.
-const TURN: u64 = 1 << 20;
-/// A request inside an endpoint of weight 1.
-const LOAD: usize = 1 << 10;
+/// What a turn costs a whole share of one.
+const TURN: u64 = 1 << 30;
+/// A request inside an endpoint, likewise.
+const LOAD: u64 = 1 << 20;
 /// As many are looked at one by one; it takes more for chance to be fairer.
 const FEW: usize = 8;
 
@@ -341,8 +323,8 @@ mod tests {
         endpoints[0].growing_since.store(1, Ordering::Relaxed);
         let at_once = picks(&balancer(Balance::RoundRobin), &endpoints, 100);
 
-        assert!(first.get("a:1").copied().unwrap_or(0) <= 2, "{first:?}");
-        assert!((180..330).contains(&half["a:1"]), "{half:?}");
+        assert!(first.get("a:1").copied().unwrap_or(0) <= 10, "{first:?}");
+        assert!((320..345).contains(&half["a:1"]), "{half:?}");
         assert!((49..=51).contains(&at_once["a:1"]), "{at_once:?}");
     }
 }

@@ -511,18 +511,21 @@ impl Endpoint {
         self.growing_since.store(now_micros(), Ordering::Relaxed);
     }
 
-    /// Whether it takes part this time, as it always does when it has been there for `slow_start`.
-    fn is_admitted(&self, slow_start: Duration) -> bool {
+    /// Its weight, of which it has a part only until it has been there for `slow_start`: as much as it has been there of that
+    /// time, and a sixteenth from the beginning.
+    fn share(&self, slow_start: Duration) -> u64 {
+        let whole = u64::from(self.weight()) << 10;
         let since = self.growing_since.load(Ordering::Relaxed);
         if since == 0 || slow_start.is_zero() {
-            return true;
+            return whole;
         }
-        let age = now_micros().saturating_sub(since);
-        if age >= micros(slow_start) {
+        let (age, time) = (now_micros().saturating_sub(since), micros(slow_start));
+        if age >= time {
             self.growing_since.store(0, Ordering::Relaxed);
-            return true;
+            return whole;
         }
-        fastrand::u64(..micros(slow_start)) < age
+        let part = u128::from(whole) * u128::from(age) / u128::from(time);
+        u64::try_from(part).unwrap_or(whole).max(whole >> 4)
     }
 
     /// A connection was made; answers whether that is news.

@@ -22,7 +22,7 @@ pub enum UpstreamStream {
 }
 
 impl UpstreamStream {
-    /// Connects; a name is resolved anew each time, its addresses tried in the resolver's order.
+    /// Connects. Names of a plan have been resolved before; another one is by the system, its addresses tried in turn.
     pub async fn connect(address: &EndpointAddress) -> io::Result<Self> {
         match address {
             EndpointAddress::Tcp { host, port } => {

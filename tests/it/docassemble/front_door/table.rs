@@ -18,6 +18,7 @@ enum Held {
 
 use Held::{Alone, In, Later, Together};
 
+const ENDPOINTS: &str = "tests/it/endpoints.rs";
 const ORDERING: &str = "tests/it/ordering.rs";
 const PLACES: &str = "tests/it/places.rs";
 const READING: &str = "src/config/docassemble/tests.rs";
@@ -72,7 +73,7 @@ const TABLE: &[(u8, &[Held])] = &[
     ),
     (37, &[Alone("f37_a_restart_of_the_socket_server_ends_its_tunnels_and_the_next_handshake_waits_for_it")]),
     (38, &[Alone("f38_a_socket_server_that_is_not_wanted_is_not_asked")]),
-    (39, &[Later("one socket server is all that docassemble's configuration names")]),
+    (39, &[In(ENDPOINTS, "polling_and_websocket_of_socket_io_come_to_the_same_of_two_servers")]),
     (40, &[Together]),
     (41, &[Together]),
     (
