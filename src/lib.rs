@@ -18,7 +18,7 @@
 //! | [`spool`] | disk for bodies that do not fit in memory |
 //! | [`files`] | `X-Sendfile` and `X-Accel-Redirect`: a file under an allowed root becomes a response |
 //! | [`backends`] | processes behind endpoints: ours, none of which outlives us, and those that supervisord knows |
-//! | [`upstream`] | an application: endpoints, whether it is ready, the queue before it, the connections to it |
+//! | [`upstream`] | an application: endpoints, whether it is ready, its workers, the queue before it, the connections to it |
 //! | [`route`], [`runtime`] | host and path → route; one immutable generation of all that a request needs |
 //! | [`tls`] | certificates by name, the terms of handshakes; those that are ordered (`tls::acme`), and where they are kept |
 //! | [`proxy`] | one exchange with an endpoint, over HTTP or uwsgi, and the tunnel of a websocket |
@@ -54,6 +54,8 @@
 //! the limit on connections, metrics. A configuration is read through one pointer ([`runtime::Current`]), once a request.
 //! One more runtime does what is not traffic (admin, places given on, looks at whether applications are ready, names that are
 //! resolved again), one more
+//! One more runtime does what is not traffic (admin, places given on, looks at whether applications are ready and how many
+//! workers they have), one more
 //! thread writes the access log, and the first one listens to the keeper.
 //!
 //! # Processes
@@ -116,6 +118,8 @@
 //! | an archive that certificates are imported from, unpacked | 16 MiB, 64 KiB a file | fixed |
 //! | configurations that are remembered | 20 of 1 MiB at most | fixed |
 //! | docassemble's configuration: what is read, what its reader may say, how long | 1 MiB, 1 MiB, 10 s (50 s where docassemble fetches) | fixed |
+//! | a request that waits for a place, beside its connection | 256 bytes in the queue, of `queue.limit` | fixed |
+//! | what uWSGI says of its workers, and how long it may take | 1 MiB, 2 s | fixed |
 //! | an answer of supervisord, and how long it may take | 1 MiB, 5 s | fixed |
 //! | a look at whether an application is ready | 64 KiB, 5 s | fixed |
 //! | endpoints that one name leads to, and how long name servers are waited for | 64, 10 s; 2 s before a configuration is put in force | fixed |

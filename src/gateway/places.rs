@@ -30,7 +30,7 @@ impl Gateway {
         }
     }
 
-    /// Gives one place back to a gateway that leaves, behind the requests that wait here; tells `news` when it is free.
+    /// Gives one place back to a gateway that leaves, in turn with the clients that wait here; tells `news` when it is free.
     pub fn recall_place(&self, upstream: &str, news: UnboundedSender<News>) {
         let runtime = self.current.load();
         let found = runtime.upstreams.get(upstream).filter(|upstream| upstream.plan.concurrency.is_some());

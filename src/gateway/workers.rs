@@ -26,7 +26,11 @@ pub(super) async fn follow(current: Arc<Current>, drain: Drain) {
             Some(Ok((upstream, read))) = reads.join_next() => {
                 let upstream: Arc<Upstream> = upstream;
                 reading.remove(&*upstream.name);
-                upstream.workers_read(read);
+                // One that another has taken the place of meanwhile shares its queue, and may have followed where the other does
+                // not.
+                if current.load().upstreams.get(&*upstream.name).is_some_and(|now| Arc::ptr_eq(now, &upstream)) {
+                    upstream.workers_read(&read);
+                }
             }
             _ = tick.tick() => {
                 let runtime = current.load();

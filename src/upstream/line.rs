@@ -5,7 +5,7 @@
 //! goes first. That is so within each [`Class`]; among the classes the higher goes first, and of every four places that
 //! are handed on one is the middle class's before all and one the lowest's ([`TURNS`]), so that none waits for ever.
 //!
-//! Every step takes the same short time however many wait, and nobody costs more than [`BYTES`].
+//! Every step takes the same short time however many wait, and nobody costs more than 256 bytes.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -520,7 +520,9 @@ mod tests {
                             prop_assert_eq!(line.leave(number) == Standing::Waiting, waits);
                             out.retain(|other| *other != number);
                             for clients in &mut model {
-                                clients.iter_mut().for_each(|(_, waiting)| waiting.retain(|other| *other != number));
+                                for (_, waiting) in clients {
+                                    waiting.retain(|other| *other != number);
+                                }
                             }
                         }
                     }

@@ -221,20 +221,20 @@ impl Upstream {
     }
 
     /// Takes note of what a stats server has said of the workers, and follows it if that is wanted.
-    pub fn workers_read(&self, read: Result<Workers, StatsError>) {
+    pub fn workers_read(&self, read: &Result<Workers, StatsError>) {
         let (Some(stats), upstream) = (&self.stats, &*self.name) else { return };
-        if let (Ok(workers), true) = (&read, self.plan.follows)
+        if let (Ok(workers), true) = (read, self.plan.follows)
             && let Some(places) = places(*workers)
         {
             self.queue.follow(places);
         }
         let places = self.queue.concurrency();
-        let noted = match &read {
+        let noted = match read {
             Ok(workers) => Ok(*workers),
             Err(error) => Err(error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))),
         };
         for turn in stats.note(noted, Instant::now()) {
-            match (turn, &read) {
+            match (turn, read) {
                 (Turn::Read, Ok(Workers { workers, threads, .. })) => {
                     tracing::info!(upstream, workers, threads, places, "the workers of uWSGI are known (stats)");
                 }

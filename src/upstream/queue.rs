@@ -282,14 +282,14 @@ impl Drop for Waiter<'_> {
 /// A request that waits; counted until it is dropped.
 struct Counted<'a> {
     metrics: &'a UpstreamMetrics,
-    _counted: Held,
+    _waits: Held,
     /// Why it leaves without a place; its client has gone, unless something else is said.
     left: Option<Refusal>,
 }
 
 impl<'a> Counted<'a> {
     fn new(metrics: &'a UpstreamMetrics) -> Self {
-        Self { metrics, _counted: metrics.queue_depth.hold(), left: Some(Refusal::Canceled) }
+        Self { metrics, _waits: metrics.queue_depth.hold(), left: Some(Refusal::Canceled) }
     }
 }
 

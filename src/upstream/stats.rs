@@ -83,16 +83,18 @@ impl Workers {
         let Document { listen_queue, workers } = serde_json::from_slice(&said[start..])?;
         let mut all = Self { listen_queue, ..Self::default() };
         for worker in workers {
-            all.exceptions += worker.exceptions;
-            all.spawns += worker.respawn_count;
-            all.harakiris += worker.harakiri_count;
-            if worker.pid > 0 && worker.status != "cheap" {
-                all.workers += 1;
+            let runs = worker.pid > 0 && worker.status != "cheap";
+            let busy = worker.cores.iter().filter(|core| core.in_request > 0).count() as u64;
+            all.add(Self {
+                workers: runs.into(),
                 // Without threads it has one core; with `stats-no-cores` none is told of.
-                all.threads += (worker.cores.len() as u64).max(1);
-                let busy = worker.cores.iter().filter(|core| core.in_request > 0).count() as u64;
-                all.busy += busy.max(u64::from(worker.status == "busy"));
-            }
+                threads: if runs { (worker.cores.len() as u64).max(1) } else { 0 },
+                busy: busy.max(u64::from(worker.status == "busy")),
+                listen_queue: 0,
+                exceptions: worker.exceptions,
+                spawns: worker.respawn_count,
+                harakiris: worker.harakiri_count,
+            });
         }
         Ok(all)
     }
@@ -103,14 +105,19 @@ impl Workers {
         [workers, threads, busy, listen_queue, exceptions, spawns, harakiris]
     }
 
+    /// Whoever says them may say any number.
     fn add(&mut self, other: Self) {
-        self.workers += other.workers;
-        self.threads += other.threads;
-        self.busy += other.busy;
-        self.listen_queue += other.listen_queue;
-        self.exceptions += other.exceptions;
-        self.spawns += other.spawns;
-        self.harakiris += other.harakiris;
+        for (sum, other) in [
+            (&mut self.workers, other.workers),
+            (&mut self.threads, other.threads),
+            (&mut self.busy, other.busy),
+            (&mut self.listen_queue, other.listen_queue),
+            (&mut self.exceptions, other.exceptions),
+            (&mut self.spawns, other.spawns),
+            (&mut self.harakiris, other.harakiris),
+        ] {
+            *sum = sum.saturating_add(other);
+        }
     }
 }
 

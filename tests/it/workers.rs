@@ -96,12 +96,15 @@ fn six_threads(queue: &str) -> Option<(Served, Uwsgi)> {
         ["--stats", "stats.sock", "--chmod-socket=666", "--threads", "6", "--listen", "100", "--disable-logging"];
     let uwsgi = Uwsgi::start(folder.path(), &options)?;
     fs::write(folder.path().join("hold"), "").unwrap();
-    let upstream = format!("protocol: uwsgi, concurrency: auto, stats: ['unix:{{dir}}/stats.sock'], queue: {queue}");
-    let configuration = application_at(uwsgi.tcp, &upstream, "")
-        + "limits: { connections: 15000 }\ntrusted_proxies: [127.0.0.1]\ndrain: 1s\n";
-    let served = Served::start_in(folder, &configuration, |_| {});
+    let served = Served::start_in(folder, &before_six_threads(&uwsgi, queue), |_| {});
     wait_for("the workers to be known", || upstream_of(&served)["concurrency"] == 6);
     Some((served, uwsgi))
+}
+
+fn before_six_threads(uwsgi: &Uwsgi, queue: &str) -> String {
+    let upstream = format!("protocol: uwsgi, concurrency: auto, stats: ['unix:{{dir}}/stats.sock'], queue: {queue}");
+    application_at(uwsgi.tcp, &upstream, "")
+        + "limits: { connections: 15000 }\ntrusted_proxies: [127.0.0.1]\ndrain: 1s\n"
 }
 
 fn release(served: &Served) {
@@ -112,8 +115,8 @@ fn upstream_of(served: &Served) -> Value {
     served.status()["upstreams"][0].clone()
 }
 
-fn waiting(served: &Served) -> u64 {
-    upstream_of(served)["queue_depth"].as_u64().unwrap()
+fn waiting(served: &Served) -> usize {
+    usize::try_from(upstream_of(served)["queue_depth"].as_u64().unwrap()).unwrap()
 }
 
 fn asking(address: SocketAddr, target: &str, headers: &str) -> TcpStream {
@@ -181,6 +184,39 @@ fn one_client_with_a_hundred_requests_does_not_keep_another_from_the_application
     assert!(place("session") < 18 && place("one") < 18, "{noted:?}");
 }
 
+#[test]
+fn places_that_follow_the_workers_are_one_bound_while_a_process_leaves() {
+    let Some((served, uwsgi)) = six_threads("{ limit: 512 }") else { return };
+    let (address, known) = (served.address(0), served.status()["uptime_seconds"].as_u64());
+    let mut clients: Vec<_> = (0..6).map(|number| asking(address, &format!("/note?{number}"), "")).collect();
+    wait_for("the threads to be busy", || upstream_of(&served)["workers"]["busy"] == 6);
+    wait_for("the keeper to be told, as it is each second", || {
+        served.status()["uptime_seconds"].as_u64() > known.map(|known| known + 2)
+    });
+
+    // Takes another process.
+    let another = before_six_threads(&uwsgi, "{ limit: 512 }") + "workers: 1\n";
+    served.apply(&another);
+    clients.extend((6..12).map(|number| asking(address, &format!("/note?{number}"), "")));
+    wait_for("all of the others to wait", || waiting(&served) == 6);
+    wait_for("the workers to be known to it", || upstream_of(&served)["concurrency"] == 6);
+    assert_eq!(upstream_of(&served)["in_flight"], 0);
+    release(&served);
+
+    for client in clients {
+        assert_eq!(status(&answered(client)), 200);
+    }
+    // And all of the places are its own now.
+    fs::write(served.path("hold"), "").unwrap();
+    let clients: Vec<_> = (12..19).map(|number| asking(address, &format!("/note?{number}"), "")).collect();
+    wait_for("six to be inside", || upstream_of(&served)["in_flight"] == 6);
+    wait_for("one to wait", || waiting(&served) == 1);
+    release(&served);
+    for client in clients {
+        assert_eq!(status(&answered(client)), 200);
+    }
+}
+
 /// In bytes.
 fn memory(pid: u32) -> usize {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -209,7 +245,7 @@ fn ten_thousand_wait_for_six_threads_in_order_and_little_memory_and_none_that_ha
         clients.push(ask(number));
         // Or one of the two traffic threads could be far behind the other, and the order of theirs not that of ours.
         if clients.len() % AT_ONCE == 0 {
-            patiently("those before to wait", || waiting(&served) as usize == clients.len() - 6);
+            patiently("those before to wait", || waiting(&served) == clients.len() - 6);
         }
         if clients.len() == AT_ONCE {
             // What is needed once is there.
@@ -222,7 +258,7 @@ fn ten_thousand_wait_for_six_threads_in_order_and_little_memory_and_none_that_ha
         clients.into_iter().enumerate().partition(|(number, _)| number % 10 == 0 && *number >= AT_ONCE);
     let gone: Vec<_> =
         gone.into_iter().map(|(number, _)| format!("{}:{}", number % CLIENTS, number / CLIENTS)).collect();
-    wait_for("those to leave", || waiting(&served) as usize == stay.len() - 6);
+    wait_for("those to leave", || waiting(&served) == stay.len() - 6);
     release(&served);
 
     eprintln!("{each} bytes for each that waits");

@@ -188,6 +188,22 @@ administrator: admin@example.com
 }
 
 #[test]
+fn a_bound_that_follows_workers_begins_with_four_places_for_each_server_of_theirs() {
+    let app = |keys: &str| {
+        let text = minimal("").replace("endpoints:", &format!("{keys}, endpoints:"));
+        plan(&text).upstreams.remove("app").unwrap()
+    };
+    let stats = EndpointAddress::Unix("/run/stats.sock".into());
+
+    let one = app("concurrency: auto, stats: 'unix:/run/stats.sock'");
+    assert_eq!((one.concurrency, one.follows, one.stats), (NonZeroUsize::new(4), true, vec![stats.clone()]));
+    let two = app("concurrency: auto, stats: ['unix:/run/stats.sock', 'app:1717']");
+    assert_eq!((two.concurrency, two.stats.len()), (NonZeroUsize::new(8), 2));
+    let watched = app("concurrency: 6, stats: 'unix:/run/stats.sock'");
+    assert_eq!((watched.concurrency, watched.follows, watched.stats), (NonZeroUsize::new(6), false, vec![stats]));
+}
+
+#[test]
 fn a_storage_that_is_shared_leaves_a_folder_of_this_machine() {
     let shared = |storage: &str| {
         plan(&minimal(&format!(
@@ -569,6 +585,20 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:54: upstreams.app.concurrency: `auto` follows uWSGI's stats server: start uWSGI with `stats = \
              /run/uwsgi/stats.sock`, and say so here with `stats: \"unix:/run/uwsgi/stats.sock\"`; or write the number of the \
              application's threads",
+        ),
+        (
+            upstream("endpoints: ['a:1'], concurrency: auto, stats: []"),
+            "3:54: upstreams.app.concurrency: `auto` follows uWSGI's stats server: start uWSGI with `stats = \
+             /run/uwsgi/stats.sock`, and say so here with `stats: \"unix:/run/uwsgi/stats.sock\"`; or write the number of the \
+             application's threads",
+        ),
+        (
+            upstream("endpoints: ['a:1'], stats: ['/run/stats.sock']"),
+            "3:49: upstreams.app.stats[0]: a socket begins with `unix:`; write `unix:/run/stats.sock`",
+        ),
+        (
+            upstream("endpoints: ['a:1'], queue: { sessions: ['a b'] }"),
+            "3:61: upstreams.app.queue.sessions[0]: expected the name of a cookie, such as `session`, found `a b`",
         ),
         (
             upstream("endpoints: ['a:1'], concurrency: 0"),

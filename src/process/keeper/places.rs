@@ -33,7 +33,7 @@ impl Keeper {
             }
             // One that starts was told of all there were, and is to get as many. It is said again.
             State::Serving if !self.workers.iter().any(|worker| worker.state == State::Starting) => {
-                self.bounds.insert(name, count);
+                self.bounds.insert(name, count.min(MOST));
             }
             State::Serving | State::Starting | State::GivenUp => {}
         }
@@ -154,5 +154,7 @@ fn grant(worker: &Worker, places: &BTreeMap<String, u32>) {
     }
 }
 
+/// The most places that a worker is believed to have, as many as may be written in a configuration.
+const MOST: u32 = 1_000_000;
 /// Places that are asked for at once, however much a worker wants.
 const WANTS: usize = 10_000;
