@@ -117,6 +117,7 @@
 //! | docassemble's configuration: what is read, what its reader may say, how long | 1 MiB, 1 MiB, 10 s (50 s where docassemble fetches) | fixed |
 //! | an answer of supervisord, and how long it may take | 1 MiB, 5 s | fixed |
 //! | a look at whether an application is ready | 64 KiB, 5 s | fixed |
+//! | a look at the health page of an endpoint; such looks at once | 64 KiB, 5 s; 64 | fixed, `health.timeout`; fixed |
 //! | an object of the storage, and how long it may take to read or write it | 1 MiB, 30 s | fixed |
 //! | questions for challenges that wait for word of other machines, and how long | 256, 4 s | fixed |
 //! | an index of logs, and how long collecting them is waited for | 10 000 names, 30 s | fixed |

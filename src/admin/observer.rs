@@ -20,6 +20,7 @@ use crate::{
     runtime::{Current, Runtime},
     service::{Hop, Hops, Seen},
     tls::CertificateStore,
+    upstream::{Endpoint, State},
 };
 
 /// Looks at what the gateway is made of.
@@ -70,7 +71,12 @@ impl AdminState for Observer {
                 .iter()
                 .map(|endpoint| EndpointStatus {
                     address: endpoint.label.to_string(),
-                    state: if endpoint.unreachable_for().is_some() { "unreachable" } else { "up" }.to_owned(),
+                    state: match endpoint.state() {
+                        State::Up => "up".to_owned(),
+                        State::Unreachable(_) => "unreachable".to_owned(),
+                        State::Failing(why) => format!("failing: {why}"),
+                        State::Ejected(left, cause) => format!("ejected for {}s more: {cause}", left.as_secs() + 1),
+                    },
                     unreachable_seconds: endpoint.unreachable_for().map(|time| time.as_secs()),
                 })
                 .collect(),
@@ -128,6 +134,14 @@ impl AdminState for Observer {
             .iter()
             .map(|order| (order.at.as_str(), order.hosts.first().cloned().unwrap_or_default(), order.failures));
         self.metrics.certificates(expire, orders);
+        let runtime = self.current.load();
+        let mut endpoints = Vec::new();
+        for upstream in runtime.upstreams.values() {
+            let up =
+                |endpoint: &Arc<Endpoint>| (&*upstream.name, endpoint.label.to_string(), endpoint.state() == State::Up);
+            endpoints.extend(upstream.endpoints().iter().map(up));
+        }
+        self.metrics.endpoints(endpoints.into_iter());
         self.metrics.encode()
     }
 }

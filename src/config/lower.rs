@@ -16,9 +16,10 @@ use super::{
     ciphers::Cipher,
     plan::{
         AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, DeployPlan, EabPlan,
-        EndpointAddress, ErrorLogPlan, ExportFilesPlan, ExportPlan, FetchPlan, HostName, HttpsRedirect, LimitsPlan,
-        ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, QueuePlan, RotatePlan, RoutePlan, SharedService,
-        SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+        EjectPlan, EndpointAddress, ErrorLogPlan, ExportFilesPlan, ExportPlan, FetchPlan, HealthPlan, HostName,
+        HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, QueuePlan, RetriesPlan,
+        RotatePlan, RoutePlan, SharedService, SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan,
+        TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -725,7 +726,13 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
             }
         }
     }
-    let (queue, health) = (upstream.queue?, upstream.health?);
+    let (queue, health, eject, retries) = (upstream.queue?, upstream.health?, upstream.eject?, upstream.retries?);
+    let status = health.status?;
+    if status.is_empty() {
+        return Err(
+            reading.refuse_at(&format!("upstreams.{name}.health.status"), "no answer would be well; write `[200]`")
+        );
+    }
     Ok(UpstreamPlan {
         name: name.to_owned(),
         protocol: upstream.protocol?,
@@ -736,6 +743,16 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
         ready_path: health.ready?.map(|target| target.0),
         hold: upstream.hold?.0,
         connect_timeout: upstream.connect_timeout?.0,
+        health: HealthPlan {
+            interval: health.interval?.0,
+            timeout: health.timeout?.0,
+            status: status.into_iter().map(|status| status.0).collect(),
+            body: health.body?,
+            failures: health.failures?.0,
+            successes: health.successes?.0,
+        },
+        eject: EjectPlan { failures: eject.failures?.0, time: eject.time?.0, most: eject.most?.0 },
+        retries: RetriesPlan { budget: retries.budget?.0, floor: retries.floor?.0 },
     })
 }
 

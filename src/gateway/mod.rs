@@ -228,6 +228,7 @@ impl Gateway {
         gateway.apply_beside(generation, plan, provisions, held)?;
         let looking = probing::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.changed));
         gateway.control.spawn(looking);
+        gateway.control.spawn(probing::look_at_endpoints(Arc::clone(&gateway.current)));
         let (certificates, current) = (Arc::clone(&gateway.certificates), Arc::clone(&gateway.current));
         let others = Arc::clone(&gateway.certificates_changed);
         gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));

@@ -28,7 +28,7 @@ use tokio::time::{sleep, timeout};
 pub use self::{
     collect::{Bounds, Collected, collect, too_large},
     incoming::Incoming,
-    probe::probe,
+    probe::{Look, look, probe},
     websocket::{Tunnel, TunnelCause, TunnelEnd},
 };
 use self::{
@@ -41,7 +41,7 @@ use crate::{
     http::{Body, GatewayError, Retry, Side},
     metrics::{Outcome, UpstreamMetrics},
     spool::Spool,
-    upstream::{Endpoint, InFlight, Lease, Place, Pool, Upstream, UpstreamStream},
+    upstream::{Endpoint, Failure, InFlight, Lease, Place, Pool, Upstream, UpstreamStream},
 };
 
 /// A request as an endpoint is to be told it.
@@ -56,6 +56,17 @@ pub struct Outbound<'a> {
     pub progress: Duration,
     /// From the request being sent to the response head.
     pub timeout: Duration,
+}
+
+impl Outbound<'_> {
+    fn can_go_again(&self, retry: Retry) -> bool {
+        let safe = match retry {
+            Retry::Unsent => true,
+            Retry::IfIdempotent => self.method.is_idempotent(),
+            Retry::Never => false,
+        };
+        safe && self.payload.is_there()
+    }
 }
 
 /// The head, for the protocol that is spoken.
@@ -95,13 +106,14 @@ pub struct Trace {
 
 /// Sends `outbound` to an endpoint of `upstream` and reads the head of its answer.
 ///
-/// An endpoint that cannot be connected to is tried again, or another one, for `hold`. A request that may have been
-/// acted on is sent again, at most twice, only if its method is idempotent and its body still there.
+/// An endpoint that cannot be connected to is tried again, or another one, for `hold`. A request of which nothing has gone is
+/// sent again, and one that may have been acted on if its method is idempotent: at most twice, only if its body is still
+/// there, and within the upstream's budget.
 /// `place` is given back with the end of the response body, or with the error.
 ///
 /// # Errors
 ///
-/// 503 when no connection could be made, 504 when a timer ended, 502 when the endpoint broke off or did not speak
+/// 503 when no connection could be made or nothing is answered there, 504 when a timer ended, 502 when the endpoint broke off or did not speak
 /// HTTP, 431 when the head does not fit into a uwsgi packet.
 pub async fn send(
     mut outbound: Outbound<'_>,
@@ -112,20 +124,23 @@ pub async fn send(
 ) -> Result<Reply, GatewayError> {
     let mut place = Some(place);
     let mut counted = Counted { metrics: &upstream.metrics, outcome: Outcome::Canceled };
-    let mut again = if outbound.method.is_idempotent() { REPEATS } else { 0 };
+    let mut again = REPEATS;
+    upstream.count_request();
+    let _trial =
+        upstream.admit().map_err(|_| silent(&upstream.name)).inspect_err(|_| counted.outcome = Outcome::Refused)?;
     loop {
         let began = Instant::now();
-        let connected = connect(upstream, pool, again > 0).await;
+        let connected = connect(upstream, pool, again > 0 && outbound.method.is_idempotent()).await;
         let (endpoint, lease) = connected.inspect_err(|_| counted.outcome = Outcome::ErrorConnect)?;
         trace.connect = Some(began.elapsed());
         trace.endpoint = Some(Arc::clone(&endpoint));
         let in_flight = upstream.enter(&endpoint);
         let exchange = Exchange { endpoint: &endpoint, pool, in_flight };
         let began = Instant::now();
-        let outcome = exchange.run(&mut outbound, lease, &mut place).await;
+        let outcome = exchange.run(&mut outbound, lease, &mut place, upstream).await;
         trace.head = Some(began.elapsed());
         match outcome {
-            Err(error) if again > 0 && error.retry == Retry::IfIdempotent && outbound.payload.is_there() => {
+            Err(error) if again > 0 && outbound.can_go_again(error.retry) && upstream.may_retry() => {
                 again -= 1;
                 tracing::debug!(endpoint = %endpoint.label, error = &error as &dyn std::error::Error, "sending again");
             }
@@ -140,6 +155,13 @@ pub async fn send(
             }
         }
     }
+}
+
+fn silent(upstream: &str) -> GatewayError {
+    let message =
+        format!("upstream {upstream} takes requests and answers none of them (upstreams.{upstream}.eject.failures)");
+    // Told once, when it began.
+    unavailable(message)
 }
 
 /// Counts an exchange when it is over; dropped before that, its client has gone.
@@ -167,6 +189,10 @@ async fn connect(upstream: &Upstream, pool: &Pool, can_repeat: bool) -> Result<(
             None => unavailable(format!("no endpoint of {} is there", upstream.name)),
         };
         upstream.cannot_be_reached();
+        // Whoever refused is passed over from now on.
+        if upstream.has_usable() {
+            continue;
+        }
         let let_go = upstream.readiness.as_ref().is_some_and(|readiness| readiness.lets_go());
         if let_go || held.elapsed() + pause > upstream.plan.hold {
             return Err(refused);
@@ -189,23 +215,13 @@ async fn connect_to(
     let connected = timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await;
     let error = match connected {
         Ok(Ok(stream)) => {
-            if endpoint.connected() {
-                tracing::info!(upstream = %upstream.name, endpoint = %endpoint.label, "endpoint answers again");
-            }
+            upstream.connected(endpoint);
             return Ok(Lease::new(stream));
         }
         Ok(Err(error)) => error,
         Err(elapsed) => elapsed.into(),
     };
-    if endpoint.refused() {
-        tracing::warn!(
-            upstream = %upstream.name,
-            endpoint = %endpoint.label,
-            error = &error as &dyn std::error::Error,
-            hold = ?upstream.plan.hold,
-            "endpoint cannot be connected to; requests wait for it as long as `hold`"
-        );
-    }
+    upstream.refused(endpoint, &error);
     Err(error)
 }
 
@@ -226,8 +242,9 @@ impl Exchange<'_> {
         outbound: &mut Outbound<'_>,
         lease: Lease,
         place: &mut Option<Place>,
+        upstream: &Upstream,
     ) -> Result<Reply, GatewayError> {
-        let reused = lease.is_reused();
+        let (reused, began) = (lease.is_reused(), Instant::now());
         let (mut head, mut chunked) = (BytesMut::new(), false);
         match &outbound.head {
             Head::Uwsgi(environment) => uwsgi::encode(&mut head, environment).map_err(|error| {
@@ -246,6 +263,7 @@ impl Exchange<'_> {
         let read = wire.head(outbound.method, outbound.progress, outbound.timeout, outbound.upgrade).await;
         match read {
             Ok(head) => {
+                upstream.answered(self.endpoint, head.parts.status);
                 let keep_alive = head.keep_alive && !one_exchange;
                 let place = place.take();
                 let body = Incoming::new(
@@ -262,17 +280,24 @@ impl Exchange<'_> {
             }
             Err(error) => {
                 let answered = wire.is_answered();
-                if reused && !answered {
-                    tracing::debug!(endpoint = %self.endpoint.label, "an idle connection was closed under a request");
+                match &error {
+                    WireError::RequestBody(_) => {}
+                    WireError::SendTimeout(waited) | WireError::HeadTimeout(waited) => {
+                        upstream.failed(self.endpoint, Failure::silent(*waited, began.elapsed()));
+                    }
+                    _ if reused && !answered => {
+                        tracing::debug!(endpoint = %self.endpoint.label, "an idle connection was closed under a request");
+                    }
+                    _ => upstream.failed(self.endpoint, Failure::Unanswered),
                 }
-                Err(refusal(error, self.endpoint, answered))
+                Err(refusal(error, self.endpoint, answered, wire.is_begun()))
             }
         }
     }
 }
 
 /// What the client is told when no head came, and whether the request may be sent again.
-fn refusal(error: WireError, endpoint: &Endpoint, answered: bool) -> GatewayError {
+fn refusal(error: WireError, endpoint: &Endpoint, answered: bool, begun: bool) -> GatewayError {
     let error = match error {
         WireError::RequestBody(error) => return error,
         error => error,
@@ -280,7 +305,7 @@ fn refusal(error: WireError, endpoint: &Endpoint, answered: bool) -> GatewayErro
     let (status, retry) = match &error {
         WireError::SendTimeout(_) | WireError::HeadTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, Retry::Never),
         WireError::Send(_) | WireError::Receive(_) | WireError::Closed if !answered => {
-            (StatusCode::BAD_GATEWAY, Retry::IfIdempotent)
+            (StatusCode::BAD_GATEWAY, if begun { Retry::IfIdempotent } else { Retry::Unsent })
         }
         _ => (StatusCode::BAD_GATEWAY, Retry::Never),
     };

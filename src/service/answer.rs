@@ -70,6 +70,7 @@ fn waiting<'a>(
     let stage = match error.side {
         _ if error.status != StatusCode::SERVICE_UNAVAILABLE => return None,
         Side::Gateway if log.is_stopping() => Stage::Stopping,
+        Side::Upstream if upstream.is_some_and(|upstream| upstream.is_silent()) => Stage::Gone,
         Side::Upstream => match upstream.and_then(|upstream| upstream.readiness.as_ref()).map(|known| known.phase()) {
             Some(Phase::Gone) => Stage::Gone,
             Some(Phase::Stopping) => Stage::Stopping,
