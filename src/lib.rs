@@ -52,10 +52,8 @@
 //! nothing on the path of a request crosses threads. What is shared is shared on purpose: the queue and the counts of an
 //! [`upstream::Upstream`], whether it is ready, the chain of proxies seen last, the collecting of logs, the spool's space,
 //! the limit on connections, metrics. A configuration is read through one pointer ([`runtime::Current`]), once a request.
-//! One more runtime does what is not traffic (admin, places given on, looks at whether applications are ready, names that are
-//! resolved again), one more
 //! One more runtime does what is not traffic (admin, places given on, looks at whether applications are ready and how many
-//! workers they have), one more
+//! workers they have, names that are resolved again), one more
 //! thread writes the access log, and the first one listens to the keeper.
 //!
 //! # Processes
@@ -123,6 +121,7 @@
 //! | an answer of supervisord, and how long it may take | 1 MiB, 5 s | fixed |
 //! | a look at whether an application is ready | 64 KiB, 5 s | fixed |
 //! | endpoints that one name leads to, and how long name servers are waited for | 64, 10 s; 2 s before a configuration is put in force | fixed |
+//! | a look at the health page of an endpoint; such looks at once | 64 KiB, 5 s; 64 | fixed, `health.timeout`; fixed |
 //! | an object of the storage, and how long it may take to read or write it | 1 MiB, 30 s | fixed |
 //! | questions for challenges that wait for word of other machines, and how long | 256, 4 s | fixed |
 //! | an index of logs, and how long collecting them is waited for | 10 000 names, 30 s | fixed |

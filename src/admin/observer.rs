@@ -20,7 +20,7 @@ use crate::{
     runtime::{Current, Runtime},
     service::{Hop, Hops, Seen},
     tls::CertificateStore,
-    upstream::{Program, Sight, Upstream, Workers},
+    upstream::{Endpoint, Program, Sight, State, Upstream, Workers},
 };
 
 /// Looks at what the gateway is made of.
@@ -71,7 +71,12 @@ impl AdminState for Observer {
                 .iter()
                 .map(|endpoint| EndpointStatus {
                     address: endpoint.label.to_string(),
-                    state: if endpoint.unreachable_for().is_some() { "unreachable" } else { "up" }.to_owned(),
+                    state: match endpoint.state() {
+                        State::Up => "up".to_owned(),
+                        State::Unreachable(_) => "unreachable".to_owned(),
+                        State::Failing(why) => format!("failing: {why}"),
+                        State::Ejected(left, cause) => format!("ejected for {}s more: {cause}", left.as_secs() + 1),
+                    },
                     unreachable_seconds: endpoint.unreachable_for().map(|time| time.as_secs()),
                     weight: endpoint.weight().into(),
                     backup: endpoint.is_backup(),
@@ -141,6 +146,13 @@ impl AdminState for Observer {
         let known =
             |upstream: &Arc<Upstream>| Some((upstream.name.to_string(), upstream.stats.as_ref()?.last()?.values()));
         self.metrics.workers(runtime.upstreams.values().filter_map(known));
+        let mut endpoints = Vec::new();
+        for upstream in runtime.upstreams.values() {
+            let up =
+                |endpoint: &Arc<Endpoint>| (&*upstream.name, endpoint.label.to_string(), endpoint.state() == State::Up);
+            endpoints.extend(upstream.endpoints().iter().map(up));
+        }
+        self.metrics.endpoints(endpoints.into_iter());
         self.metrics.encode()
     }
 }

@@ -154,7 +154,8 @@ pub struct ProgramStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EndpointStatus {
     pub address: String,
-    /// `up`, or `unreachable` while the last attempt to connect has failed.
+    /// `up`; `unreachable` while the last attempt to connect has failed; `failing: ` and why its health page says so;
+    /// `ejected for 12s more: ` and why.
     pub state: String,
     /// How long no connection could be made.
     pub unreachable_seconds: Option<u64>,

@@ -16,10 +16,10 @@ use super::{
     ciphers::Cipher,
     plan::{
         AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, DeployPlan, EabPlan,
-        EndpointAddress, EndpointPlace, EndpointPlan, ErrorLogPlan, ExportFilesPlan, ExportPlan, FetchPlan, HostName,
-        HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, ProgramPlan, QueuePlan,
-        RestartPlan, RotatePlan, RoutePlan, Secret, SharedService, SharedStoragePlan, SpoolPlan, StorePlan,
-        SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+        EjectPlan, EndpointAddress, EndpointPlace, EndpointPlan, ErrorLogPlan, ExportFilesPlan, ExportPlan, FetchPlan,
+        HealthPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan,
+        ProgramPlan, QueuePlan, RestartPlan, RetriesPlan, RotatePlan, RoutePlan, Secret, SharedService,
+        SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -750,7 +750,13 @@ fn lower_upstreams(
 fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>) -> Result<UpstreamPlan, Told> {
     let at = format!("upstreams.{name}.endpoints");
     let endpoints = upstream.endpoints.and_then(|endpoints| lower_endpoints(&at, endpoints, reading));
-    let (queue, health) = (upstream.queue?, upstream.health?);
+    let (queue, health, eject, retries) = (upstream.queue?, upstream.health?, upstream.eject?, upstream.retries?);
+    let status = health.status?;
+    if status.is_empty() {
+        return Err(
+            reading.refuse_at(&format!("upstreams.{name}.health.status"), "no answer would be well; write `[200]`")
+        );
+    }
     let stats = upstream.stats?.map_or_else(Vec::new, |stats| stats.0);
     let follows = matches!(upstream.concurrency?, Some(Concurrency::Auto));
     if follows && stats.is_empty() {
@@ -783,6 +789,16 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
         hold: upstream.hold?.0,
         connect_timeout: upstream.connect_timeout?.0,
         program: program.transpose()?,
+        health: HealthPlan {
+            interval: health.interval?.0,
+            timeout: health.timeout?.0,
+            status: status.into_iter().map(|status| status.0).collect(),
+            body: health.body?,
+            failures: health.failures?.0,
+            successes: health.successes?.0,
+        },
+        eject: EjectPlan { failures: eject.failures?.0, time: eject.time?.0, most: eject.most?.0 },
+        retries: RetriesPlan { budget: retries.budget?.0, floor: retries.floor?.0 },
     })
 }
 

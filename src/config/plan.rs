@@ -503,6 +503,10 @@ pub struct UpstreamPlan {
     pub connect_timeout: Duration,
     /// The program behind it.
     pub program: Option<ProgramPlan>,
+    /// How its endpoints are looked at, where there is a `health_path`.
+    pub health: HealthPlan,
+    pub eject: EjectPlan,
+    pub retries: RetriesPlan,
 }
 
 /// A program of supervisord's behind an upstream.
@@ -521,6 +525,40 @@ pub struct RestartPlan {
     /// Restarts in `within`.
     pub at_most: usize,
     pub within: Duration,
+}
+
+/// Looks at the health page of each endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct HealthPlan {
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// What is well.
+    pub status: Vec<u32>,
+    /// What the answer has to hold.
+    pub body: Option<String>,
+    /// In a row, until an endpoint is failing.
+    pub failures: u32,
+    /// In a row, until it is not any more.
+    pub successes: u32,
+}
+
+/// When an endpoint is passed over for what requests meet there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct EjectPlan {
+    /// In a row.
+    pub failures: u32,
+    /// The first time.
+    pub time: Duration,
+    /// Of the endpoints, in percent.
+    pub most: u32,
+}
+
+/// How many requests may be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct RetriesPlan {
+    /// Of the requests, in percent.
+    pub budget: u32,
+    pub floor: u32,
 }
 
 /// The wire an upstream speaks.

@@ -17,7 +17,7 @@ use super::{
     },
     read::{OneOrMore, Read, Reading, Told},
     tree::{Key, Node, Value},
-    units::{Count, Size, Timeout, Wait},
+    units::{Count, Percent, Size, Timeout, Wait},
     words::{
         AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath, Https,
         MailAddress, PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace,
@@ -320,6 +320,10 @@ keys! {
         queue: Queue = "{}",
         /// Its own health page.
         health: Health = "{}",
+        /// When one of several endpoints is passed over for a while, by what requests meet there.
+        eject: Eject = "{}",
+        /// How many requests may be sent again.
+        retries: Retries = "{}",
         /// How long a request waits for a backend that cannot be connected to; then 503 and the starting page.
         hold: Wait = "30s",
         /// The longest wait for one connection.
@@ -422,14 +426,50 @@ keys! {
     struct Health {
         /// The path as the browser sees it, prefix included; answered for every host, never redirected to `host`.
         /// A listener with `redirect: https` redirects it like everything else. During a drain it is answered 503, so that a
-        /// load balancer looks elsewhere. `null`: none.
+        /// load balancer looks elsewhere. Each endpoint is asked for it by itself, and one of several that fails is passed
+        /// over. `null`: none.
         path: Option<PagePath> = "null",
         /// A page that answers 200 when the application is ready, with or without a query. It is asked every second; until it
         /// has said so clients are shown a page that says what is missing, and every five seconds afterwards. One that answers
         /// for five minutes, and never that it is ready, is let in all the same. `null`: none.
         ready: Option<PageTarget> = "null",
+        /// Between two looks of ours at `path`, give or take a tenth.
+        interval: Timeout = "5s",
+        /// How long an answer to one may take.
+        timeout: Timeout = "5s",
+        /// The statuses that are well.
+        status: Vec<Count<200, 599>> = "[200]",
+        /// A text that the answer has to hold, within its first 64 KiB. `null`: any answer will do.
+        body: Option<String> = "null",
+        /// Looks in a row that have to fail until the endpoint is passed over.
+        failures: Count<1, 1_000> = "3",
+        /// Looks in a row that have to go well until it is used again.
+        successes: Count<1, 1_000> = "2",
     }
-    not_yet ["interval"]
+}
+
+keys! {
+    /// When one of several endpoints is passed over for a while, by what requests meet there: never all of them, and never
+    /// the only one.
+    struct Eject {
+        /// Requests in a row that are answered 502, 503 or 504, or not at all. One that is silent for the whole `timeout` of a
+        /// route, while nothing else was answered, is enough.
+        failures: Count<1, 1_000> = "5",
+        /// For how long; each time twice as long as before, up to five minutes, until it has been well for as long again.
+        time: Timeout = "10s",
+        /// The most of the endpoints that are passed over for this at once; one always may be, and one never is.
+        most: Percent = "50%",
+    }
+}
+
+keys! {
+    /// How many requests may be sent again, of those that were sent and not answered.
+    struct Retries {
+        /// A part of the requests of the last ten seconds.
+        budget: Percent = "20%",
+        /// As many in ten seconds may be in any case.
+        floor: Count<0, 1_000_000> = "10",
+    }
 }
 
 keys! {

@@ -83,6 +83,19 @@ impl<const LEAST: u32, const MOST: u32> Scalar for Count<LEAST, MOST> {
     }
 }
 
+/// A part of a whole, from `0%` to `100%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Percent(pub(super) u32);
+
+impl Scalar for Percent {
+    const EXPECTED: &'static str = "a part such as `50%`";
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        let number = text.strip_suffix('%').ok_or_else(|| unexpected::<Self>(text))?;
+        Count::<0, 100>::parse(number.trim_end(), base).map(|count| Self(count.0))
+    }
+}
+
 /// The size in the largest unit that tells it exactly.
 pub(super) fn show_size(bytes: u64) -> String {
     show(bytes, &[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)])

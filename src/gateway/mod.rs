@@ -238,6 +238,7 @@ impl Gateway {
         gateway.control.spawn(looking);
         let resolving = resolving::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.names_changed));
         gateway.control.spawn(resolving);
+        gateway.control.spawn(probing::look_at_endpoints(Arc::clone(&gateway.current)));
         let (certificates, current) = (Arc::clone(&gateway.certificates), Arc::clone(&gateway.current));
         let others = Arc::clone(&gateway.certificates_changed);
         gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));

@@ -1,4 +1,5 @@
-//! Looks at the applications' own pages that say whether they are ready, and once at what should not be open.
+//! Looks at the applications' own pages that say whether they are ready, at the health page of each endpoint, and once at
+//! what should not be open.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,16 +10,16 @@ use std::{
 use tokio::{
     sync::Notify,
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{
     backends::Supervisord,
     config::{EndpointAddress, HostName, SupervisorPlan},
     http::path::Path,
-    proxy::probe,
+    proxy::{Look, look, probe},
     runtime::{Current, Runtime},
-    upstream::{Finding, Phase, Upstream, UpstreamStream},
+    upstream::{Endpoint, Finding, Phase, Upstream, UpstreamStream},
 };
 
 /// Goes on for as long as the runtime it runs on; `changed` says that another configuration is in force.
@@ -33,7 +34,7 @@ pub(super) async fn look_after(current: Arc<Current>, changed: Arc<Notify>) {
         for (name, upstream) in &runtime.upstreams {
             let last = looked.get(name);
             if last.is_none_or(|last| last.elapsed() >= pause(upstream)) && looking.insert(name.clone()) {
-                looks.spawn(look(Arc::clone(&runtime), Arc::clone(upstream)));
+                looks.spawn(ask(Arc::clone(&runtime), Arc::clone(upstream)));
             }
         }
         drop(runtime);
@@ -77,8 +78,70 @@ fn pause(upstream: &Upstream) -> Duration {
     }
 }
 
+/// Looks at the health page of every endpoint, each by itself; goes on for as long as the runtime it runs on.
+pub(super) async fn look_at_endpoints(current: Arc<Current>) {
+    // When which is due, by what tells it from all others.
+    let mut due: HashMap<u64, Instant> = HashMap::new();
+    let mut looks = JoinSet::new();
+    let mut looking: HashSet<u64> = HashSet::new();
+    loop {
+        let runtime = current.load_full();
+        let now = Instant::now();
+        let mut there = HashSet::new();
+        let mut next = now + SOON / 2;
+        for upstream in runtime.upstreams.values() {
+            let Some(target) = &upstream.plan.health_path else { continue };
+            let interval = upstream.plan.health.interval;
+            for endpoint in upstream.endpoints().iter() {
+                let id = endpoint.id();
+                there.insert(id);
+                // The first ones are spread as well, over a shorter time.
+                let at = due.entry(id).or_insert_with(|| now + (interval / 10).mul_f64(fastrand::f64()));
+                if *at > now {
+                    next = next.min(*at);
+                } else if looks.len() < AT_ONCE && looking.insert(id) {
+                    *at = now + interval.mul_f64(0.9 + fastrand::f64() / 5.0);
+                    let (runtime, upstream) = (Arc::clone(&runtime), Arc::clone(upstream));
+                    looks.spawn(look_at(runtime, upstream, Arc::clone(endpoint), target.clone()));
+                }
+            }
+        }
+        due.retain(|id, _| there.contains(id));
+        drop(runtime);
+        tokio::select! {
+            () = sleep_until(next) => {}
+            Some(done) = looks.join_next() => {
+                if let Ok(id) = done {
+                    looking.remove(&id);
+                }
+            }
+        }
+    }
+}
+
+/// Looks at the health page of one endpoint, and answers what tells it from others.
+async fn look_at(runtime: Arc<Runtime>, upstream: Arc<Upstream>, endpoint: Arc<Endpoint>, target: String) -> u64 {
+    let host = runtime.plan.host.as_ref().map_or("localhost", HostName::as_str);
+    let target = as_sent(&runtime, &upstream, host, &target);
+    match look(&endpoint, &upstream.plan, &target, host).await {
+        Look::Well => {
+            upstream.connected(&endpoint);
+            upstream.looked_at_endpoint(&endpoint, Ok(()));
+        }
+        Look::Failing(why) => {
+            upstream.connected(&endpoint);
+            upstream.looked_at_endpoint(&endpoint, Err(&why));
+        }
+        Look::Unreachable(error) => {
+            upstream.refused(&endpoint, &error);
+            upstream.looked_at_endpoint(&endpoint, Err("no connection"));
+        }
+    }
+    endpoint.id()
+}
+
 /// Looks at one application, and answers its name.
-async fn look(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
+async fn ask(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
     let name = upstream.name.to_string();
     // Whether it hangs is seen by its health page where there is no other.
     let hanging = upstream.program.as_ref().and_then(|program| program.plan.restart);
@@ -111,8 +174,9 @@ async fn look(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
 async fn reach(upstream: &Upstream) {
     for endpoint in upstream.endpoints().iter() {
         match timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await {
-            Ok(Ok(_)) => drop(endpoint.connected()),
-            Ok(Err(_)) | Err(_) => drop(endpoint.refused()),
+            Ok(Ok(_)) => upstream.connected(endpoint),
+            Ok(Err(error)) => upstream.refused(endpoint, &error),
+            Err(elapsed) => upstream.refused(endpoint, &elapsed.into()),
         }
     }
 }
@@ -133,3 +197,5 @@ fn as_sent(runtime: &Runtime, upstream: &Upstream, host: &str, target: &str) -> 
 const SOON: Duration = Duration::from_secs(1);
 /// Between two looks at what is.
 const LATER: Duration = Duration::from_secs(5);
+/// The most endpoints that are looked at at the same time.
+const AT_ONCE: usize = 64;

@@ -39,6 +39,8 @@ pub enum Retry {
     Unsent,
     /// It may have been acted on: only if its method is idempotent (RFC 9110, 9.2.2).
     IfIdempotent,
+    /// Likewise, and not where it may still be at work.
+    Elsewhere,
     Never,
 }
 

@@ -37,6 +37,9 @@ pub struct Metrics {
     /// What uWSGI says of its workers, in the order of [`WORKERS`].
     workers: [Family<UpstreamLabel, gauge::Gauge>; WORKERS.len()],
     upstream_restarts: Family<UpstreamLabel, Counter>,
+    upstream_ejections: Family<UpstreamEjection, Counter>,
+    upstream_retries: Family<UpstreamOutcome, Counter>,
+    upstream_endpoint_up: Family<EndpointLabel, gauge::Gauge>,
     connections: Family<ListenerLabel, Gauge>,
     connections_total: Family<ListenerLabel, Counter>,
     connections_shed: Family<ListenerLabel, Counter>,
@@ -106,6 +109,15 @@ impl Metrics {
         let upstream_restarts = Family::default();
         let help = "Restarts of the program behind an upstream that were ordered because it hung";
         registry.register("upstream_restarts", help, upstream_restarts.clone());
+        let upstream_ejections = Family::default();
+        let help = "Times that an endpoint was passed over for a while, by what requests met there";
+        registry.register("upstream_ejections", help, upstream_ejections.clone());
+        let upstream_retries = Family::default();
+        let help = "Requests that were sent again, or were not, being beyond the budget";
+        registry.register("upstream_retries", help, upstream_retries.clone());
+        let upstream_endpoint_up = Family::<EndpointLabel, gauge::Gauge>::default();
+        let help = "1 if nothing speaks against an endpoint, 0 if it is unreachable, failing or ejected";
+        registry.register("upstream_endpoint_up", help, upstream_endpoint_up.clone());
 
         let connections = Family::default();
         registry.register("connections", "Open connections", connections.clone());
@@ -158,6 +170,9 @@ impl Metrics {
             upstream_queue_refused,
             workers,
             upstream_restarts,
+            upstream_ejections,
+            upstream_retries,
+            upstream_endpoint_up,
             connections,
             connections_total,
             connections_shed,
@@ -211,6 +226,14 @@ impl Metrics {
                     let label = UpstreamRefusal { upstream: upstream.to_owned(), reason: reason.label() };
                     self.upstream_queue_refused.get_or_create_owned(&label)
                 }),
+                ejections: Ejection::ALL.map(|cause| {
+                    let label = UpstreamEjection { upstream: upstream.to_owned(), cause: cause.label() };
+                    self.upstream_ejections.get_or_create_owned(&label)
+                }),
+                retries: RETRIES.map(|outcome| {
+                    let label = UpstreamOutcome { upstream: upstream.to_owned(), outcome };
+                    self.upstream_retries.get_or_create_owned(&label)
+                }),
             }
         };
         self.known().upstreams.entry(upstream.to_owned()).or_insert_with(new).clone()
@@ -257,6 +280,13 @@ impl Metrics {
             for reason in Refusal::ALL {
                 let label = UpstreamRefusal { upstream: upstream.clone(), reason: reason.label() };
                 self.upstream_queue_refused.remove(&label);
+            }
+            for cause in Ejection::ALL {
+                let label = UpstreamEjection { upstream: upstream.clone(), cause: cause.label() };
+                self.upstream_ejections.remove(&label);
+            }
+            for outcome in RETRIES {
+                self.upstream_retries.remove(&UpstreamOutcome { upstream: upstream.clone(), outcome });
             }
             let label = UpstreamLabel { upstream };
             self.upstream_in_flight.remove(&label);
@@ -319,6 +349,15 @@ impl Metrics {
         }
     }
 
+    /// Takes note of how endpoints stand: upstream, endpoint, and whether nothing speaks against it.
+    pub fn endpoints<'a>(&self, endpoints: impl Iterator<Item = (&'a str, String, bool)>) {
+        self.upstream_endpoint_up.clear();
+        for (upstream, endpoint, up) in endpoints {
+            let label = EndpointLabel { upstream: upstream.to_owned(), endpoint };
+            self.upstream_endpoint_up.get_or_create(&label).set(up.into());
+        }
+    }
+
     /// Everything, in the `OpenMetrics` text format; see [`CONTENT_TYPE`].
     #[must_use]
     pub fn encode(&self) -> String {
@@ -371,6 +410,8 @@ pub struct UpstreamMetrics {
     pub queue_seconds: Histogram,
     pub restarts: Counter,
     refusals: [Counter; Refusal::ALL.len()],
+    ejections: [Counter; Ejection::ALL.len()],
+    retries: [Counter; RETRIES.len()],
 }
 
 impl UpstreamMetrics {
@@ -382,6 +423,16 @@ impl UpstreamMetrics {
     /// An exchange is over.
     pub fn finished(&self, outcome: Outcome) {
         self.outcomes[outcome as usize].inc();
+    }
+
+    /// An endpoint is passed over for a while.
+    pub fn ejected(&self, cause: Ejection) {
+        self.ejections[cause as usize].inc();
+    }
+
+    /// A request was to be sent again, and was if it may be.
+    pub fn retried(&self, may: bool) {
+        self.retries[usize::from(!may)].inc();
     }
 
     /// A request left the queue without a place.
@@ -441,12 +492,15 @@ pub enum Outcome {
     ErrorConnect,
     ErrorTimeout,
     ErrorProtocol,
+    /// Not sent: nobody answers there.
+    Refused,
     /// The client went away first.
     Canceled,
 }
 
 impl Outcome {
-    const ALL: [Self; 5] = [Self::Ok, Self::ErrorConnect, Self::ErrorTimeout, Self::ErrorProtocol, Self::Canceled];
+    const ALL: [Self; 6] =
+        [Self::Ok, Self::ErrorConnect, Self::ErrorTimeout, Self::ErrorProtocol, Self::Refused, Self::Canceled];
 
     fn label(self) -> &'static str {
         match self {
@@ -454,6 +508,7 @@ impl Outcome {
             Self::ErrorConnect => "error_connect",
             Self::ErrorTimeout => "error_timeout",
             Self::ErrorProtocol => "error_protocol",
+            Self::Refused => "refused",
             Self::Canceled => "canceled",
         }
     }
@@ -476,6 +531,30 @@ impl Refusal {
             Self::Full => "full",
             Self::Timeout => "timeout",
             Self::Canceled => "canceled",
+        }
+    }
+}
+
+/// What an endpoint was passed over for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ejection {
+    /// Answers 5xx.
+    Errors,
+    /// Requests that were not answered.
+    Closed,
+    Timeout,
+    Flapping,
+}
+
+impl Ejection {
+    const ALL: [Self; 4] = [Self::Errors, Self::Closed, Self::Timeout, Self::Flapping];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Errors => "errors",
+            Self::Closed => "closed",
+            Self::Timeout => "timeout",
+            Self::Flapping => "flapping",
         }
     }
 }
@@ -535,6 +614,18 @@ struct UpstreamRefusal {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UpstreamEjection {
+    upstream: String,
+    cause: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndpointLabel {
+    upstream: String,
+    endpoint: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ListenerLabel {
     listener: String,
 }
@@ -552,6 +643,8 @@ const OURS: usize = 2;
 
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const RETRIES: [&str; 2] = ["sent", "over_budget"];
 
 const CODES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 

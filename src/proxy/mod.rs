@@ -28,7 +28,7 @@ use tokio::time::{sleep, timeout};
 pub use self::{
     collect::{Bounds, Collected, collect, too_large},
     incoming::Incoming,
-    probe::probe,
+    probe::{Look, look, probe},
     websocket::{Tunnel, TunnelCause, TunnelEnd},
 };
 use self::{
@@ -41,7 +41,7 @@ use crate::{
     http::{Body, GatewayError, Retry, Side},
     metrics::{Outcome, UpstreamMetrics},
     spool::Spool,
-    upstream::{Affinity, Endpoint, InFlight, Lease, Place, Pool, Upstream, UpstreamStream},
+    upstream::{Affinity, Endpoint, Failure, InFlight, Lease, Place, Pool, Upstream, UpstreamStream},
 };
 
 /// A request as an endpoint is to be told it.
@@ -58,6 +58,18 @@ pub struct Outbound<'a> {
     pub progress: Duration,
     /// From the request being sent to the response head.
     pub timeout: Duration,
+}
+
+impl Outbound<'_> {
+    fn can_go_again(&self, retry: Retry, upstream: &Upstream) -> bool {
+        let safe = match retry {
+            Retry::Unsent => true,
+            Retry::IfIdempotent => self.method.is_idempotent(),
+            Retry::Elsewhere => self.method.is_idempotent() && upstream.is_usable(),
+            Retry::Never => false,
+        };
+        safe && self.payload.is_there()
+    }
 }
 
 /// The head, for the protocol that is spoken.
@@ -97,13 +109,14 @@ pub struct Trace {
 
 /// Sends `outbound` to an endpoint of `upstream` and reads the head of its answer.
 ///
-/// An endpoint that cannot be connected to is tried again, or another one, for `hold`. A request that may have been
-/// acted on is sent again, at most twice, only if its method is idempotent and its body still there.
+/// An endpoint that cannot be connected to is tried again, or another one, for `hold`. A request of which nothing has gone is
+/// sent again, and one that may have been acted on if its method is idempotent: at most twice, only if its body is still
+/// there, and within the upstream's budget.
 /// `place` is given back with the end of the response body, or with the error.
 ///
 /// # Errors
 ///
-/// 503 when no connection could be made, 504 when a timer ended, 502 when the endpoint broke off or did not speak
+/// 503 when no connection could be made or nothing is answered there, 504 when a timer ended, 502 when the endpoint broke off or did not speak
 /// HTTP, 431 when the head does not fit into a uwsgi packet.
 pub async fn send(
     mut outbound: Outbound<'_>,
@@ -114,21 +127,25 @@ pub async fn send(
 ) -> Result<Reply, GatewayError> {
     let mut place = Some(place);
     let mut counted = Counted { metrics: &upstream.metrics, outcome: Outcome::Canceled };
-    let mut again = if outbound.method.is_idempotent() { REPEATS } else { 0 };
+    let mut again = REPEATS;
+    upstream.count_request();
+    let _trial =
+        upstream.admit().map_err(|_| silent(&upstream.name)).inspect_err(|_| counted.outcome = Outcome::Refused)?;
     loop {
         let began = Instant::now();
-        let connected = connect(upstream, pool, &outbound.affinity, again > 0).await;
+        let connected = connect(upstream, pool, &outbound.affinity, again > 0 && outbound.method.is_idempotent()).await;
         let (endpoint, lease) = connected.inspect_err(|_| counted.outcome = Outcome::ErrorConnect)?;
         trace.connect = Some(began.elapsed());
         trace.endpoint = Some(Arc::clone(&endpoint));
         let in_flight = upstream.enter(&endpoint);
         let exchange = Exchange { endpoint: &endpoint, pool, in_flight };
         let began = Instant::now();
-        let outcome = exchange.run(&mut outbound, lease, &mut place).await;
+        let outcome = exchange.run(&mut outbound, lease, &mut place, upstream).await;
         trace.head = Some(began.elapsed());
         match outcome {
-            Err(error) if again > 0 && error.retry == Retry::IfIdempotent && outbound.payload.is_there() => {
-                again -= 1;
+            Err(error) if again > 0 && outbound.can_go_again(error.retry, upstream) && upstream.may_retry() => {
+                // Who has waited for a whole timeout waits for one more, and no longer.
+                again = if error.retry == Retry::Elsewhere { 0 } else { again - 1 };
                 tracing::debug!(endpoint = %endpoint.label, error = &error as &dyn std::error::Error, "sending again");
             }
             outcome => {
@@ -142,6 +159,13 @@ pub async fn send(
             }
         }
     }
+}
+
+fn silent(upstream: &str) -> GatewayError {
+    let message =
+        format!("upstream {upstream} takes requests and answers none of them (upstreams.{upstream}.eject.failures)");
+    // Told once, when it began.
+    unavailable(message)
 }
 
 /// Counts an exchange when it is over; dropped before that, its client has gone.
@@ -204,23 +228,13 @@ async fn connect_to(
     let connected = timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await;
     let error = match connected {
         Ok(Ok(stream)) => {
-            if endpoint.connected() {
-                tracing::info!(upstream = %upstream.name, endpoint = %endpoint.label, "endpoint answers again");
-            }
+            upstream.connected(endpoint);
             return Ok(Lease::new(stream));
         }
         Ok(Err(error)) => error,
         Err(elapsed) => elapsed.into(),
     };
-    if endpoint.refused() {
-        tracing::warn!(
-            upstream = %upstream.name,
-            endpoint = %endpoint.label,
-            error = &error as &dyn std::error::Error,
-            hold = ?upstream.plan.hold,
-            "endpoint cannot be connected to; requests wait for it as long as `hold`"
-        );
-    }
+    upstream.refused(endpoint, &error);
     Err(error)
 }
 
@@ -241,8 +255,9 @@ impl Exchange<'_> {
         outbound: &mut Outbound<'_>,
         lease: Lease,
         place: &mut Option<Place>,
+        upstream: &Upstream,
     ) -> Result<Reply, GatewayError> {
-        let reused = lease.is_reused();
+        let (reused, began) = (lease.is_reused(), Instant::now());
         let (mut head, mut chunked) = (BytesMut::new(), false);
         match &outbound.head {
             Head::Uwsgi(environment) => uwsgi::encode(&mut head, environment).map_err(|error| {
@@ -262,6 +277,7 @@ impl Exchange<'_> {
         match read {
             Ok(head) => {
                 self.endpoint.answered();
+                upstream.answered(self.endpoint, head.parts.status);
                 let keep_alive = head.keep_alive && !one_exchange;
                 let place = place.take();
                 let body = Incoming::new(
@@ -281,25 +297,32 @@ impl Exchange<'_> {
                 if let WireError::HeadTimeout(_) = &error {
                     self.endpoint.did_not_answer();
                 }
-                if reused && !answered {
-                    tracing::debug!(endpoint = %self.endpoint.label, "an idle connection was closed under a request");
+                match &error {
+                    WireError::RequestBody(_) => {}
+                    WireError::SendTimeout(waited) | WireError::HeadTimeout(waited) => {
+                        upstream.failed(self.endpoint, Failure::silent(*waited, began.elapsed()));
+                    }
+                    _ if reused && !answered => {
+                        tracing::debug!(endpoint = %self.endpoint.label, "an idle connection was closed under a request");
+                    }
+                    _ => upstream.failed(self.endpoint, Failure::Unanswered),
                 }
-                Err(refusal(error, self.endpoint, answered))
+                Err(refusal(error, self.endpoint, answered, wire.is_begun()))
             }
         }
     }
 }
 
 /// What the client is told when no head came, and whether the request may be sent again.
-fn refusal(error: WireError, endpoint: &Endpoint, answered: bool) -> GatewayError {
+fn refusal(error: WireError, endpoint: &Endpoint, answered: bool, begun: bool) -> GatewayError {
     let error = match error {
         WireError::RequestBody(error) => return error,
         error => error,
     };
     let (status, retry) = match &error {
-        WireError::SendTimeout(_) | WireError::HeadTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, Retry::Never),
+        WireError::SendTimeout(_) | WireError::HeadTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, Retry::Elsewhere),
         WireError::Send(_) | WireError::Receive(_) | WireError::Closed if !answered => {
-            (StatusCode::BAD_GATEWAY, Retry::IfIdempotent)
+            (StatusCode::BAD_GATEWAY, if begun { Retry::IfIdempotent } else { Retry::Unsent })
         }
         _ => (StatusCode::BAD_GATEWAY, Retry::Never),
     };

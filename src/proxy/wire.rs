@@ -33,6 +33,8 @@ pub(super) struct EndpointWire {
     outgoing: Outgoing,
     /// A byte of the response has been seen.
     answered: bool,
+    /// A byte of the request has been handed to the kernel.
+    begun: bool,
 }
 
 /// What is still to be sent.
@@ -96,12 +98,17 @@ impl EndpointWire {
         if outgoing.body.is_end_stream() && !chunked {
             outgoing.state = Sending::Rest;
         }
-        Self { lease, incoming: BytesMut::new(), outgoing, answered: false }
+        Self { lease, incoming: BytesMut::new(), outgoing, answered: false, begun: false }
     }
 
     /// The whole request has been handed to the kernel.
     pub(super) fn is_sent(&self) -> bool {
         self.outgoing.state == Sending::Done
+    }
+
+    /// Something of the request may have arrived.
+    pub(super) fn is_begun(&self) -> bool {
+        self.begun
     }
 
     /// The endpoint has said something, so it has acted.
@@ -243,6 +250,7 @@ impl EndpointWire {
                         }
                         Poll::Ready(Ok(count)) => {
                             outgoing.advance(count);
+                            self.begun = true;
                             progress = true;
                         }
                         Poll::Ready(Err(error)) => {
@@ -317,4 +325,4 @@ const LARGE_READ: usize = 128 * 1024;
 /// Responses before the one that counts (RFC 9110, 15.2).
 const MAX_INTERIM: usize = 8;
 /// What an application may answer with.
-const RESPONSE_LIMITS: HeadLimits = HeadLimits { bytes: 64 * 1024, fields: 256, target: 0 };
+pub(super) const RESPONSE_LIMITS: HeadLimits = HeadLimits { bytes: 64 * 1024, fields: 256, target: 0 };

@@ -76,6 +76,7 @@ fn waiting<'a>(
         Side::Gateway if log.is_stopping() => Stage::Stopping,
         Side::Upstream if down == Some(ProgramState::Stopped) => Stage::Stopped,
         Side::Upstream if down.is_some() => Stage::Failed,
+        Side::Upstream if upstream.is_some_and(|upstream| upstream.is_silent()) => Stage::Gone,
         Side::Upstream => match upstream.and_then(|upstream| upstream.readiness.as_ref()).map(|known| known.phase()) {
             Some(Phase::Gone) => Stage::Gone,
             Some(Phase::Stopping) => Stage::Stopping,

@@ -167,7 +167,7 @@ const FEW: usize = 8;
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::*;
+    use super::{super::UNREACHABLE, *};
     use crate::{
         config::{EndpointAddress, EndpointPlan},
         upstream::{Member, now_micros, successors},
@@ -254,11 +254,11 @@ mod tests {
         for balance in [Balance::Least, Balance::RoundRobin, Balance::Hash] {
             let balancer = balancer(balance);
             let pick = || balancer.pick(&endpoints, &from([192, 0, 2, 1])).unwrap().label.to_string();
-            endpoints[0].refused();
+            endpoints[0].refused(UNREACHABLE);
             assert_eq!(pick(), "b:1", "{balance:?}");
-            endpoints[1].refused();
+            endpoints[1].refused(UNREACHABLE);
             assert_eq!(pick(), "c:1", "{balance:?}");
-            endpoints[2].refused();
+            endpoints[2].refused(UNREACHABLE);
             assert!(!pick().is_empty(), "one of them all the same");
             for endpoint in &endpoints {
                 endpoint.connected();
@@ -299,7 +299,7 @@ mod tests {
             assert_eq!(&*balancer.pick(&endpoints, &affinity).unwrap().label, "a:1");
         }
 
-        endpoints[0].refused();
+        endpoints[0].refused(UNREACHABLE);
 
         assert_eq!(&*balancer.pick(&endpoints, &affinity).unwrap().label, "b:1");
     }
@@ -308,7 +308,7 @@ mod tests {
     fn one_that_comes_back_comes_to_its_share_slowly_and_makes_up_for_nothing() {
         let endpoints = endpoints(&[("a", 1, false), ("b", 1, false)]);
         let slow = Balancer::new(Balance::RoundRobin, Duration::from_secs(3600));
-        endpoints[0].refused();
+        endpoints[0].refused(UNREACHABLE);
         picks(&slow, &endpoints, 100);
         assert!(endpoints[0].connected());
 

@@ -5,11 +5,13 @@
 //! its own [`Pool`]. What is said over a connection is [`crate::proxy`]'s business.
 
 mod balance;
+mod health;
 mod line;
 mod pool;
 mod program;
 mod queue;
 mod readiness;
+mod retries;
 mod stats;
 mod stick;
 mod stream;
@@ -28,12 +30,16 @@ use std::{
 use arc_swap::ArcSwap;
 pub use balance::Affinity;
 use balance::Balancer;
+use health::Health;
+pub use health::{Cause, Failure, State};
+use http::StatusCode;
 pub use line::{Class, Client, Who};
 pub use pool::{Lease, Pool};
 pub use program::{Program, Sight};
 pub use queue::{Place, Queue, Refused};
 use readiness::LET_IN;
 pub use readiness::{Finding, Phase, Readiness};
+use retries::Retries;
 use stats::Turn;
 pub use stats::{Stats, StatsError, Workers};
 pub use stick::{Cookies, StickKey};
@@ -63,6 +69,13 @@ pub struct Upstream {
     balancer: Balancer,
     /// What is known of the places in its plan that have to be resolved.
     answers: Mutex<BTreeMap<EndpointPlace, Answer>>,
+    retries: Retries,
+    /// Held while one is ejected, so that two at once are not all of them.
+    ejecting: Mutex<()>,
+    /// It takes requests and answers none: nearly all are refused.
+    silent: AtomicBool,
+    /// When a request may next go there all the same; far away while one does.
+    next_trial: AtomicU64,
 }
 
 impl Upstream {
@@ -91,6 +104,11 @@ impl Upstream {
         };
         let workers = stats.as_ref().filter(|_| plan.follows).and_then(|stats| places(stats.last()?));
         let concurrency = workers.or(plan.concurrency);
+        if before
+            .is_some_and(|before| (&before.plan.health_path, &before.plan.health) != (&plan.health_path, &plan.health))
+        {
+            known.iter().for_each(|endpoint| endpoint.health.forget_looks());
+        }
         let queue =
             before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(concurrency, &plan.queue));
         // Of the same application, as far as can be told.
@@ -115,6 +133,10 @@ impl Upstream {
             endpoints,
             balancer: Balancer::new(plan.balance, plan.slow_start),
             answers: Mutex::new(answers),
+            retries: Retries::default(),
+            ejecting: Mutex::default(),
+            silent: AtomicBool::new(false),
+            next_trial: AtomicU64::new(0),
         })
     }
 
@@ -202,6 +224,139 @@ impl Upstream {
     pub fn enter(&self, endpoint: &Arc<Endpoint>) -> InFlight {
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight { endpoint: Arc::clone(endpoint), _counted: self.metrics.in_flight.hold() }
+    }
+
+    /// Takes note that a connection to `endpoint` was made.
+    pub fn connected(&self, endpoint: &Endpoint) {
+        if endpoint.connected() {
+            tracing::info!(upstream = &*self.name, endpoint = &*endpoint.label, "endpoint answers again");
+        }
+    }
+
+    /// Takes note that none could be made.
+    pub fn refused(&self, endpoint: &Endpoint, error: &std::io::Error) {
+        if !endpoint.refused(self.plan.eject.time) {
+            return;
+        }
+        tracing::warn!(
+            upstream = &*self.name,
+            endpoint = &*endpoint.label,
+            error = error as &dyn Error,
+            hold = ?self.plan.hold,
+            "endpoint cannot be connected to; requests wait for it as long as `hold`"
+        );
+        if let Some(cause) = endpoint.health.went_away(now_micros()) {
+            self.eject(endpoint, cause);
+        }
+    }
+
+    /// Takes note of an answer of `endpoint` to a request.
+    pub fn answered(&self, endpoint: &Endpoint, status: StatusCode) {
+        let (health, now) = (&endpoint.health, now_micros());
+        let mut cause = health.answered(status, &self.plan.eject, now);
+        if cause.is_none() && status.is_server_error() {
+            let endpoints = self.endpoints.load();
+            let others = endpoints.iter().filter(|other| other.id != endpoint.id).map(|other| &other.health);
+            cause = health.has_more_errors(others, now);
+        }
+        if let Some(cause) = cause {
+            self.eject(endpoint, cause);
+        }
+    }
+
+    /// Takes note of a request that `endpoint` has failed.
+    pub fn failed(&self, endpoint: &Endpoint, failure: Failure) {
+        if matches!(failure, Failure::Unanswered | Failure::Silent { .. }) {
+            // The next attempt goes elsewhere, where there is an elsewhere.
+            endpoint.pass_over(UNREACHABLE);
+        }
+        if let Some(cause) = endpoint.health.failed(failure, &self.plan.eject) {
+            self.eject(endpoint, cause);
+        }
+    }
+
+    /// Takes note of a look at the health page of `endpoint`, which went well or not, for this reason.
+    pub fn looked_at_endpoint(&self, endpoint: &Endpoint, found: Result<(), &str>) {
+        let (upstream, label) = (&*self.name, &*endpoint.label);
+        if !endpoint.health.looked(found, &self.plan.health, now_micros()) {
+            return;
+        }
+        match found {
+            Ok(()) => tracing::info!(upstream, endpoint = label, "endpoint passes its health check again"),
+            // That has been told.
+            Err(_) if endpoint.unreachable_for().is_some() => {}
+            Err(cause) => tracing::warn!(
+                upstream,
+                endpoint = label,
+                cause,
+                "endpoint fails its health check; it is passed over where there is another one"
+            ),
+        }
+    }
+
+    /// Passes `endpoint` over for a while, unless too many are already: never all of them.
+    fn eject(&self, endpoint: &Endpoint, cause: Cause) {
+        let endpoints = self.endpoints.load();
+        let plan = &self.plan.eject;
+        let most = (endpoints.len() * plan.most as usize / 100).max(1).min(endpoints.len().saturating_sub(1));
+        let now = now_micros();
+        let ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+        if endpoints.iter().filter(|other| other.health.is_ejected(now)).count() >= most {
+            return;
+        }
+        let Some(time) = endpoint.health.eject(cause, plan, now) else { return };
+        drop(ejecting);
+        self.metrics.ejected(cause.kind());
+        tracing::warn!(
+            upstream = &*self.name,
+            endpoint = &*endpoint.label,
+            %cause,
+            ?time,
+            "endpoint is ejected: it is passed over where there is another one"
+        );
+    }
+
+    /// Whether a request may go on to an endpoint. Where all of them take requests and answer none, one may at a time, to see
+    /// whether that is still so; the others had better not wait for what nobody gets.
+    ///
+    /// One that cannot be connected to is not silent: it is waited for.
+    pub fn admit(&self) -> Result<Option<Trial<'_>>, Silent> {
+        let endpoints = self.endpoints.load();
+        let silent = |endpoint: &Arc<Endpoint>| endpoint.health.is_silent(self.plan.eject.failures);
+        if endpoints.is_empty() || !endpoints.iter().all(silent) {
+            if self.silent.load(Ordering::Relaxed) && self.silent.swap(false, Ordering::Relaxed) {
+                tracing::info!(upstream = &*self.name, "answers again");
+            }
+            return Ok(None);
+        }
+        if !self.silent.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                upstream = &*self.name,
+                "takes requests and answers none of them; all but one at a time are answered 503 until it does"
+            );
+        }
+        let now = now_micros();
+        let next = self.next_trial.load(Ordering::Relaxed);
+        let ours = next <= now
+            && self.next_trial.compare_exchange(next, u64::MAX, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if ours { Ok(Some(Trial(self))) } else { Err(Silent) }
+    }
+
+    /// It takes requests and answered none of them, the last time that one came.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request, of which a part may be sent again.
+    pub fn count_request(&self) {
+        self.retries.request(now_micros());
+    }
+
+    /// Whether a request may be sent again.
+    pub fn may_retry(&self) -> bool {
+        let may = self.retries.take(self.plan.retries, now_micros());
+        self.metrics.retried(may);
+        may
     }
 
     /// Takes note that a connection was refused; with all of them refused the application is not there.
@@ -439,6 +594,7 @@ pub struct Endpoint {
     closes_until: AtomicU64,
     /// Requests and looks in a row that were not answered in time; with [`HEARD`], since its last answer.
     silences: AtomicU32,
+    health: Health,
 }
 
 impl Endpoint {
@@ -466,6 +622,7 @@ impl Endpoint {
             passed_over_until: AtomicU64::new(0),
             closes_until: AtomicU64::new(0),
             silences: AtomicU32::new(0),
+            health: Health::default(),
         })
     }
 
@@ -503,7 +660,8 @@ impl Endpoint {
 
     /// Worth an attempt while there is another endpoint.
     pub fn is_usable(&self) -> bool {
-        self.passed_over_until.load(Ordering::Relaxed) <= now_micros()
+        let now = now_micros();
+        self.passed_over_until.load(Ordering::Relaxed) <= now && !self.health.is_passed_over(now)
     }
 
     /// Has its share grow from nothing, over the time that [`UpstreamPlan::slow_start`] says.
@@ -528,8 +686,20 @@ impl Endpoint {
         u64::try_from(part).unwrap_or(whole).max(whole >> 4)
     }
 
+    /// How it stands.
+    pub fn state(&self) -> State {
+        match self.unreachable_for() {
+            Some(time) => State::Unreachable(time),
+            None => self.health.state(now_micros()).unwrap_or(State::Up),
+        }
+    }
+
+    fn pass_over(&self, time: Duration) {
+        self.passed_over_until.store(now_micros() + micros(time), Ordering::Relaxed);
+    }
+
     /// A connection was made; answers whether that is news.
-    pub fn connected(&self) -> bool {
+    fn connected(&self) -> bool {
         self.passed_over_until.store(0, Ordering::Relaxed);
         let back = self.unreachable_since.load(Ordering::Relaxed) != 0
             && self.unreachable_since.swap(0, Ordering::Relaxed) != 0;
@@ -539,10 +709,12 @@ impl Endpoint {
         back
     }
 
-    /// No connection could be made; answers whether that is news.
-    pub fn refused(&self) -> bool {
+    /// No connection could be made; answers whether that is news. The longer it has been so the longer it is passed over
+    /// until the next attempt, up to `longest`.
+    fn refused(&self, longest: Duration) -> bool {
         let now = now_micros();
-        self.passed_over_until.store(now + micros(UNREACHABLE), Ordering::Relaxed);
+        let time = self.unreachable_for().unwrap_or_default().min(longest).max(UNREACHABLE);
+        self.pass_over(time);
         self.unreachable_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
@@ -569,6 +741,20 @@ impl Endpoint {
     /// Remembers that it just did.
     pub fn closed_unannounced(&self) {
         self.closes_until.store(now_micros() + micros(CLOSES), Ordering::Relaxed);
+    }
+}
+
+/// All endpoints take requests and answer none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silent;
+
+/// The one request that goes to an application that is silent, until it is dropped.
+#[derive(Debug)]
+pub struct Trial<'a>(&'a Upstream);
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        self.0.next_trial.store(now_micros() + micros(BETWEEN_TRIALS), Ordering::Relaxed);
     }
 }
 
@@ -601,6 +787,8 @@ const HEARD: u32 = 1 << 31;
 const UNREACHABLE: Duration = Duration::from_secs(1);
 /// One that comes so much later than others comes among those that are at work.
 const SETTLED: Duration = Duration::from_secs(5);
+/// From the end of one trial to the next.
+const BETWEEN_TRIALS: Duration = Duration::from_secs(1);
 /// How long an endpoint that closed an idle connection at once gets a new connection for each request.
 const CLOSES: Duration = Duration::from_secs(60);
 
@@ -608,7 +796,7 @@ const CLOSES: Duration = Duration::from_secs(60);
 mod tests {
     use super::*;
     use crate::{
-        config::{Balance, Protocol, QueuePlan},
+        config::{Balance, EjectPlan, HealthPlan, Protocol, QueuePlan, RetriesPlan},
         metrics::Metrics,
     };
 
@@ -632,6 +820,16 @@ mod tests {
             hold: Duration::ZERO,
             connect_timeout: Duration::from_secs(1),
             program: None,
+            health: HealthPlan {
+                interval: Duration::from_secs(5),
+                timeout: Duration::from_secs(5),
+                status: vec![200],
+                body: None,
+                failures: 3,
+                successes: 2,
+            },
+            eject: EjectPlan { failures: 5, time: Duration::from_secs(10), most: 50 },
+            retries: RetriesPlan { budget: 20, floor: 10 },
         };
         Upstream::new(&plan, Metrics::new(std::time::SystemTime::now()).upstream("app"))
     }
@@ -650,19 +848,56 @@ mod tests {
     fn an_endpoint_that_refused_is_passed_over_while_another_answers() {
         let upstream = upstream(&["127.0.0.1", "127.0.0.2"]);
         let refusing = upstream.select(&Affinity::default()).unwrap();
-        assert!(refusing.refused(), "a first failure is news");
+        assert!(refusing.refused(UNREACHABLE), "a first failure is news");
 
         assert_ne!(upstream.select(&Affinity::default()).unwrap().id, refusing.id);
-        assert!(!refusing.refused(), "a second failure is not");
+        assert!(!refusing.refused(UNREACHABLE), "a second failure is not");
         assert!(refusing.connected(), "an end of the failures is");
         assert!(!refusing.connected(), "a second success is not");
+    }
+
+    #[test]
+    fn never_are_all_endpoints_ejected_nor_the_only_one() {
+        for (endpoints, most) in [(&["a"][..], 0), (&["a", "b"], 1), (&["a", "b", "c"], 1), (&["a", "b", "c", "d"], 2)]
+        {
+            let upstream = upstream(endpoints);
+            let all = upstream.endpoints();
+            for endpoint in all.iter() {
+                (0..10).for_each(|_| upstream.failed(endpoint, Failure::Unanswered));
+            }
+            let ejected = all.iter().filter(|endpoint| matches!(endpoint.state(), State::Ejected(..))).count();
+            assert_eq!(ejected, most, "of {endpoints:?}");
+        }
+    }
+
+    #[test]
+    fn an_application_that_answers_nothing_gets_one_request_at_a_time_until_it_does_or_goes() {
+        let upstream = upstream(&["a"]);
+        let endpoint = &upstream.endpoints()[0];
+        let silent = || Failure::silent(Duration::from_secs(60), Duration::ZERO);
+        for _ in 0..5 {
+            assert_eq!(upstream.admit().map(|trial| trial.is_some()), Ok(false));
+            upstream.failed(endpoint, silent());
+        }
+
+        let trial = upstream.admit().unwrap();
+        assert!(trial.is_some());
+        assert_eq!(upstream.admit().unwrap_err(), Silent);
+        upstream.answered(endpoint, StatusCode::OK);
+        assert!(upstream.admit().unwrap().is_none(), "it answers");
+
+        (0..5).for_each(|_| upstream.failed(endpoint, silent()));
+        drop(trial);
+        assert_eq!(upstream.admit().unwrap_err(), Silent, "the last trial was just now");
+        upstream.refused(endpoint, &std::io::ErrorKind::ConnectionRefused.into());
+        assert!(upstream.admit().unwrap().is_none(), "it is restarted, and waited for");
     }
 
     #[test]
     fn endpoints_that_stay_keep_what_is_known_of_them() {
         let upstream = upstream(&["127.0.0.1", "127.0.0.2"]);
         let [_, stays] = &upstream.endpoints()[..] else { panic!("two were given") };
-        stays.refused();
+        stays.refused(UNREACHABLE);
 
         upstream.set_endpoints(["127.0.0.3", "127.0.0.2"].map(|host| address(host).into()));
 
@@ -700,7 +935,7 @@ mod tests {
     #[test]
     fn with_every_endpoint_refusing_one_is_selected_all_the_same() {
         let upstream = upstream(&["127.0.0.1"]);
-        upstream.endpoints()[0].refused();
+        upstream.endpoints()[0].refused(UNREACHABLE);
 
         assert_eq!(&*upstream.select(&Affinity::default()).unwrap().label, "127.0.0.1:1");
     }

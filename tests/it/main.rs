@@ -16,6 +16,7 @@ mod fetched;
 mod files;
 mod flight;
 mod forwarding;
+mod health;
 mod http1;
 mod http2;
 mod in_place_of_nginx;

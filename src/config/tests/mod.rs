@@ -69,6 +69,16 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         hold: Duration::from_secs(30),
         connect_timeout: Duration::from_secs(3),
         program: None,
+        health: HealthPlan {
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
+            status: vec![200],
+            body: None,
+            failures: 3,
+            successes: 2,
+        },
+        eject: EjectPlan { failures: 5, time: Duration::from_secs(10), most: 50 },
+        retries: RetriesPlan { budget: 20, floor: 10 },
     };
     let expected = Plan {
         sources: Vec::new(),
@@ -620,8 +630,16 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
              machine",
         ),
         (
-            upstream("endpoints: ['a:1'], health: { path: /h, interval: 5s }"),
-            "3:61: upstreams.app.health.interval: `interval` is not supported yet",
+            upstream("endpoints: ['a:1'], health: { status: [] }"),
+            "3:59: upstreams.app.health.status: no answer would be well; write `[200]`",
+        ),
+        (
+            upstream("endpoints: ['a:1'], eject: { most: 50 }"),
+            "3:56: upstreams.app.eject.most: expected a part such as `50%`, found `50`",
+        ),
+        (
+            upstream("endpoints: ['a:1'], retries: { budget: 120% }"),
+            "3:60: upstreams.app.retries.budget: expected a whole number from 0 to 100, found `120`",
         ),
         (
             upstream("endpoints: ['a:1'], health: { path: health }"),

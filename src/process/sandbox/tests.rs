@@ -536,8 +536,9 @@ fn a_plan_that_needs_more_than_the_sandbox_lets_through_is_told_from_one_that_do
     );
     assert_eq!(covers(&elsewhere, &elsewhere), Vec::<String>::new());
     let mut follows = plan("'127.0.0.1:1'", "[a]");
-    let stats = EndpointAddress::Tcp { host: "app.internal".to_owned(), port: 1717 };
-    follows.upstreams.get_mut("app").unwrap().stats = vec![EndpointAddress::Unix("/run/stats.sock".into()), stats];
+    let stats = config::EndpointAddress::Tcp { host: "app.internal".to_owned(), port: 1717 };
+    follows.upstreams.get_mut("app").unwrap().stats =
+        vec![config::EndpointAddress::Unix("/run/stats.sock".into()), stats];
     assert_eq!(
         lacking(&follows),
         ["upstreams.app.stats: `app.internal` is a name, and there was none to resolve before"]

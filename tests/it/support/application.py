@@ -49,6 +49,15 @@ def application(environ, start_response):
     if path.endswith("/health_check") and query == "ready=1" and os.path.exists("unready"):
         start_response("400 Bad Request", [("Content-Type", "text/html"), ("Content-Length", "3")])
         return [b"not"]
+    if path.endswith("/well"):
+        # Its own health page: as the file `unwell` says, if there is one.
+        status, text = open("unwell").read().split(":") if os.path.exists("unwell") else ("200 OK", "it is well")
+        start_response(status, [("Content-Type", "text/plain")])
+        return [text.encode()]
+    if path.endswith("/where"):
+        answer = os.getcwd().encode()
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(answer)))])
+        return [answer]
     if path.endswith("/digest"):
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         answer = ("%d %s" % (len(body), hashlib.sha256(body).hexdigest())).encode()
