@@ -113,12 +113,15 @@ async fn resolve(
     place: &EndpointPlace,
     known: &[Member],
 ) -> (Result<Vec<Member>, String>, Duration) {
-    let mut names = Names::new(servers);
-    let found = match place {
-        EndpointPlace::At(EndpointAddress::Tcp { host, port }) => names.members(host, *port, known).await,
-        EndpointPlace::At(EndpointAddress::Unix(_)) => Ok((Vec::new(), MOST)),
-        EndpointPlace::Srv(name) => names.services(name, known).await,
-    };
+    let names = Names::new(servers);
+    let found = timeout(QUESTIONS, async {
+        match place {
+            EndpointPlace::At(EndpointAddress::Tcp { host, port }) => names.members(host, *port, known).await,
+            EndpointPlace::At(EndpointAddress::Unix(_)) => Ok((Vec::new(), MOST)),
+            EndpointPlace::Srv(name) => names.services(name, known).await,
+        }
+    });
+    let found = found.await.unwrap_or_else(|_| Err("no name server answers".to_owned()));
     match found {
         Ok((mut members, holds)) => {
             // The DNS shuffles its answers.
@@ -165,7 +168,7 @@ impl Names {
     }
 
     /// An endpoint for each address of `host`.
-    async fn members(&mut self, host: &str, port: u16, known: &[Member]) -> Result<(Vec<Member>, Duration), String> {
+    async fn members(&self, host: &str, port: u16, known: &[Member]) -> Result<(Vec<Member>, Duration), String> {
         let name = format!("{host}:{port}");
         let member = |address: IpAddr| Member {
             address: EndpointAddress::Tcp {
@@ -184,6 +187,7 @@ impl Names {
             return Ok((noted.into_iter().map(member).collect(), NOTED));
         }
         let (v4, v6) = join(self.ask(host, RecordType::A), self.ask(host, RecordType::AAAA)).await;
+        let both_failed = v4.is_err() && v6.is_err();
         let (mut members, mut holds, mut fault) = (Vec::new(), MOST, None);
         for (found, is_v6) in [(v4, false), (v6, true)] {
             match found {
@@ -204,14 +208,14 @@ impl Names {
             }
         }
         match fault {
-            Some(fault) if members.is_empty() || members.iter().all(|member| known.contains(member)) => Err(fault),
+            Some(fault) if both_failed || members.is_empty() => Err(fault),
             None if members.is_empty() => Err("there is no such name, or it has no address".to_owned()),
             _ => Ok((members, holds)),
         }
     }
 
     /// An endpoint for each address of each service that `name` has SRV records of.
-    async fn services(&mut self, name: &str, known: &[Member]) -> Result<(Vec<Member>, Duration), String> {
+    async fn services(&self, name: &str, known: &[Member]) -> Result<(Vec<Member>, Duration), String> {
         let records = self.ask(name, RecordType::SRV).await?;
         let mut holds = records.iter().map(ttl).fold(MOST, Duration::min);
         let services = records.iter().filter_map(|record| match &record.data {
@@ -222,16 +226,22 @@ impl Names {
         let first = services.iter().map(|service| service.priority).min();
         let heaviest = services.iter().map(|service| service.weight).max().unwrap_or(0);
         let (mut members, mut fault) = (Vec::new(), None);
-        for service in services {
+        let targets = services.iter().map(|service| async {
             let target = service.target.to_ascii();
-            match self.members(target.trim_end_matches('.'), service.port, known).await {
-                Ok((found, hold)) => {
-                    holds = holds.min(hold);
-                    let (weight, backup) = (share(service.weight, heaviest), Some(service.priority) != first);
-                    members.extend(found.into_iter().map(|member| Member { weight, backup, ..member }));
-                }
-                Err(error) => fault = Some(format!("{target}: {error}")),
-            }
+            let target = target.trim_end_matches('.');
+            let found = self.members(target, service.port, known).await;
+            (*service, format!("{target}:{}", service.port), found)
+        });
+        for (service, name, found) in join_all(targets).await {
+            let (weight, backup) = (share(service.weight, heaviest), Some(service.priority) != first);
+            let found = found.unwrap_or_else(|error| {
+                fault = Some(format!("{name}: {error}"));
+                // It is not gone for that.
+                let kept = known.iter().filter(|member| member.name.as_ref() == Some(&name));
+                (kept.cloned().collect(), RETRY)
+            });
+            holds = holds.min(found.1);
+            members.extend(found.0.into_iter().map(|member| Member { weight, backup, ..member }));
         }
         match fault {
             Some(fault) if members.is_empty() => Err(fault),
@@ -251,11 +261,10 @@ impl Names {
     /// The records of `name`; none is an answer as well.
     async fn ask(&self, name: &str, kind: RecordType) -> Result<Vec<Record>, String> {
         let resolver = self.resolver.as_ref().map_err(Clone::clone)?;
-        match timeout(QUESTIONS, resolver.lookup(name, kind)).await {
-            Ok(Ok(lookup)) => Ok(lookup.answers().to_vec()),
-            Ok(Err(NetError::Dns(DnsError::NoRecordsFound(_)))) => Ok(Vec::new()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("no name server answers".to_owned()),
+        match resolver.lookup(name, kind).await {
+            Ok(lookup) => Ok(lookup.answers().to_vec()),
+            Err(NetError::Dns(DnsError::NoRecordsFound(_))) => Ok(Vec::new()),
+            Err(error) => Err(error.to_string()),
         }
     }
 }

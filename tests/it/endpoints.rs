@@ -243,10 +243,12 @@ type Records = BTreeMap<String, Vec<(u32, RData)>>;
 struct NameServer {
     address: SocketAddr,
     records: Arc<Mutex<Records>>,
-    /// Whether it answers at all.
-    fails: Arc<Mutex<bool>>,
+    /// The records that it cannot answer for.
+    fails: Arc<Mutex<Vec<RecordType>>>,
     asked: Arc<AtomicUsize>,
 }
+
+const ALL: [RecordType; 3] = [RecordType::A, RecordType::AAAA, RecordType::SRV];
 
 impl NameServer {
     fn start() -> Self {
@@ -269,7 +271,7 @@ impl NameServer {
                 message.additionals.clear();
                 message.edns = None;
                 let records = records.lock().unwrap();
-                if *fails.lock().unwrap() {
+                if fails.lock().unwrap().contains(&query.query_type()) {
                     message.metadata.response_code = ResponseCode::ServFail;
                 } else if let Some(records) = records.get(&name) {
                     for (ttl, data) in records.iter().filter(|(_, data)| data.record_type() == query.query_type()) {
@@ -292,8 +294,8 @@ impl NameServer {
         self.records.lock().unwrap().insert(name.to_owned(), records);
     }
 
-    fn fail(&self, fails: bool) {
-        *self.fails.lock().unwrap() = fails;
+    fn fail(&self, kinds: &[RecordType]) {
+        *self.fails.lock().unwrap() = kinds.to_vec();
     }
 
     /// Waits until it has been asked so many times more.
@@ -376,7 +378,7 @@ fn while_the_dns_fails_the_last_answer_stays_and_before_the_first_requests_wait(
     let one = any("one");
     let port = one.address.port();
     let names = NameServer::start();
-    names.fail(true);
+    names.fail(&ALL);
     let warnings = Warnings::begin();
     let endpoint = format!("app-{port}.test:{port}");
     let configuration = names.is_asked_for(&before(&format!("'{endpoint}'"), "hold: 10s", ""));
@@ -389,12 +391,12 @@ fn while_the_dns_fails_the_last_answer_stays_and_before_the_first_requests_wait(
     let waits = thread::scope(|scope| {
         let waits = scope.spawn(|| gateway.get("/"));
         names.wait_for_questions(1);
-        names.fail(false);
+        names.fail(&[]);
         waits.join().unwrap()
     });
     assert_eq!(waits, (200, "one".to_owned()), "after {:?}", began.elapsed());
     assert_eq!(upstream.unresolvable(), []);
-    names.fail(true);
+    names.fail(&ALL);
     names.wait_for_questions(2);
 
     assert_eq!(gateway.get("/"), (200, "one".to_owned()));
@@ -430,7 +432,14 @@ fn addresses_of_both_families_are_endpoints_and_one_that_cannot_be_reached_costs
     assert_eq!(answers(&gateway, 10)["one"], 10);
     let upstream = Arc::clone(&gateway.gateway().current.load().upstreams["app"]);
     let labels: Vec<_> = upstream.endpoints().iter().map(|endpoint| endpoint.label.to_string()).collect();
-    assert_eq!(labels, [format!("app.test:{port} (127.0.0.1)"), format!("app.test:{port} ([2001:db8::1])")]);
+    let both = [format!("app.test:{port} (127.0.0.1)"), format!("app.test:{port} ([2001:db8::1])")];
+    assert_eq!(labels, both);
+
+    // What cannot be answered for one family says nothing of it.
+    names.fail(&[RecordType::AAAA]);
+    names.wait_for_questions(2);
+    let labels: Vec<_> = upstream.endpoints().iter().map(|endpoint| endpoint.label.to_string()).collect();
+    assert_eq!((labels, upstream.unresolvable()), (both.to_vec(), Vec::new()));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 """A socket.io server that says its name, and at which address it listens."""
 
+import asyncio
 import sys
 
 import socketio
@@ -22,10 +23,7 @@ async def main():
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     print("listens on", "%s:%d" % runner.addresses[0][:2], flush=True)
-    return application
 
-
-import asyncio
 
 loop = asyncio.new_event_loop()
 loop.run_until_complete(main())
