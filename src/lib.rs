@@ -115,7 +115,8 @@
 //! | an archive that certificates are imported from, unpacked | 16 MiB, 64 KiB a file | fixed |
 //! | configurations that are remembered | 20 of 1 MiB at most | fixed |
 //! | docassemble's configuration: what is read, what its reader may say, how long | 1 MiB, 1 MiB, 10 s (50 s where docassemble fetches) | fixed |
-//! | an answer of supervisord, and how long it may take | 1 MiB, 5 s | fixed |
+//! | an answer of supervisord, and how long it may take | 1 MiB, 5 s (180 s for a restart) | fixed |
+//! | restarts of programs that hang: at once, of one program in an hour | 1, 3 | fixed, `supervisor.restart` |
 //! | a look at whether an application is ready | 64 KiB, 5 s | fixed |
 //! | an object of the storage, and how long it may take to read or write it | 1 MiB, 30 s | fixed |
 //! | questions for challenges that wait for word of other machines, and how long | 256, 4 s | fixed |

@@ -5,7 +5,8 @@
 //! restart [`RESTARTED_WITHIN`].
 
 use std::{
-    fmt, io,
+    fmt::{self, Write as _},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -49,15 +50,8 @@ pub enum ProgramState {
 impl ProgramState {
     fn read(name: &str) -> Self {
         let is = |state: &&Self| state.name() == name;
-        let all = [
-            Self::Stopped,
-            Self::Starting,
-            Self::Running,
-            Self::Backoff,
-            Self::Stopping,
-            Self::Exited,
-            Self::Fatal,
-        ];
+        let all =
+            [Self::Stopped, Self::Starting, Self::Running, Self::Backoff, Self::Stopping, Self::Exited, Self::Fatal];
         all.iter().find(is).copied().unwrap_or(Self::Unknown)
     }
 
@@ -89,7 +83,7 @@ pub struct ProgramInfo {
     /// `name`, or `group:name` where these are two.
     pub name: String,
     pub state: ProgramState,
-    /// When it was last started, in seconds on the clock of that machine: another number is another start.
+    /// When it was last started, in seconds on the clock of that machine: another number is another start, 0 is never.
     pub started: i64,
     /// For how long it has been so; `None` where that is not said.
     pub since: Option<Duration>,
@@ -294,10 +288,12 @@ impl fmt::Display for Value<'_> {
 
 /// An XML-RPC call.
 fn call(method: &str, values: &[Value<'_>]) -> String {
-    let params: String = values.iter().map(|value| format!("<param>{value}</param>")).collect();
-    format!(
-        "<?xml version=\"1.0\"?><methodCall><methodName>{method}</methodName><params>{params}</params></methodCall>"
-    )
+    let mut xml = format!("<?xml version=\"1.0\"?><methodCall><methodName>{method}</methodName><params>");
+    for value in values {
+        // A string takes every write.
+        write!(xml, "<param>{value}</param>").ok();
+    }
+    xml + "</params></methodCall>"
 }
 
 /// The fault that an answer is; `None` for a result.
@@ -372,7 +368,8 @@ impl Members<'_, '_> {
             .filter(|node| node.has_tag_name("member"))
             .find(|node| node.children().any(|child| child.has_tag_name("name") && child.text() == Some(name)))?;
         let value = member.children().find(|child| child.has_tag_name("value"))?;
-        let text: String = value.descendants().filter(roxmltree::Node::is_text).filter_map(|node| node.text()).collect();
+        let text: String =
+            value.descendants().filter(roxmltree::Node::is_text).filter_map(|node| node.text()).collect();
         Some(text.trim().replace(char::is_control, " ").chars().take(LONGEST_TEXT).collect())
     }
 }
@@ -421,7 +418,8 @@ mod tests {
     }
     fn described(members: &[(&'static str, &str)]) -> ProgramInfo {
         let members = members.iter().map(|(name, text)| (*name, Value::Text(text))).collect();
-        let text = format!("<methodResponse><params><param>{}</param></params></methodResponse>", Value::Members(members));
+        let text =
+            format!("<methodResponse><params><param>{}</param></params></methodResponse>", Value::Members(members));
         programs(&text).pop().unwrap()
     }
 

@@ -4,8 +4,8 @@ use std::{cmp::Reverse, fmt};
 
 use super::{
     plan::{
-        AccessLogPlan, AdminAddress, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan, Protocol, RotatePlan,
-        RoutePlan, Slash, UpstreamPlan,
+        AccessLogPlan, AdminAddress, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan, ProgramPlan, Protocol,
+        RestartPlan, RotatePlan, RoutePlan, Slash, SupervisorPlan, UpstreamPlan,
     },
     units::{show_size, show_time},
 };
@@ -156,9 +156,9 @@ fn matching_order(routes: &[RoutePlan]) -> Vec<&RoutePlan> {
 
 fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "\nUpstreams: the applications")?;
-    for UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, ready_path, .. } in
-        plan.upstreams.values()
-    {
+    for upstream in plan.upstreams.values() {
+        let UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, ready_path, .. } =
+            upstream;
         let protocol = match protocol {
             Protocol::Http => "HTTP/1.1",
             Protocol::Uwsgi => "the uwsgi protocol",
@@ -181,6 +181,17 @@ fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         )?;
         if let Some(ready) = ready_path {
             writeln!(f, "    until {ready} answers 200, clients see the starting page")?;
+        }
+        if let Some(ProgramPlan { supervisor: SupervisorPlan { program, address, .. }, restart }) = &upstream.program {
+            writeln!(f, "    supervisord at {address} is asked about the program {program} behind it")?;
+            if let Some(RestartPlan { after, at_most, within }) = restart {
+                let within = show_time(*within);
+                writeln!(
+                    f,
+                    "    {program} is restarted after {after} requests and looks in a row without an answer, {at_most} times in \
+                     {within} at most"
+                )?;
+            }
         }
         let lists = plan.log_servers().any(|(_, server)| server.index.as_deref() == Some(name));
         if lists {

@@ -17,8 +17,9 @@ use super::{
     plan::{
         AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, DeployPlan, EabPlan,
         EndpointAddress, ErrorLogPlan, ExportFilesPlan, ExportPlan, FetchPlan, HostName, HttpsRedirect, LimitsPlan,
-        ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, ProgramPlan, QueuePlan, RestartPlan, RotatePlan, RoutePlan, Secret, SharedService,
-        SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+        ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan, ProgramPlan, QueuePlan, RestartPlan, RotatePlan,
+        RoutePlan, Secret, SharedService, SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan,
+        TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -756,8 +757,7 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
         }
     }
     let (queue, health) = (upstream.queue?, upstream.health?);
-    let program =
-        upstream.supervisor?.map(|program| lower_program(program.0, &format!("upstreams.{name}"), reading));
+    let program = upstream.supervisor?.map(|program| lower_program(program.0, &format!("upstreams.{name}"), reading));
     Ok(UpstreamPlan {
         name: name.to_owned(),
         protocol: upstream.protocol?,
@@ -795,7 +795,7 @@ fn lower_supervisor(
     Ok(SupervisorPlan { address: address?, program, username, password })
 }
 
-fn lower_program(program: raw::Program, at: &str, reading: &mut Reading<'_>) -> Result<ProgramPlan, Told> {
+fn lower_program(program: raw::Supervised, at: &str, reading: &mut Reading<'_>) -> Result<ProgramPlan, Told> {
     let known = (program.username, program.password);
     let example = "name the program, as `supervisorctl status` does, such as `uwsgi`";
     let supervisor = lower_supervisor(program.address, program.program, known, at, example, reading)?;

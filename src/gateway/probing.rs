@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     backends::Supervisord,
-    config::{EndpointAddress, HostName, SupervisorPlan},
+    config::{EndpointAddress, HostName, SupervisorPlan, UpstreamPlan},
     http::path::Path,
     proxy::probe,
     runtime::{Current, Runtime},
@@ -72,18 +72,23 @@ pub(super) async fn warn_of_open_supervisors(current: Arc<Current>) {
 fn pause(upstream: &Upstream) -> Duration {
     match upstream.readiness.as_ref().map(|readiness| readiness.phase()) {
         Some(Phase::Ready) => LATER,
-        None if upstream.plan.health_path.is_some() && upstream.plan.program.is_some() => LATER,
+        None if page(upstream).is_some() => LATER,
         _ => SOON,
     }
+}
+
+/// The page that is looked at.
+fn page(upstream: &Upstream) -> Option<&String> {
+    let UpstreamPlan { ready_path, health_path, program, .. } = &upstream.plan;
+    // Whether it hangs is seen by its health page where there is no other.
+    let restarted = program.as_ref().is_some_and(|program| program.restart.is_some());
+    ready_path.as_ref().or_else(|| health_path.as_ref().filter(|_| restarted))
 }
 
 /// Looks at one application, and answers its name.
 async fn look(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
     let name = upstream.name.to_string();
-    // Whether it hangs is seen by its health page where there is no other.
-    let hanging = upstream.program.as_ref().and_then(|program| program.plan.restart);
-    let health = hanging.and(upstream.plan.health_path.as_ref());
-    let Some(target) = upstream.plan.ready_path.as_ref().or(health) else {
+    let Some(target) = page(&upstream) else {
         // For the starting page, which says what is missing.
         if runtime.upstreams.values().any(|other| other.is_starting()) {
             reach(&upstream).await;
