@@ -285,6 +285,26 @@ fn a_program_that_hangs_is_restarted_within_its_budget_and_then_left_alone() {
     supervisord.control(&["signal", "CONT", "uwsgi"]);
 }
 
+#[test]
+fn requests_past_their_deadline_have_a_program_restarted_that_has_no_page_to_look_at() {
+    let folder = served::folder();
+    let Some(programs) = uwsgi(folder.path(), "") else { return };
+    let Some(supervisord) = Supervisord::start(folder.path(), free_port(), "", &programs) else { return };
+    let supervisor = BY_SOCKET.replace(" }", ", restart: { after: 2 } }");
+    let configuration = before("", &supervisor).replace("upstream: app }]", "upstream: app, timeout: 1s }]");
+    let served = Served::start_in(folder, &configuration, |_| {});
+    let address = served.address(0);
+    until_is(&served, "RUNNING");
+    wait_for("the application", || status(&get(address, "/").0) == 200);
+
+    hang(&supervisord);
+    for _ in 0..2 {
+        assert_eq!(status(&get(address, "/").0), 504);
+    }
+    patiently("the restart", || seen(&served)["restarts"] == 1);
+    patiently("the application", || status(&get(address, "/").0) == 200);
+}
+
 /// What became of requests while something else happened.
 #[derive(Debug, Default)]
 struct Ledger {
