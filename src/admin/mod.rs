@@ -1,7 +1,7 @@
 //! The admin endpoint: how the gateway is, for people, probes and Prometheus.
 //!
-//! `GET /live`, `/ready`, `/status`, `/metrics` and `/config`, and `POST /reload`, `/rollback`, `/drain`, `/upgrade` and
-//! `/reopen`, over a unix socket. Binding it (mode 0600), knowing the answers and obeying ([`AdminState`]) is left to
+//! `GET /live`, `/ready`, `/status`, `/metrics` and `/config`, and `POST /reload`, `/rollback`, `/drain`, `/upgrade`, `/reopen`
+//! and `/restart/PROGRAM`, over a unix socket. Binding it (mode 0600), knowing the answers and obeying ([`AdminState`]) is left to
 //! others. Whoever can connect may ask: the permissions of the socket are the access control. No web page can reach a
 //! unix socket, so `Host` is not looked at.
 //!
@@ -54,6 +54,10 @@ pub trait AdminState: Send + Sync + 'static {
 
     /// Has `order` carried out; `None` where nobody takes any. The outcome does not come if we end before it.
     fn order(&self, order: Order) -> Option<oneshot::Receiver<Outcome>>;
+
+    /// Has the program of supervisord's restarted that is called `name`, or is behind the upstream of that name; `None` where
+    /// there is none.
+    fn restart(&self, name: &str) -> Option<oneshot::Receiver<Outcome>>;
 }
 
 /// Answers on `listener` until `shutdown`; open exchanges come to their end, until `stop` and [`SHUTDOWN_TIMEOUT`] from

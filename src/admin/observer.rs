@@ -6,14 +6,14 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, Order,
     Orders, Outcome, ProgramStatus, Report, Status, UpstreamStatus, WorkersStatus, timestamp,
 };
 use crate::{
-    config::{Protocol, without_passwords},
+    config::{Protocol, SupervisorPlan, without_passwords},
     drain::Drain,
     listener::Connections,
     metrics::{ListenerMetrics, Metrics},
@@ -39,6 +39,8 @@ pub struct Observer {
     pub report: ArcSwap<Report>,
     /// Where orders go.
     pub orders: Option<Orders>,
+    /// Where those go to restart a program of supervisord's.
+    pub restarts: mpsc::UnboundedSender<(SupervisorPlan, oneshot::Sender<Outcome>)>,
 }
 
 impl AdminState for Observer {
@@ -127,6 +129,18 @@ impl AdminState for Observer {
     fn order(&self, order: Order) -> Option<oneshot::Receiver<Outcome>> {
         let (done, outcome) = oneshot::channel();
         self.orders.as_ref()?.send((order, done)).ok()?;
+        Some(outcome)
+    }
+
+    fn restart(&self, name: &str) -> Option<oneshot::Receiver<Outcome>> {
+        let (done, outcome) = oneshot::channel();
+        let runtime = self.current.load();
+        let programs =
+            || runtime.upstreams.values().filter_map(|upstream| Some((upstream, upstream.program.as_ref()?)));
+        let program = programs()
+            .find(|(_, program)| program.name() == name)
+            .or_else(|| programs().find(|(upstream, _)| &*upstream.name == name));
+        self.restarts.send((program?.1.plan.supervisor.clone(), done)).ok()?;
         Some(outcome)
     }
 

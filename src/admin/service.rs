@@ -12,11 +12,12 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde_json::json;
+use tokio::sync::oneshot;
 use tower::{ServiceBuilder, util::BoxCloneSyncService};
 use tower_http::{BoxError, body::UnsyncBoxBody, catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 use tracing::error;
 
-use super::{AdminState, Order};
+use super::{AdminState, Order, Outcome};
 use crate::metrics;
 
 pub(super) type Service = BoxCloneSyncService<Request<Incoming>, Response<UnsyncBoxBody<Bytes, BoxError>>, Infallible>;
@@ -38,6 +39,7 @@ async fn answer(request: &Request<Incoming>, state: &dyn AdminState) -> Response
     let query = request.uri().query().unwrap_or_default();
     let (allowed, order) = match (path, Order::read(path, query)) {
         ("/live" | "/ready" | "/status" | "/metrics" | "/config", _) => ("GET, HEAD", None),
+        (_, Ok(None)) if path.starts_with(RESTART) => ("POST", Some(Ok(None))),
         (_, Ok(None)) => return problem(StatusCode::NOT_FOUND, THERE_IS),
         (_, order) => ("POST", Some(order)),
     };
@@ -56,9 +58,16 @@ async fn answer(request: &Request<Incoming>, state: &dyn AdminState) -> Response
         return problem(StatusCode::PAYLOAD_TOO_LARGE, "a request here has no body");
     }
     match order {
-        Some(Ok(Some(order))) => return carry_out(order, state).await,
+        Some(Ok(Some(order))) => match state.order(order) {
+            Some(outcome) => return outcome_of(outcome).await,
+            None => return problem(StatusCode::NOT_IMPLEMENTED, "this one takes no orders"),
+        },
+        Some(Ok(None)) => match state.restart(path.strip_prefix(RESTART).unwrap_or_default()) {
+            Some(outcome) => return outcome_of(outcome).await,
+            None => return problem(StatusCode::NOT_FOUND, "no upstream names such a program (upstreams.*.supervisor)"),
+        },
         Some(Err(wrong)) => return problem(StatusCode::BAD_REQUEST, &wrong),
-        Some(Ok(None)) | None => {}
+        None => {}
     }
     match path {
         "/live" => json(StatusCode::OK, &json!({ "live": true })),
@@ -72,10 +81,7 @@ async fn answer(request: &Request<Incoming>, state: &dyn AdminState) -> Response
     }
 }
 
-async fn carry_out(order: Order, state: &dyn AdminState) -> Response<Full<Bytes>> {
-    let Some(outcome) = state.order(order) else {
-        return problem(StatusCode::NOT_IMPLEMENTED, "this one takes no orders");
-    };
+async fn outcome_of(outcome: oneshot::Receiver<Outcome>) -> Response<Full<Bytes>> {
     match outcome.await {
         Ok(Ok(done)) => json(StatusCode::OK, &json!({ "done": done })),
         Ok(Err(refused)) => problem(StatusCode::CONFLICT, &refused),
@@ -83,8 +89,9 @@ async fn carry_out(order: Order, state: &dyn AdminState) -> Response<Full<Bytes>
     }
 }
 
-const THERE_IS: &str =
-    "there is GET /live, /ready, /status, /metrics, /config and POST /reload, /rollback, /drain, /upgrade, /reopen";
+const RESTART: &str = "/restart/";
+const THERE_IS: &str = "there is GET /live, /ready, /status, /metrics, /config and POST /reload, /rollback, /drain, /upgrade, /reopen, \
+                        /restart/PROGRAM";
 
 fn panicked(_: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
     // The panic hook has told what and where.

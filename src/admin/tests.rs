@@ -54,6 +54,13 @@ impl AdminState for Gateway {
         }
         Some(outcome)
     }
+
+    /// Knows `uwsgi`.
+    fn restart(&self, name: &str) -> Option<oneshot::Receiver<Outcome>> {
+        let (done, outcome) = oneshot::channel();
+        done.send(Ok(format!("{name} was restarted"))).unwrap();
+        (name == "uwsgi").then_some(outcome)
+    }
 }
 
 /// An admin endpoint on a socket of its own.

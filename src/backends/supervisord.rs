@@ -5,7 +5,8 @@
 //! restart [`RESTARTED_WITHIN`].
 
 use std::{
-    fmt, io,
+    fmt::{self, Write as _},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -82,7 +83,7 @@ pub struct ProgramInfo {
     /// `name`, or `group:name` where these are two.
     pub name: String,
     pub state: ProgramState,
-    /// When it was last started, in seconds on the clock of that machine: another number is another start.
+    /// When it was last started, in seconds on the clock of that machine: another number is another start, 0 is never.
     pub started: i64,
     /// For how long it has been so; `None` where that is not said.
     pub since: Option<Duration>,
@@ -287,10 +288,12 @@ impl fmt::Display for Value<'_> {
 
 /// An XML-RPC call.
 fn call(method: &str, values: &[Value<'_>]) -> String {
-    let params: String = values.iter().map(|value| format!("<param>{value}</param>")).collect();
-    format!(
-        "<?xml version=\"1.0\"?><methodCall><methodName>{method}</methodName><params>{params}</params></methodCall>"
-    )
+    let mut xml = format!("<?xml version=\"1.0\"?><methodCall><methodName>{method}</methodName><params>");
+    for value in values {
+        // A string takes every write.
+        write!(xml, "<param>{value}</param>").ok();
+    }
+    xml + "</params></methodCall>"
 }
 
 /// The fault that an answer is; `None` for a result.

@@ -5,7 +5,7 @@ use std::{cmp::Reverse, fmt};
 use super::{
     plan::{
         AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan,
-        Protocol, RotatePlan, RoutePlan, Slash, Stick, UpstreamPlan,
+        ProgramPlan, Protocol, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan, UpstreamPlan,
     },
     units::{show_size, show_time},
 };
@@ -204,6 +204,17 @@ fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         )?;
         if let Some(ready) = ready_path {
             writeln!(f, "    until {ready} answers 200, clients see the starting page")?;
+        }
+        if let Some(ProgramPlan { supervisor: SupervisorPlan { program, address, .. }, restart }) = &upstream.program {
+            writeln!(f, "    supervisord at {address} is asked about the program {program} behind it")?;
+            if let Some(RestartPlan { after, at_most, within }) = restart {
+                let within = show_time(*within);
+                writeln!(
+                    f,
+                    "    {program} is restarted after {after} requests and looks in a row without an answer, {at_most} times in \
+                     {within} at most"
+                )?;
+            }
         }
         let lists = plan.log_servers().any(|(_, server)| server.index.as_deref() == Some(name));
         if lists {

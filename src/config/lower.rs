@@ -860,7 +860,7 @@ fn lower_supervisor(
     Ok(SupervisorPlan { address: address?, program, username, password })
 }
 
-fn lower_program(program: raw::Program, at: &str, reading: &mut Reading<'_>) -> Result<ProgramPlan, Told> {
+fn lower_program(program: raw::Supervised, at: &str, reading: &mut Reading<'_>) -> Result<ProgramPlan, Told> {
     let known = (program.username, program.password);
     let example = "name the program, as `supervisorctl status` does, such as `uwsgi`";
     let supervisor = lower_supervisor(program.address, program.program, known, at, example, reading)?;

@@ -333,26 +333,26 @@ keys! {
     }
 }
 
-/// A [`Program`]; a name alone is one with everything else as it is by default.
+/// A [`Supervised`]; a name alone is one with everything else as it is by default.
 #[derive(Debug)]
-pub(super) struct NamedProgram(pub(super) Program);
+pub(super) struct NamedProgram(pub(super) Supervised);
 
 impl Read for NamedProgram {
     fn read(node: &Node, reading: &mut Reading<'_>) -> Result<Self, Told> {
-        let Value::Scalar { .. } = &node.value else { return Program::read(node, reading).map(Self) };
+        let Value::Scalar { .. } = &node.value else { return Supervised::read(node, reading).map(Self) };
         let name = Key { position: node.position, name: "program".to_owned() };
         let mapping = Node { position: node.position, value: Value::Mapping(vec![(name, node.clone())]) };
-        Program::read(&mapping, reading).map(Self)
+        Supervised::read(&mapping, reading).map(Self)
     }
 
     fn schema() -> Json {
-        json!({ "anyOf": [Program::schema(), { "type": "string" }] })
+        json!({ "anyOf": [Supervised::schema(), { "type": "string" }] })
     }
 }
 
 keys! {
     /// A program of supervisord's, which is asked what it is doing.
-    struct Program {
+    struct Supervised {
         /// Its name, as `supervisorctl status` has it: `uwsgi`, or `group:name`.
         program: String = required,
         /// Where supervisord listens: `host:port` or `unix:/path`.

@@ -67,6 +67,8 @@ pub struct Gateway {
     observer: Arc<Observer>,
     pub metrics: Arc<Metrics>,
     pub current: Arc<Current>,
+    /// Locked while a program of supervisord's is restarted.
+    restarting: Arc<tokio::sync::Mutex<()>>,
     /// Tells those who look after applications that there are others.
     changed: Arc<Notify>,
     /// Tells those who look after names the same.
@@ -199,6 +201,7 @@ impl Gateway {
         drop((ready, alive_sender));
         all(&readiness, workers)?;
 
+        let (restarts, wanted) = unbounded_channel();
         let observer = Arc::new(Observer {
             started,
             current: Arc::clone(&current),
@@ -210,6 +213,7 @@ impl Gateway {
             hops,
             report: ArcSwap::default(),
             orders,
+            restarts,
         });
         let mut gateway = Self {
             listeners: Vec::new(),
@@ -228,6 +232,7 @@ impl Gateway {
             observer,
             metrics,
             current,
+            restarting: Arc::default(),
             changed: Arc::default(),
             names_changed: Arc::default(),
             certificates_changed: Arc::default(),
@@ -244,7 +249,12 @@ impl Gateway {
         gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));
         gateway.control.spawn(workers::follow(Arc::clone(&gateway.current), gateway.drain.clone()));
         gateway.control.spawn(probing::warn_of_open_supervisors(Arc::clone(&gateway.current)));
-        gateway.control.spawn(supervising::look_after(Arc::clone(&gateway.current), gateway.drain.clone()));
+        gateway.control.spawn(supervising::look_after(
+            Arc::clone(&gateway.current),
+            gateway.drain.clone(),
+            Arc::clone(&gateway.restarting),
+            wanted,
+        ));
         Ok(gateway)
     }
 
@@ -595,6 +605,12 @@ impl Gateway {
             // What it is answering just now goes out still; it bounds that itself.
             drop(self.control.block_on(admin));
         }
+        // A program must not be left stopped because we are.
+        let restarted =
+            self.control.block_on(async { tokio::time::timeout(A_RESTART, self.restarting.lock()).await.is_ok() });
+        if !restarted {
+            tracing::error!("a program of supervisord's may have been left stopped: see `supervisorctl status`");
+        }
         self.control.shutdown_timeout(Duration::from_secs(1));
         if let Some(open) = self.log
             && let Err(error) = open.log.shutdown(LAST_LINES)
@@ -639,7 +655,9 @@ fn raise_file_limit() {
     }
 }
 
-/// How long a stop waits for the last lines of the access log.
 /// Between two questions whether other machines know of a challenge.
 const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
+/// How long a stop waits for the restart of a program.
+const A_RESTART: Duration = Duration::from_secs(5);
+/// How long a stop waits for the last lines of the access log.
 const LAST_LINES: Duration = Duration::from_secs(5);

@@ -73,7 +73,6 @@ pub(super) async fn warn_of_open_supervisors(current: Arc<Current>) {
 fn pause(upstream: &Upstream) -> Duration {
     match upstream.readiness.as_ref().map(|readiness| readiness.phase()) {
         Some(Phase::Ready) => LATER,
-        None if upstream.plan.health_path.is_some() && upstream.plan.program.is_some() => LATER,
         _ => SOON,
     }
 }
@@ -125,14 +124,22 @@ async fn look_at(runtime: Arc<Runtime>, upstream: Arc<Upstream>, endpoint: Arc<E
     let target = as_sent(&runtime, &upstream, host, &target);
     match look(&endpoint, &upstream.plan, &target, host).await {
         Look::Well => {
+            endpoint.answered();
             upstream.connected(&endpoint);
             upstream.looked_at_endpoint(&endpoint, Ok(()));
         }
         Look::Failing(why) => {
+            endpoint.answered();
             upstream.connected(&endpoint);
             upstream.looked_at_endpoint(&endpoint, Err(&why));
         }
+        Look::Silent(time) => {
+            endpoint.did_not_answer();
+            upstream.connected(&endpoint);
+            upstream.looked_at_endpoint(&endpoint, Err(&format!("no answer within {time:?}")));
+        }
         Look::Unreachable(error) => {
+            endpoint.did_not_answer();
             upstream.refused(&endpoint, &error);
             upstream.looked_at_endpoint(&endpoint, Err("no connection"));
         }
@@ -143,10 +150,7 @@ async fn look_at(runtime: Arc<Runtime>, upstream: Arc<Upstream>, endpoint: Arc<E
 /// Looks at one application, and answers its name.
 async fn ask(runtime: Arc<Runtime>, upstream: Arc<Upstream>) -> String {
     let name = upstream.name.to_string();
-    // Whether it hangs is seen by its health page where there is no other.
-    let hanging = upstream.program.as_ref().and_then(|program| program.plan.restart);
-    let health = hanging.and(upstream.plan.health_path.as_ref());
-    let Some(target) = upstream.plan.ready_path.as_ref().or(health) else {
+    let Some(target) = &upstream.plan.ready_path else {
         // For the starting page, which says what is missing.
         if runtime.upstreams.values().any(|other| other.is_starting()) {
             reach(&upstream).await;

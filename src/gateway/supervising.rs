@@ -15,21 +15,29 @@ use std::{
 };
 
 use tokio::{
+    sync::{Mutex, mpsc::UnboundedReceiver, oneshot},
     task::JoinSet,
     time::{Instant, sleep},
 };
 
 use crate::{
+    admin::Outcome,
     backends::{ProgramInfo, ProgramState, Supervisord, SupervisordError},
     config::{EndpointAddress, SupervisorPlan},
     drain::Drain,
     runtime::{Current, Runtime},
+    telemetry::chain,
     upstream::{Program, Upstream},
 };
 
-/// Goes on for as long as the runtime it runs on. Orders nothing any more once `drain` is on: whoever comes after us looks
-/// after it.
-pub(super) async fn look_after(current: Arc<Current>, drain: Drain) {
+/// Goes on for as long as the runtime it runs on, and has restarted what hangs and what is `wanted` by an operator. What hangs
+/// is left alone once `drain` is on: whoever comes after us looks after it.
+pub(super) async fn look_after(
+    current: Arc<Current>,
+    drain: Drain,
+    busy: Arc<Mutex<()>>,
+    mut wanted: UnboundedReceiver<(SupervisorPlan, oneshot::Sender<Outcome>)>,
+) {
     let mut supervisors: Vec<Supervisor> = Vec::new();
     let mut programs: Vec<Known> = Vec::new();
     let (mut looks, mut orders, mut warnings) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
@@ -40,11 +48,12 @@ pub(super) async fn look_after(current: Arc<Current>, drain: Drain) {
             supervisor.next = None;
             looks.spawn(look(supervisor.plan.clone()));
         }
-        if orders.is_empty()
-            && !drain.is_on()
-            && let Some(order) = next_order(&runtime, &mut programs)
-        {
-            orders.spawn(order.carry_out());
+        if orders.is_empty() {
+            let by_operator = wanted.try_recv().ok().map(|(plan, told)| Order { plan, reason: Reason::Operator(told) });
+            let hanging = || next_order(&runtime, &mut programs).filter(|_| !drain.is_on());
+            if let Some(order) = by_operator.or_else(hanging) {
+                orders.spawn(order.carry_out(Arc::clone(&busy)));
+            }
         }
         drop(runtime);
         sleep(SOON / 2).await;
@@ -181,7 +190,7 @@ fn note(
 ) {
     for (upstream, program) in programs_of(runtime).filter(|(_, program)| server(&program.plan.supervisor) == *plan) {
         let info = found.as_ref().map(|all| of_name(all, program.name()));
-        if program.found(info.as_ref().map_err(ToString::to_string)) {
+        if program.found(info.as_ref().map_err(|error| chain(*error))) {
             upstream.begins_anew();
         }
         if let Some(known) = programs.iter_mut().find(|known| known.plan == program.plan.supervisor) {
@@ -217,9 +226,14 @@ fn pause(runtime: &Runtime, plan: &SupervisorPlan) -> Duration {
 /// A program that is to be restarted.
 struct Order {
     plan: SupervisorPlan,
+    reason: Reason,
+}
+
+enum Reason {
     /// The process that hangs, by when it was started.
-    started: i64,
-    cause: String,
+    Hangs { started: i64, cause: String },
+    /// Who waits for the outcome.
+    Operator(oneshot::Sender<Outcome>),
 }
 
 /// What came of it: whether it was restarted, which it is not where somebody else was faster.
@@ -243,7 +257,8 @@ fn next_order(runtime: &Runtime, programs: &mut [Known]) -> Option<Order> {
         let cause = format!("{} requests and looks in a row without an answer", terms.after);
         if known.restarts.len() < terms.at_most {
             known.left_alone = false;
-            return Some(Order { plan: known.plan.clone(), started: info.started, cause });
+            let reason = Reason::Hangs { started: info.started, cause };
+            return Some(Order { plan: known.plan.clone(), reason });
         }
         if !known.left_alone {
             known.left_alone = true;
@@ -261,44 +276,58 @@ fn next_order(runtime: &Runtime, programs: &mut [Known]) -> Option<Order> {
 }
 
 impl Order {
-    async fn carry_out(self) -> Carried {
+    async fn carry_out(self, busy: Arc<Mutex<()>>) -> Carried {
+        let _busy = busy.lock().await;
         let outcome = self.restart().await;
         Carried { order: self, outcome }
     }
 
     async fn restart(&self) -> Result<bool, SupervisordError> {
         let (supervisord, program) = (Supervisord(&self.plan), self.plan.program.as_str());
-        let info = supervisord.program(program).await?;
-        // Another front door, or an operator, may have seen it as well.
-        if info.state != ProgramState::Running || info.started != self.started {
-            return Ok(false);
+        match &self.reason {
+            Reason::Hangs { started, cause } => {
+                let info = supervisord.program(program).await?;
+                // Another front door, or an operator, may have seen it as well.
+                if info.state != ProgramState::Running || info.started != *started {
+                    return Ok(false);
+                }
+                tracing::warn!(program, pid = info.pid, cause, "program hangs, and is restarted");
+            }
+            Reason::Operator(_) => tracing::info!(program, "program is restarted, by order"),
         }
-        tracing::warn!(program, pid = info.pid, cause = self.cause, "program hangs, and is restarted");
         supervisord.restart(program).await.map(|()| true)
     }
 }
 
 impl Carried {
-    fn note(&self, runtime: &Runtime, programs: &mut [Known]) {
-        let Order { plan, cause, .. } = &self.order;
+    fn note(self, runtime: &Runtime, programs: &mut [Known]) {
+        let Order { plan, reason } = self.order;
         let program = plan.program.as_str();
         match &self.outcome {
             Ok(true) => tracing::info!(program, "program was restarted"),
             Ok(false) => tracing::info!(program, "program is not restarted: somebody else has just seen to it"),
             Err(error) => {
                 let error = error as &dyn Error;
-                tracing::error!(error, program, "program hangs and was not restarted; see `supervisorctl status`");
+                tracing::error!(error, program, "program was not restarted; see `supervisorctl status`");
             }
         }
-        let tried = !matches!(self.outcome, Ok(false));
-        if let Some(known) = programs.iter_mut().find(|known| known.plan == *plan).filter(|_| tried) {
-            known.restarts.push_back(Instant::now());
-        }
-        for (upstream, program) in programs_of(runtime).filter(|(_, program)| program.plan.supervisor == *plan) {
-            upstream.begins_anew();
-            if tried {
-                program.restarted(cause);
-                upstream.metrics.restarts.inc();
+        let of_it = || programs_of(runtime).filter(|(_, program)| program.plan.supervisor == plan);
+        of_it().for_each(|(upstream, _)| upstream.begins_anew());
+        match reason {
+            Reason::Hangs { cause, .. } if !matches!(self.outcome, Ok(false)) => {
+                if let Some(known) = programs.iter_mut().find(|known| known.plan == plan) {
+                    known.restarts.push_back(Instant::now());
+                }
+                for (upstream, program) in of_it() {
+                    program.restarted(&cause);
+                    upstream.metrics.restarts.inc();
+                }
+            }
+            Reason::Hangs { .. } => {}
+            Reason::Operator(told) => {
+                let outcome = self.outcome.map(|_| format!("{program} was restarted")).map_err(|error| chain(&error));
+                // Whoever has gone does not want to know.
+                told.send(outcome).ok();
             }
         }
     }
@@ -316,8 +345,8 @@ async fn warn_if_open(plan: SupervisorPlan) {
     if only_here {
         tracing::info!(
             supervisord = %plan.address,
-            "supervisord takes orders from every program of this machine: a username and a password in [inet_http_server] \
-             keep it to those who know them"
+            "supervisord takes orders from every program of this machine, and from others unless it is bound to 127.0.0.1: a \
+             username and a password in [inet_http_server] keep it to those who know them"
         );
     } else {
         tracing::warn!(

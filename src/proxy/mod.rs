@@ -207,10 +207,11 @@ async fn connect(
             continue;
         }
         upstream.cannot_be_reached();
-        if upstream.lets_go() || held.elapsed() + pause > upstream.plan.hold {
+        let left = upstream.plan.hold.saturating_sub(held.elapsed());
+        if upstream.lets_go() || left.is_zero() {
             return Err(refused);
         }
-        sleep(pause).await;
+        sleep(pause.min(left)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

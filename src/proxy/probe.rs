@@ -41,6 +41,8 @@ pub enum Look {
     Well,
     /// It can be connected to, and this is what is wrong.
     Failing(String),
+    /// It can be connected to, and nothing came in this time.
+    Silent(Duration),
     Unreachable(io::Error),
 }
 
@@ -54,7 +56,7 @@ pub async fn look(endpoint: &Endpoint, upstream: &UpstreamPlan, target: &str, ho
         Err(elapsed) => return Look::Unreachable(elapsed.into()),
     };
     match timeout(plan.timeout, ask(stream, upstream.protocol, target, host)).await {
-        Err(_) => Look::Failing(format!("no answer within {:?}", plan.timeout)),
+        Err(_) => Look::Silent(plan.timeout),
         Ok(Err(error)) => Look::Failing(format!("no answer: {error}")),
         Ok(Ok(answer)) => verdict(&answer, plan),
     }
@@ -169,6 +171,7 @@ mod tests {
             let found = match verdict(answer, &plan(body)) {
                 Look::Well => None,
                 Look::Failing(problem) => Some(problem),
+                Look::Silent(time) => panic!("nothing within {time:?}"),
                 Look::Unreachable(error) => panic!("{error}"),
             };
             assert_eq!(found.as_deref(), problem, "{}", String::from_utf8_lossy(answer));

@@ -104,7 +104,9 @@ impl Sight {
         let settled = self.since.is_some_and(|since| since.elapsed() >= SETTLED);
         let down = match info.state {
             ProgramState::Fatal => true,
-            ProgramState::Stopped | ProgramState::Exited => settled,
+            // One without `autostart` that waits for its turn, as docassemble's do, is on its way.
+            ProgramState::Stopped => settled && info.started != 0,
+            ProgramState::Exited => settled,
             _ => false,
         };
         down.then_some(info.state)
@@ -112,10 +114,12 @@ impl Sight {
 
     /// For whoever waits for it; `None` where it runs, or that is not known.
     pub(super) fn words(&self) -> Option<&'static str> {
-        Some(match self.info.as_ref()?.state {
+        let info = self.info.as_ref()?;
+        Some(match info.state {
             ProgramState::Starting => "is starting",
             ProgramState::Backoff => "has failed to start, and is tried again",
             ProgramState::Stopping => "is being stopped",
+            ProgramState::Stopped if info.started == 0 => "has not been started yet",
             ProgramState::Stopped => "was stopped by an operator",
             ProgramState::Exited => "has ended by itself; the administrator has to look at it",
             ProgramState::Fatal => "has failed to start; the administrator has to look at it",
@@ -169,6 +173,14 @@ mod tests {
             assert!(!program.is_down(), "nothing is known any more");
             assert_eq!(program.seen().words(), None);
         }
+    }
+
+    #[test]
+    fn one_that_was_never_started_has_its_turn_still_to_come() {
+        let program = program();
+        program.found(Ok(&ProgramInfo { started: 0, ..seen(ProgramState::Stopped, 9) }));
+        assert!(!program.is_down());
+        assert_eq!(program.seen().words(), Some("has not been started yet"));
     }
 
     #[test]

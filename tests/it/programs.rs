@@ -22,6 +22,7 @@ use crate::{
         status, wait_for,
     },
     websockets::websocket,
+    wsgi::pause,
 };
 
 /// A supervisord and what it runs.
@@ -156,12 +157,14 @@ fn what_supervisord_says_is_in_the_status_the_log_and_on_the_page() {
     supervisord.control(&["start", "uwsgi"]);
     until_is(&served, "RUNNING");
     wait_for("the application", || status(&get(address, "/").0) == 200);
-    assert_eq!(
-        (told(&served, "program is RUNNING"), told(&served, "program is STOPPED")),
-        (2, 1),
-        "{}",
-        served.events()
-    );
+    let before = supervisord.pid("uwsgi");
+    let ordered = served.ask("admin.sock", "POST", "/restart/app");
+    assert!(ordered.contains("uwsgi was restarted"), "{ordered}\n{}", served.events());
+    assert_ne!(supervisord.pid("uwsgi"), before);
+    assert_eq!(status(&served.ask("admin.sock", "POST", "/restart/nobody")), 404);
+    assert_eq!(status(&served.get("admin.sock", "/restart/app")), 405);
+    assert_eq!(seen(&served)["restarts"], 0, "it did not hang");
+    assert_eq!(told(&served, "program is STOPPED"), 1, "{}", served.events());
 }
 
 #[test]
@@ -178,8 +181,7 @@ fn a_program_that_cannot_be_started_is_told_once_and_clients_do_not_wait() {
     assert_eq!(status(&answer), 503);
     assert!(waited < PATIENCE, "{waited:?}");
     assert!(answer.contains("has failed to start; the administrator has to look at it"), "{answer}");
-    // Some looks later.
-    thread::sleep(Duration::from_secs(3));
+    patiently("some looks more", || seen(&served)["state_seconds"].as_u64() >= Some(5));
     assert_eq!(told(&served, "supervisord has given up"), 1, "{}", served.events());
     assert_eq!(seen(&served)["restarts"], 0, "startretries is respected");
 }
@@ -276,11 +278,31 @@ fn a_program_that_hangs_is_restarted_within_its_budget_and_then_left_alone() {
     assert_eq!(status(&get(address, "/").0), 200);
     let again = hang(&supervisord);
     patiently("to be told", || told(&served, "is left alone now") == 1);
-    // Some looks later.
-    thread::sleep(Duration::from_secs(8));
+    let age = seen(&served)["state_seconds"].as_u64().unwrap();
+    patiently("some looks more", || seen(&served)["state_seconds"].as_u64() >= Some(age + 8));
     assert!(lives(again), "it is never a loop: {}", served.events());
     assert_eq!((seen(&served)["restarts"].clone(), told(&served, "is left alone now")), (1.into(), 1));
     supervisord.control(&["signal", "CONT", "uwsgi"]);
+}
+
+#[test]
+fn requests_past_their_deadline_have_a_program_restarted_that_has_no_page_to_look_at() {
+    let folder = served::folder();
+    let Some(programs) = uwsgi(folder.path(), "") else { return };
+    let Some(supervisord) = Supervisord::start(folder.path(), free_port(), "", &programs) else { return };
+    let supervisor = BY_SOCKET.replace(" }", ", restart: { after: 2 } }");
+    let configuration = before("", &supervisor).replace("upstream: app }]", "upstream: app, timeout: 1s }]");
+    let served = Served::start_in(folder, &configuration, |_| {});
+    let address = served.address(0);
+    until_is(&served, "RUNNING");
+    wait_for("the application", || status(&get(address, "/").0) == 200);
+
+    hang(&supervisord);
+    for _ in 0..2 {
+        assert_eq!(status(&get(address, "/").0), 504);
+    }
+    patiently("the restart", || seen(&served)["restarts"] == 1);
+    patiently("the application", || status(&get(address, "/").0) == 200);
 }
 
 /// What became of requests while something else happened.
@@ -297,12 +319,16 @@ struct Ledger {
     longest: Duration,
 }
 
+fn is_post(number: u32) -> bool {
+    number.is_multiple_of(3)
+}
+
 /// Fifty requests a second, every third a `POST`, each on a connection of its own, until `act` has ended and for a second
 /// more.
 fn under_load(address: SocketAddr, act: impl FnOnce()) -> Ledger {
     let over = AtomicBool::new(false);
-    let ask = |number: usize| {
-        let request = if number % 3 == 0 {
+    let ask = |number: u32| {
+        let request = if is_post(number) {
             "POST /slow?0.02 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"
         } else if number % 3 == 1 {
             "GET /slow?0.02 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -315,7 +341,7 @@ fn under_load(address: SocketAddr, act: impl FnOnce()) -> Ledger {
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        (number % 3 == 0, answer, begun.elapsed())
+        (is_post(number), answer, begun.elapsed())
     };
     thread::scope(|scope| {
         let clients = scope.spawn(|| {
@@ -325,14 +351,14 @@ fn under_load(address: SocketAddr, act: impl FnOnce()) -> Ledger {
                     break;
                 }
                 clients.push(scope.spawn(move || ask(number)));
-                let next = begun + Duration::from_millis(20) * u32::try_from(number + 1).unwrap();
-                thread::sleep(next.saturating_duration_since(Instant::now()));
+                let next = begun + Duration::from_millis(20) * (number + 1);
+                pause(next.saturating_duration_since(Instant::now()));
             }
             clients
         });
-        thread::sleep(Duration::from_secs(1));
+        pause(Duration::from_secs(1));
         act();
-        thread::sleep(Duration::from_secs(1));
+        pause(Duration::from_secs(1));
         over.store(true, Ordering::Relaxed);
         let mut ledger = Ledger::default();
         for client in clients.join().unwrap() {
@@ -365,11 +391,11 @@ fn a_restart_or_a_reload_of_the_program_under_load_fails_no_request_that_can_be_
     patiently("the application", || status(&get(address, "/").0) == 200);
     until_is(&served, "RUNNING");
 
-    println!("| while | GET 200 | GET failed | POST 200 | POST 502 | POST failed | longest |");
+    eprintln!("| while | GET 200 | GET failed | POST 200 | POST 502 | POST failed | longest |");
     let row = |what: &str, act: &dyn Fn()| {
         let ledger = under_load(address, act);
         let Ledger { gets, posts, failed, broken, failed_posts, longest } = &ledger;
-        println!(
+        eprintln!(
             "| {what} | {gets} | {} | {posts} | {broken} | {} | {} ms |",
             failed.len(),
             failed_posts.len(),

@@ -312,7 +312,7 @@ fn an_upload_that_does_not_fit_in_memory_arrives_byte_for_byte() {
 }
 
 /// A client's own pause.
-fn pause(time: Duration) {
+pub(crate) fn pause(time: Duration) {
     let end = Instant::now() + time;
     while Instant::now() < end {
         thread::park_timeout(end - Instant::now());

@@ -11,7 +11,7 @@ use super::{
         Source,
         ciphers::Cipher,
         error::{Fault, Names, Origin},
-        plan::{ChallengeKind, EndpointAddress, EndpointPlan, ListenAddress, Plan, Protocol},
+        plan::{ChallengeKind, EndpointAddress, EndpointPlan, ListenAddress, Plan, ProgramPlan, Protocol},
         tree, understand_with,
     },
     settings::{Answer, Machine, Settings, WebServer, read},
@@ -556,6 +556,19 @@ fn the_password_of_supervisord_is_shown_to_nobody() {
     assert_eq!(supervisor.value.password, "s3cr3t");
     assert!(!format!("{settings:?}").contains("s3cr3t"));
     assert_eq!(self::settings("supervisor: {username: da}\n", &[]).supervisor, None, "both, or neither");
+}
+
+#[test]
+fn the_programs_behind_its_upstreams_are_asked_about_and_an_overlay_has_one_restarted() {
+    let text = "supervisor: {username: da, password: s3cr3t}\n";
+    let plan = plan(text, "upstreams: { app: { supervisor: { restart: { after: 5 } } } }");
+    let program = |upstream: &str| plan.upstreams[upstream].program.clone().unwrap();
+    for (upstream, name, after) in [("app", "uwsgi", Some(5)), ("websockets", "websockets", None)] {
+        let ProgramPlan { supervisor, restart } = program(upstream);
+        assert_eq!((supervisor.program.as_str(), supervisor.address.to_string().as_str()), (name, "127.0.0.1:9001"));
+        assert_eq!(supervisor.password.unwrap().expose(), "s3cr3t");
+        assert_eq!(restart.map(|restart| restart.after), after);
+    }
 }
 
 proptest! {

@@ -38,7 +38,9 @@ fn the_documentation_is_a_configuration_that_can_run() {
     listeners.truncate(1);
     listeners[0].log_server = None;
     let mut upstreams = documented.upstreams.clone();
-    upstreams.values_mut().for_each(|upstream| upstream.program = None);
+    for upstream in upstreams.values_mut() {
+        upstream.program = None;
+    }
     assert_eq!(Plan { tls: least.tls.clone(), error_log: None, listeners, upstreams, ..documented }, least);
 }
 
