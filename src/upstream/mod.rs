@@ -182,8 +182,7 @@ impl Upstream {
     /// Takes note of a request that `endpoint` has failed.
     pub fn failed(&self, endpoint: &Endpoint, failure: Failure) {
         if failure == Failure::Unanswered {
-            // The next attempt goes elsewhere, where there is an elsewhere.
-            endpoint.pass_over(UNREACHABLE);
+            endpoint.avoid();
         }
         if let Some(cause) = endpoint.health.failed(failure, &self.plan.eject) {
             self.eject(endpoint, cause);
@@ -353,6 +352,8 @@ pub struct Endpoint {
     unreachable_since: AtomicU64,
     /// Until when it is passed over.
     passed_over_until: AtomicU64,
+    /// The same for its having closed a connection under a request.
+    avoided_until: AtomicU64,
     /// The same for its closing connections without having said so.
     closes_until: AtomicU64,
     health: Health,
@@ -369,6 +370,7 @@ impl Endpoint {
             selected: AtomicU64::new(0),
             unreachable_since: AtomicU64::new(0),
             passed_over_until: AtomicU64::new(0),
+            avoided_until: AtomicU64::new(0),
             closes_until: AtomicU64::new(0),
             health: Health::default(),
         })
@@ -394,7 +396,8 @@ impl Endpoint {
     /// Not worth an attempt while there is another endpoint.
     fn is_passed_over(&self) -> bool {
         let now = now_micros();
-        self.passed_over_until.load(Ordering::Relaxed) > now || self.health.is_passed_over(now)
+        let until = self.passed_over_until.load(Ordering::Relaxed).max(self.avoided_until.load(Ordering::Relaxed));
+        until > now || self.health.is_passed_over(now)
     }
 
     /// How it stands.
@@ -403,6 +406,12 @@ impl Endpoint {
             Some(time) => State::Unreachable(time),
             None => self.health.state(now_micros()).unwrap_or(State::Up),
         }
+    }
+
+    /// It has closed a connection under a request, which goes elsewhere where there is an elsewhere. A connection that can
+    /// be made does not end that: of a process that is dying they all can, for a moment.
+    pub fn avoid(&self) {
+        self.avoided_until.store(now_micros() + micros(UNREACHABLE), Ordering::Relaxed);
     }
 
     fn pass_over(&self, time: Duration) {
@@ -472,7 +481,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 2)
 }
 
-/// How long an endpoint that refused a connection is passed over while another one answers.
+/// How long an endpoint that refused a connection, or closed one under a request, is passed over while another one answers.
 const UNREACHABLE: Duration = Duration::from_secs(1);
 /// From the end of one trial to the next.
 const BETWEEN_TRIALS: Duration = Duration::from_secs(1);

@@ -107,11 +107,11 @@ fn one_of_three_that_is_killed_under_load_fails_no_request_that_may_be_sent_agai
     signal("-9", peers[0].peer.id());
     let then = answered.load(Ordering::Relaxed);
     wait_for("many more", || answered.load(Ordering::Relaxed) > then + 400);
+    wait_for("it to be unreachable", || state(&gateway, peers[0].tcp) == "unreachable");
     over.store(true, Ordering::Relaxed);
 
     let failed: Vec<_> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
     assert!(failed.is_empty(), "{} failed: {failed:?}", failed.len());
-    assert_eq!(state(&gateway, peers[0].tcp), "unreachable");
     let lines = warnings.naming(peers[0].tcp);
     assert_eq!(lines.iter().filter(|line| line.contains("cannot be connected to")).count(), 1, "{lines:?}");
 }
