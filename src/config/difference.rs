@@ -209,8 +209,16 @@ fn show(at: &str, value: &Json) -> String {
 }
 
 /// Keys whose numbers are bytes.
-const IN_BYTES: &[&str] =
-    &["body_limit", "header_bytes", "uri_bytes", "spool.limit", "spool.memory", "rotate.size", "limit_bytes"];
+const IN_BYTES: &[&str] = &[
+    "body_limit",
+    "header_bytes",
+    "uri_bytes",
+    "spool.limit",
+    "spool.memory",
+    "rotate.size",
+    "limit_bytes",
+    "minimum_rate",
+];
 
 #[cfg(test)]
 mod tests {

@@ -924,6 +924,8 @@ fn lower_route(route: raw::Route) -> Result<RoutePlan, Told> {
         upstream: route.upstream?,
         stick: route.stick?,
         timeout: route.timeout?.0,
+        progress_timeout: route.progress_timeout?.map(|time| time.0),
+        minimum_rate: route.minimum_rate?.map(|rate| rate.0),
         body_limit: route.body_limit?.map(|limit| limit.0),
         buffer_request: buffer.request?,
         buffer_response: buffer.response?,
@@ -989,6 +991,7 @@ fn lower_limits(limits: &raw::Limits, reading: &mut Reading<'_>) -> Result<Limit
         head_timeout: limits.head_timeout?.0,
         keep_alive: limits.keep_alive?.0,
         progress_timeout: limits.progress_timeout?.0,
+        minimum_rate: limits.minimum_rate?.0,
     })
 }
 

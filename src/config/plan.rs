@@ -681,6 +681,9 @@ pub struct RoutePlan {
     pub stick: Option<Stick>,
     /// From the request being sent to the response head.
     pub timeout: Duration,
+    /// In the place of those of the limits.
+    pub progress_timeout: Option<Duration>,
+    pub minimum_rate: Option<u64>,
     /// Bytes of request body. `None`: only the spool bounds it.
     pub body_limit: Option<u64>,
     /// Collect the request body before an application thread is taken.
@@ -872,4 +875,6 @@ pub struct LimitsPlan {
     pub keep_alive: Duration,
     /// A body, in either direction, that does not move for this long is given up.
     pub progress_timeout: Duration,
+    /// Bytes a second that a client has to move; 0: any number.
+    pub minimum_rate: u64,
 }

@@ -487,6 +487,10 @@ keys! {
         upstream: String = required,
         /// The longest wait for the response head, from when the request has been sent; then 504.
         timeout: Timeout = "60s",
+        /// In place of `limits.progress_timeout`. `null`: that.
+        progress_timeout: Option<Timeout> = "null",
+        /// In place of `limits.minimum_rate`. `null`: that.
+        minimum_rate: Option<Size> = "null",
         /// The largest request body; more is answered 413. `null`: only the spool bounds it.
         body_limit: Option<Size> = "16MiB",
         /// What is collected before it is passed on.
@@ -591,6 +595,9 @@ keys! {
         keep_alive: Timeout = "10s",
         /// A body, in either direction, that does not move for this long is given up.
         progress_timeout: Timeout = "60s",
+        /// The least bytes a second, over half of `progress_timeout`, that a client has to send of a body, or take of one that is
+        /// ready for it; whoever trickles is given up. `0`: any number.
+        minimum_rate: Size = "240B",
     }
 }
 

@@ -11,6 +11,7 @@ mod file;
 pub mod forwarded;
 pub mod headers;
 pub mod location;
+pub mod pace;
 pub mod page;
 pub mod path;
 mod weight;

@@ -297,6 +297,9 @@ fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     // Connections of a process before us that are in TIME_WAIT do not hold the port.
     socket.set_reuse_address(true)?;
+    // For the connections that are accepted: what the client has no room for yet stays with us, so that it is seen how slowly
+    // it takes it. A buffer of the kernel's that is full grows to megabytes, and has room again when a third of it has gone.
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
@@ -431,6 +434,8 @@ fn unix_remedy(error: &io::Error) -> String {
     }
 }
 
+/// Bytes that a connection takes from us ahead of what its client has room for.
+const UNSENT: u32 = 128 * 1024;
 /// Connections that wait to be accepted, a socket; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 

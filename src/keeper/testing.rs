@@ -57,6 +57,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
             head_timeout: second,
             keep_alive: second,
             progress_timeout: second,
+            minimum_rate: 0,
         },
     }
 }

@@ -121,7 +121,7 @@ async fn next(body: &mut Body, progress: Duration) -> Option<Result<http_body::F
 
 /// The refusal of a body that has stopped coming.
 pub(super) fn too_slow(progress: Duration) -> GatewayError {
-    let message = format!("the client sent nothing of its body for {progress:?}");
+    let message = format!("client too slow: it sent nothing of its body for {progress:?}");
     GatewayError::downstream(StatusCode::REQUEST_TIMEOUT, message)
 }
 

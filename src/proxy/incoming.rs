@@ -165,7 +165,7 @@ impl http_body::Body for Incoming {
                 Poll::Pending => {
                     let label = Arc::clone(label);
                     ready!(this.poll_stalled(cx));
-                    let stalled = format!("sent nothing of its response for {:?}", this.progress);
+                    let stalled = format!("is too slow: it sent nothing of its response for {:?}", this.progress);
                     let mut error = broken(&label, &stalled).source(io::Error::from(io::ErrorKind::TimedOut));
                     error.status = StatusCode::GATEWAY_TIMEOUT;
                     return this.fail(error);

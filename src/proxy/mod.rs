@@ -305,6 +305,7 @@ impl Exchange<'_> {
                     }
                     _ if reused && !answered => {
                         tracing::debug!(endpoint = %self.endpoint.label, "an idle connection was closed under a request");
+                        self.endpoint.avoid();
                     }
                     _ => upstream.failed(self.endpoint, Failure::Unanswered),
                 }

@@ -19,7 +19,7 @@ use super::{Connection, connection::Pinned};
 use crate::{
     drain::Drain,
     h1::Glimpse,
-    http::{Body, CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side, forwarded::Peer},
+    http::{Body, CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side, forwarded::Peer, pace::Patience},
     metrics::{Held, RouteMetrics},
     proxy::{Trace, too_large},
     runtime::Route,
@@ -46,6 +46,8 @@ pub struct LogGuard {
     server_timing: bool,
     /// Bytes of a body that is passed on as it comes.
     passed: Option<Rc<Cell<u64>>>,
+    /// How slow the client may be, on this route.
+    patience: Patience,
     closes: bool,
     done: bool,
 }
@@ -83,8 +85,11 @@ impl LogGuard {
         record.tls = connection.tls.as_ref().map(|tls| Tls { version: tls.version, cipher: tls.cipher });
         let connection = Rc::clone(connection);
         let runtime = connection.thread.current();
+        let limits = &runtime.plan.limits;
+        let patience = Patience { progress: limits.progress_timeout, rate: limits.minimum_rate };
         Self {
             record,
+            patience,
             trace: Trace::default(),
             queued: None,
             connection,
@@ -129,6 +134,8 @@ impl LogGuard {
         self.record.route = Some(route.name.clone());
         self.record.upstream = Some(route.upstream.name.clone());
         self.route = Some(route.metrics.clone());
+        self.patience.progress = route.plan.progress_timeout.unwrap_or(self.patience.progress);
+        self.patience.rate = route.plan.minimum_rate.unwrap_or(self.patience.rate);
         self.allow_origin = route.allow_origin.clone().map(Box::new);
         self.server_timing = route.plan.server_timing;
     }
@@ -190,6 +197,11 @@ impl LogGuard {
     /// The connection is not to be used again after this answer.
     pub(super) fn close(&mut self) {
         self.closes = true;
+    }
+
+    /// How slow the client may be.
+    pub fn patience(&self) -> Patience {
+        self.patience
     }
 
     pub fn closes(&self) -> bool {

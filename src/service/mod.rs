@@ -37,6 +37,7 @@ use crate::{
         forwarded::{Origin, Scheme},
         headers,
         location::Mapping,
+        pace::Paced,
         page::{Accept, is_api},
         path::Path,
     },
@@ -179,8 +180,8 @@ async fn respond(
         request.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
     // Before the queue: a place is worth more than our memory, and an application thread more than both.
-    let progress = runtime.plan.limits.progress_timeout;
-    let payload = receive(body, route, progress, log).await?;
+    let progress = log.patience().progress;
+    let payload = receive(body, route, log).await?;
     // A handshake has to wait as any request, or it would be a way past the queue; what comes of it holds no place.
     let place = wait_for_place(route, &path, request, &origin, log).await?;
 
@@ -361,18 +362,20 @@ fn is_known(runtime: &Runtime, connection: &Connection, host: &str) -> bool {
 }
 
 /// The request body: whole, or as it comes where the route says so and the endpoint can be told its length.
-async fn receive(body: Body, route: &Route, progress: Duration, log: &mut LogGuard) -> Result<Payload, GatewayError> {
+async fn receive(body: Body, route: &Route, log: &mut LogGuard) -> Result<Payload, GatewayError> {
     let length = body.length();
     if length == Some(0) {
         return Ok(Payload::Collected(Collected::EMPTY));
     }
+    let patience = log.patience();
+    let body = Paced::body(body, patience);
     let says_length = length.is_some() || route.upstream.plan.protocol == Protocol::Http;
     if !route.plan.buffer_request && says_length {
         log.received(length.unwrap_or(0));
         let body = log.counted(body, route.plan.body_limit);
         return Ok(Payload::Streaming { body: Some(body), length });
     }
-    let bounds = Bounds { limit: route.plan.body_limit, progress };
+    let bounds = Bounds { limit: route.plan.body_limit, progress: patience.progress };
     let spool = Arc::clone(&log.runtime().spool);
     let collected = proxy::collect(body, bounds, &spool).await?;
     log.received(collected.length());

@@ -268,7 +268,7 @@ impl Upstream {
     pub fn failed(&self, endpoint: &Endpoint, failure: Failure) {
         if matches!(failure, Failure::Unanswered | Failure::Silent { .. }) {
             // The next attempt goes elsewhere, where there is an elsewhere.
-            endpoint.pass_over(UNREACHABLE);
+            endpoint.avoid();
         }
         if let Some(cause) = endpoint.health.failed(failure, &self.plan.eject) {
             self.eject(endpoint, cause);
@@ -590,6 +590,8 @@ pub struct Endpoint {
     unreachable_since: AtomicU64,
     /// Until when it is passed over.
     passed_over_until: AtomicU64,
+    /// The same for its having closed a connection under a request.
+    avoided_until: AtomicU64,
     /// The same for its closing connections without having said so.
     closes_until: AtomicU64,
     /// Requests and looks in a row that were not answered in time; with [`HEARD`], since its last answer.
@@ -620,6 +622,7 @@ impl Endpoint {
             growing_since: AtomicU64::new(0),
             unreachable_since: AtomicU64::new(0),
             passed_over_until: AtomicU64::new(0),
+            avoided_until: AtomicU64::new(0),
             closes_until: AtomicU64::new(0),
             silences: AtomicU32::new(0),
             health: Health::default(),
@@ -661,7 +664,8 @@ impl Endpoint {
     /// Worth an attempt while there is another endpoint.
     pub fn is_usable(&self) -> bool {
         let now = now_micros();
-        self.passed_over_until.load(Ordering::Relaxed) <= now && !self.health.is_passed_over(now)
+        let until = self.passed_over_until.load(Ordering::Relaxed).max(self.avoided_until.load(Ordering::Relaxed));
+        until <= now && !self.health.is_passed_over(now)
     }
 
     /// Has its share grow from nothing, over the time that [`UpstreamPlan::slow_start`] says.
@@ -692,6 +696,12 @@ impl Endpoint {
             Some(time) => State::Unreachable(time),
             None => self.health.state(now_micros()).unwrap_or(State::Up),
         }
+    }
+
+    /// It has closed a connection under a request, which goes elsewhere where there is an elsewhere. A connection that can
+    /// be made does not end that: of a process that is dying they all can, for a moment.
+    pub fn avoid(&self) {
+        self.avoided_until.store(now_micros() + micros(UNREACHABLE), Ordering::Relaxed);
     }
 
     fn pass_over(&self, time: Duration) {
@@ -783,7 +793,7 @@ fn micros(duration: Duration) -> u64 {
 
 /// The bit of an endpoint that has answered.
 const HEARD: u32 = 1 << 31;
-/// How long an endpoint that refused a connection is passed over while another one answers.
+/// How long an endpoint that refused a connection, or closed one under a request, is passed over while another one answers.
 const UNREACHABLE: Duration = Duration::from_secs(1);
 /// One that comes so much later than others comes among those that are at work.
 const SETTLED: Duration = Duration::from_secs(5);

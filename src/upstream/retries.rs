@@ -35,14 +35,14 @@ struct Recent([AtomicU64; SECONDS]);
 
 impl Recent {
     fn count(&self, now: u64) {
-        let second = now / SECOND & MASK;
+        let second = (now / SECOND) & MASK;
         let add = |slot: u64| Some(if slot >> 32 == second { slot + 1 } else { second << 32 | 1 });
         let slot = &self.0[usize::try_from(second).unwrap_or(0) % SECONDS];
         slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok();
     }
 
     fn sum(&self, now: u64) -> u64 {
-        let second = now / SECOND & MASK;
+        let second = (now / SECOND) & MASK;
         let of_now = |slot: &u64| second.saturating_sub(slot >> 32) < SECONDS as u64;
         self.0.iter().map(|slot| slot.load(Ordering::Relaxed)).filter(of_now).map(|slot| slot & MASK).sum()
     }

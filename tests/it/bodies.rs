@@ -179,7 +179,7 @@ fn without_a_limit_only_the_spool_bounds_a_body() {
 #[test]
 fn an_upload_with_pauses_is_taken_and_one_that_stops_is_given_up() {
     let backend = counting();
-    let configuration = proxying(backend.address, "", "") + "limits: { progress_timeout: 400ms }\n";
+    let configuration = proxying(backend.address, "", "") + "limits: { progress_timeout: 400ms, minimum_rate: 0 }\n";
     let gateway = TestGateway::start(&configuration);
     let head = "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 8\r\n\r\n";
     let (mut slow, mut stopped) = (connect(gateway.address(0)), connect(gateway.address(0)));
@@ -658,4 +658,72 @@ fn an_upload_counts_as_received_and_a_download_as_sent() {
     raw(gateway.address(0), post(b"twelve bytes"));
 
     assert_eq!(gateway.log(1), ["200 12 5"]);
+}
+
+#[test]
+fn a_client_that_trickles_its_body_is_refused_and_one_that_is_slow_is_not() {
+    let backend = counting();
+    for request in ["true", "false"] {
+        let gateway = TestGateway::start(
+            &(proxying(backend.address, "", &format!("buffer: {{ request: {request} }}, minimum_rate: 1KiB"))
+                + "limits: { progress_timeout: 1s }\naccess_log: { path: access.log, format: json }\n"),
+        );
+        let head = "POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 10000\r\n\r\n";
+        let (mut slow, mut trickling) = (connect(gateway.address(0)), connect(gateway.address(0)));
+        slow.write_all(head.as_bytes()).unwrap();
+        trickling.write_all(head.as_bytes()).unwrap();
+
+        // Twice what is asked for, and a fiftieth of it.
+        for piece in 0..100 {
+            slow.write_all(&[b'a'; 100]).unwrap();
+            if piece < 20 {
+                trickling.write_all(b"a").unwrap();
+            }
+            thread::park_timeout(Duration::from_millis(50));
+        }
+
+        assert_eq!(status(&read_response(&mut slow)), 200, "buffered: {request}");
+        assert_eq!(status(&read_response(&mut trickling)), 408, "buffered: {request}");
+        let lines = gateway.log(2);
+        assert_eq!(lines.iter().filter(|line| line.contains("client too slow")).count(), 1, "{lines:?}");
+    }
+}
+
+#[test]
+fn a_client_that_trickles_a_response_is_cut_off_and_one_that_is_slow_gets_all_of_it() {
+    const LENGTH: usize = 16 << 20;
+    let backend = Backend::start(|mut stream| {
+        read_request(&mut stream);
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\nConnection: close\r\n\r\n").unwrap();
+        drop(stream.write_all(&vec![b'a'; LENGTH]));
+    });
+    let gateway = TestGateway::start(
+        &(proxying(backend.address, "", "progress_timeout: 2s")
+            + "limits: { minimum_rate: 512KiB }\naccess_log: { path: access.log, format: json }\n"),
+    );
+    let address = gateway.address(0);
+    let take = move |at_once: usize| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(16 * 1024).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let mut client = TcpStream::from(socket);
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let (mut taken, mut piece) = (0, vec![0; at_once]);
+        loop {
+            match client.read(&mut piece) {
+                Ok(0) | Err(_) => return taken,
+                Ok(read) => taken += read,
+            }
+            thread::park_timeout(Duration::from_millis(10));
+        }
+    };
+
+    let trickling = thread::spawn(move || take(1024));
+    let slow = take(64 * 1024);
+
+    assert!(slow > LENGTH, "{slow} bytes, with the head");
+    let trickled = trickling.join().unwrap();
+    assert!(trickled < LENGTH / 2, "{trickled}");
+    let lines = gateway.log(2);
+    assert_eq!(lines.iter().filter(|line| line.contains("client too slow")).count(), 1, "{lines:?}");
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "in a test, a helper that cannot do its part is a failure with its place")]
 
 use std::{
+    fmt::Display,
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener},
@@ -41,14 +42,14 @@ fn get(path: &str) -> String {
 }
 
 /// How the endpoint with this address stands, as `/status` says.
-fn state(gateway: &TestGateway, endpoint: impl ToString) -> String {
+fn state(gateway: &TestGateway, endpoint: impl Display) -> String {
     let mut admin = UnixStream::connect(gateway.folder.path().join("admin.sock")).unwrap();
     admin.write_all(get("/status").as_bytes()).unwrap();
     let mut answer = String::new();
     admin.read_to_string(&mut answer).unwrap();
     let status: serde_json::Value = serde_json::from_str(&body(&answer)).unwrap();
     let endpoints = status["upstreams"][0]["endpoints"].as_array().unwrap();
-    let ours = endpoints.iter().find(|known| known["address"] == endpoint.to_string().as_str());
+    let ours = endpoints.iter().find(|known| known["address"] == format!("{endpoint}").as_str());
     ours.unwrap_or_else(|| panic!("not there: {status}"))["state"].as_str().unwrap().to_owned()
 }
 
@@ -106,11 +107,11 @@ fn one_of_three_that_is_killed_under_load_fails_no_request_that_may_be_sent_agai
     signal("-9", peers[0].peer.id());
     let then = answered.load(Ordering::Relaxed);
     wait_for("many more", || answered.load(Ordering::Relaxed) > then + 400);
+    wait_for("it to be unreachable", || state(&gateway, peers[0].tcp) == "unreachable");
     over.store(true, Ordering::Relaxed);
 
     let failed: Vec<_> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
     assert!(failed.is_empty(), "{} failed: {failed:?}", failed.len());
-    assert_eq!(state(&gateway, peers[0].tcp), "unreachable");
     let lines = warnings.naming(peers[0].tcp);
     assert_eq!(lines.iter().filter(|line| line.contains("cannot be connected to")).count(), 1, "{lines:?}");
 }

@@ -341,3 +341,29 @@ fn a_stream_whose_client_takes_nothing_is_ended_and_the_others_go_on() {
         assert!(left_standing.into_body().collect().await.is_err(), "a part was taken for the whole");
     });
 }
+
+#[test]
+fn a_stream_whose_client_trickles_is_ended() {
+    let backend = Backend::replying(
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\n\r\n".to_vec(), vec![b'x'; 20_000_000]].concat(),
+    );
+    let (gateway, certificate) = before(
+        &backend,
+        "",
+        "limits: { progress_timeout: 2s, minimum_rate: 4MiB }\naccess_log: { path: access.log, format: json }\n",
+    );
+
+    block_on(async {
+        let mut h2 = H2::connect(gateway.address(0), "localhost", &certificate).await;
+        let request = h2.request("GET", "/large").body(Full::default()).unwrap();
+        let mut body = h2.send(request).await.unwrap().into_body();
+        let ended = loop {
+            match body.frame().await {
+                Some(Ok(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                ended => break ended,
+            }
+        };
+        assert!(matches!(ended, Some(Err(_))), "a part was taken for the whole");
+    });
+    assert!(gateway.log(1)[0].contains("client too slow"), "{:?}", gateway.log(1));
+}

@@ -43,6 +43,8 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         upstream: "app".to_owned(),
         stick: None,
         timeout: Duration::from_secs(60),
+        progress_timeout: None,
+        minimum_rate: None,
         body_limit: Some(16 << 20),
         buffer_request: true,
         buffer_response: true,
@@ -129,6 +131,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
             head_timeout: Duration::from_secs(15),
             keep_alive: Duration::from_secs(10),
             progress_timeout: Duration::from_secs(60),
+            minimum_rate: 240,
         },
     };
 

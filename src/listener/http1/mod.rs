@@ -44,7 +44,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
                 let glimpse = Glimpse::of(&wire.borrow().read);
                 let answer = service::refuse(&connection, &error, glimpse);
                 let asked = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
-                response::send(&wire, answer, &asked, timer.as_mut(), limits.progress_timeout).await;
+                response::send(&wire, answer, &asked, timer.as_mut()).await;
                 request::linger(&wire, timer.as_mut()).await;
                 return;
             }
@@ -65,7 +65,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         let Some(answer) = until_gone(service::serve(request, &connection), &wire).await else { return };
 
         asked.keep_alive &= !connection.leaving.is_on();
-        let next = response::send(&wire, answer, &asked, timer.as_mut(), limits.progress_timeout).await;
+        let next = response::send(&wire, answer, &asked, timer.as_mut()).await;
         match next {
             response::Next::Request => {}
             response::Next::Gone => return,
@@ -74,7 +74,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
             response::Next::Tunnel(tunnel, log) => {
                 let Some(wire) = Rc::into_inner(wire) else { return };
                 let (io, early) = wire.into_inner().into_parts();
-                service::tunnel(*tunnel, io, early, log, &connection).await;
+                service::tunnel(*tunnel, io, early, *log, &connection).await;
                 return;
             }
         }

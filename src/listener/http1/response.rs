@@ -7,7 +7,6 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -18,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 use super::{Asked, request::ClientWire};
 use crate::{
     h1::encode::{self, Framing, Persistence},
-    http::{Body, GatewayError},
+    http::{Body, GatewayError, pace::Pace},
     listener::{Downstream, downstream::is_cached},
     proxy::Tunnel,
     service::{Answer, LogGuard},
@@ -33,18 +32,17 @@ pub(super) enum Next {
     Close,
     /// To be closed, with bytes of the client's that are not read yet.
     Linger,
-    Tunnel(Box<Tunnel>, LogGuard),
+    Tunnel(Box<Tunnel>, Box<LogGuard>),
 }
 
 /// Writes `answer` whole, or closes the connection so that a part is not taken for the whole.
 ///
-/// `progress` bounds each pause the client makes.
+/// The client may be as slow as its route allows, counted while it is waited for.
 pub(super) async fn send<Io: Downstream>(
     wire: &Rc<RefCell<ClientWire<Io>>>,
     answer: Answer,
     asked: &Asked,
     mut timer: Pin<&mut Sleep>,
-    progress: Duration,
 ) -> Next {
     let Answer { response, tunnel, mut log } = answer;
     let (parts, body) = response.into_parts();
@@ -65,23 +63,33 @@ pub(super) async fn send<Io: Downstream>(
     let body = if has_body(asked, parts.status) { body } else { Body::Empty };
     let mut writer = Writer::new(out, body, framing, Io::SENDS_FILES);
 
+    let patience = log.patience();
+    let mut pace = Pace::new(patience);
     let mut waiting = false;
     let written = poll_fn(|cx| {
-        let before = (writer.taken, writer.out.len(), writer.data.len());
+        let before = writer.written;
         if let Poll::Ready(written) = writer.poll_write(cx, wire) {
             return Poll::Ready(written);
+        }
+        let moved = writer.written - before;
+        if moved > 0
+            && let Err(slow) = pace.moved(moved)
+        {
+            return Poll::Ready(Err(Cut::Client(io::Error::new(io::ErrorKind::TimedOut, slow))));
         }
         match writer.waits {
             Waits::Body => {
                 waiting = false;
+                pace.rest();
                 // Whoever is not there to read need not be waited for.
                 ready!(wire.borrow_mut().poll_gone(cx));
                 Poll::Ready(Err(Cut::Client(io::ErrorKind::ConnectionReset.into())))
             }
             Waits::Client => {
-                if !waiting || before != (writer.taken, writer.out.len(), writer.data.len()) {
+                pace.wait();
+                if !waiting || moved > 0 {
                     waiting = true;
-                    timer.as_mut().reset(Instant::now() + progress);
+                    timer.as_mut().reset(Instant::now() + patience.progress);
                 }
                 ready!(timer.as_mut().poll(cx));
                 Poll::Ready(Err(Cut::Client(io::ErrorKind::TimedOut.into())))
@@ -107,7 +115,7 @@ pub(super) async fn send<Io: Downstream>(
         }
     }
     match tunnel {
-        Some(tunnel) => Next::Tunnel(tunnel, log),
+        Some(tunnel) => Next::Tunnel(tunnel, Box::new(log)),
         None if stays => Next::Request,
         None if read && wire.borrow().read.is_empty() => Next::Close,
         None => Next::Linger,
@@ -163,6 +171,8 @@ struct Writer {
     waits: Waits,
     /// Bytes taken from the body.
     taken: u64,
+    /// Bytes that the socket has taken.
+    written: u64,
 }
 
 /// Who is waited for when nothing can be written.
@@ -194,6 +204,7 @@ impl Writer {
             ended: false,
             waits: Waits::Client,
             taken: 0,
+            written: 0,
         }
     }
 
@@ -217,6 +228,7 @@ impl Writer {
             self.waits = Waits::Client;
             if !self.out.is_empty() || !self.data.is_empty() {
                 let written = ready!(self.poll_pieces(cx, io)).map_err(Cut::Client)?;
+                self.written += written as u64;
                 let head = written.min(self.out.len());
                 self.out.advance(head);
                 self.data.advance(written - head);
@@ -297,6 +309,7 @@ impl Writer {
             Ok(sent) => {
                 file.advance(sent);
                 self.taken += sent;
+                self.written += sent;
                 Poll::Ready(Ok(()))
             }
             Err(error) if is_of_the_connection(&error) => Poll::Ready(Err(Cut::Client(error))),

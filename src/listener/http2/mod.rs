@@ -4,7 +4,6 @@ mod streams;
 
 use std::{
     convert::Infallible,
-    io,
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
@@ -82,7 +81,8 @@ async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, streams
     }
     // hyper sends what it is given, to a HEAD as well.
     let body = if is_head { Body::Empty } else { body };
-    Response::from_parts(parts, Logged { body, log, progress: streams.progress() })
+    let progress = streams.progress(log.patience());
+    Response::from_parts(parts, Logged { body, log, progress })
 }
 
 /// A request body as hyper reads it.
@@ -130,7 +130,7 @@ impl http_body::Body for Logged {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     this.log.add_sent(data.len() as u64);
-                    this.progress.offered();
+                    this.progress.offered(data.len() as u64);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -160,7 +160,7 @@ impl Drop for Logged {
         if std::thread::panicking() {
             // What state the body is in, nobody knows; the line is written all the same.
         } else if self.progress.has_stalled() {
-            self.log.cut_by_client(&io::ErrorKind::TimedOut.into());
+            self.log.cut_by_client(&self.progress.why());
         } else if self.body.is_end_stream() {
             // hyper does not ask for more than there is.
             self.log.complete();

@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     future::Future,
+    io,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -13,7 +14,10 @@ use tokio::{
     time::sleep,
 };
 
-use crate::drain::Tasks;
+use crate::{
+    drain::Tasks,
+    http::pace::{Pace, Patience, TooSlow},
+};
 
 /// The streams under way, each in a task of its own; given to hyper as what runs them.
 #[derive(Clone)]
@@ -31,20 +35,44 @@ struct Stream {
 /// What is known of how a response is taken.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Since when the last piece has been waiting for the client to take it. hyper asks for the next one as soon as
-    /// there is room, so this is the client's time.
-    offered: Cell<Option<Instant>>,
+    /// Since when the last piece has been waiting for the client to take it, and its bytes. hyper asks for the next one as
+    /// soon as there is room, so this is the client's time.
+    offered: Cell<Option<(Instant, u64)>>,
+    /// `None` until there is a response.
+    pace: RefCell<Option<Pace>>,
+    patience: Cell<Option<Duration>>,
+    slow: Cell<Option<TooSlow>>,
     stalled: Cell<bool>,
 }
 
 impl Progress {
     /// The client has room for more.
     pub(super) fn asked(&self) {
-        self.offered.set(None);
+        if let (Some((_, bytes)), Some(pace)) = (self.offered.take(), &mut *self.pace.borrow_mut())
+            && let Err(slow) = pace.moved(bytes)
+        {
+            self.slow.set(Some(slow));
+        }
     }
 
-    pub(super) fn offered(&self) {
-        self.offered.set(Some(Instant::now()));
+    pub(super) fn offered(&self, bytes: u64) {
+        self.offered.set(Some((Instant::now(), bytes)));
+        if let Some(pace) = &mut *self.pace.borrow_mut() {
+            pace.wait();
+        }
+    }
+
+    fn is_given_up(&self, patience: Duration) -> bool {
+        let patience = self.patience.get().unwrap_or(patience);
+        self.slow.get().is_some() || self.offered.get().is_some_and(|(since, _)| since.elapsed() >= patience)
+    }
+
+    /// Why the stream was ended.
+    pub(super) fn why(&self) -> io::Error {
+        match self.slow.get() {
+            Some(slow) => io::Error::new(io::ErrorKind::TimedOut, slow),
+            None => io::ErrorKind::TimedOut.into(),
+        }
     }
 
     /// The stream was ended because its client took nothing.
@@ -58,13 +86,17 @@ impl Streams {
         Self { tasks, under_way: Rc::default(), begun: Rc::default() }
     }
 
-    /// The progress of the stream whose task this is called in.
-    pub(super) fn progress(&self) -> Rc<Progress> {
+    /// The progress of the stream whose task this is called in, whose client may be so slow.
+    pub(super) fn progress(&self, patience: Patience) -> Rc<Progress> {
         let under_way = self.under_way.borrow();
-        under_way.get(&tokio::task::id()).map_or_else(Rc::default, |stream| Rc::clone(&stream.progress))
+        let progress: Rc<Progress> =
+            under_way.get(&tokio::task::id()).map_or_else(Rc::default, |stream| Rc::clone(&stream.progress));
+        progress.pace.replace(Some(Pace::new(patience)));
+        progress.patience.set(Some(patience.progress));
+        progress
     }
 
-    /// Ends streams whose client takes nothing for `patience`: their tasks are dropped, which resets them. Returns when
+    /// Ends streams whose client takes too little, or nothing for `patience` where their routes say nothing else: their tasks are dropped, which resets them. Returns when
     /// no stream has been under way, and none has begun, for `idle`.
     pub(super) async fn watch(&self, patience: Duration, idle: Duration) {
         let pause = (patience / 4).min(idle / 4).max(SHORTEST_PAUSE);
@@ -72,7 +104,7 @@ impl Streams {
         loop {
             sleep(pause).await;
             for stream in self.under_way.borrow().values() {
-                if stream.progress.offered.get().is_some_and(|since| since.elapsed() >= patience) {
+                if stream.progress.is_given_up(patience) {
                     stream.progress.stalled.set(true);
                     stream.task.abort();
                 }
