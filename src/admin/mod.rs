@@ -1,7 +1,7 @@
 //! The admin endpoint: how the gateway is, for people, probes and Prometheus.
 //!
-//! `GET /live`, `/ready`, `/status`, `/metrics` and `/config`, and `POST /reload`, `/rollback`, `/drain`, `/upgrade` and
-//! `/reopen`, over a unix socket. Binding it (mode 0600), knowing the answers and obeying ([`AdminState`]) is left to
+//! `GET /live`, `/ready`, `/status`, `/metrics` and `/config`, and `POST /reload`, `/rollback`, `/drain`, `/upgrade`,
+//! `/reopen` and `/restart/NAME`, over a unix socket. Binding it (mode 0600), knowing the answers and obeying ([`AdminState`]) is left to
 //! others. Whoever can connect may ask: the permissions of the socket are the access control. No web page can reach a
 //! unix socket, so `Host` is not looked at.
 //!
@@ -31,8 +31,8 @@ use tokio::{
 use tracing::debug;
 
 pub use observer::Observer;
-pub use order::{LONGEST_WAIT, Order, Orders, Outcome};
-pub use report::{Applied, Refusal, Report, WorkerReport};
+pub use order::{LONGEST_WAIT, Order, Orders, Outcome, tag};
+pub use report::{Applied, BackendReport, InstanceReport, Refusal, Report, WorkerReport};
 pub use status::{
     CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, Status, UpstreamStatus,
     render_certificates, render_hops, render_status, timestamp,

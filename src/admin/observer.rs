@@ -13,6 +13,7 @@ use super::{
     Orders, Outcome, Report, Status, UpstreamStatus, timestamp,
 };
 use crate::{
+    backends::InstanceState,
     config::{Protocol, without_passwords},
     drain::Drain,
     listener::Connections,
@@ -128,6 +129,13 @@ impl AdminState for Observer {
             .iter()
             .map(|order| (order.at.as_str(), order.hosts.first().cloned().unwrap_or_default(), order.failures));
         self.metrics.certificates(expire, orders);
+        let backends = report.backends.iter().map(|backend| {
+            let count = |state: &str| backend.instances.iter().filter(|instance| instance.state == state).count();
+            let states = InstanceState::ALL.map(InstanceState::name).map(|state| (state, count(state)));
+            let memory = backend.instances.iter().map(|instance| instance.memory).sum();
+            (backend.name.as_str(), states.to_vec(), backend.restarts, memory)
+        });
+        self.metrics.backends(backends);
         self.metrics.encode()
     }
 }

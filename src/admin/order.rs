@@ -24,6 +24,8 @@ pub enum Order {
     Renew,
     /// Look what is in the way of the certificates that are ordered.
     Check,
+    /// Replace all instances of the backend whose name has this [`tag`].
+    Restart { backend: u32 },
     /// Write the certificates that are ordered to where other programs look for them, and run the commands for that.
     Export,
 }
@@ -59,7 +61,10 @@ impl Order {
             "/renew" => Self::Renew,
             "/check" => Self::Check,
             "/export" => Self::Export,
-            _ => return Ok(None),
+            _ => match path.strip_prefix("/restart/") {
+                Some(name) => Self::Restart { backend: tag(name) },
+                None => return Ok(None),
+            },
         };
         match argument {
             None => Ok(Some(order)),
@@ -79,8 +84,17 @@ impl Order {
             Self::Renew => "/renew".to_owned(),
             Self::Check => "/check".to_owned(),
             Self::Export => "/export".to_owned(),
+            // By its name only.
+            Self::Restart { .. } => "/restart/".to_owned(),
         }
     }
+}
+
+/// Stands for a name of the configuration where none can be said: see [`Order::Restart`], and what workers say to the keeper.
+///
+/// FNV-1a. Two names of one kind that share a tag, one pair in four billion, would share what is said of them.
+pub fn tag(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |tag, byte| (tag ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// How long a drain says "not ready" before it stops, unless it is told: three probes of most load balancers.
@@ -117,6 +131,7 @@ mod tests {
         }
         assert_eq!(Order::read("/rollback", ""), Ok(Some(Order::Rollback { steps: 1 })));
         assert_eq!(Order::read("/nothing", ""), Ok(None));
+        assert_eq!(Order::read("/restart/app", ""), Ok(Some(Order::Restart { backend: tag("app") })));
     }
 
     #[test]

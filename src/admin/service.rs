@@ -83,8 +83,8 @@ async fn carry_out(order: Order, state: &dyn AdminState) -> Response<Full<Bytes>
     }
 }
 
-const THERE_IS: &str =
-    "there is GET /live, /ready, /status, /metrics, /config and POST /reload, /rollback, /drain, /upgrade, /reopen";
+const THERE_IS: &str = "there is GET /live, /ready, /status, /metrics, /config and POST /reload, /rollback, /drain, /upgrade, /reopen, \
+     /restart/NAME";
 
 fn panicked(_: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
     // The panic hook has told what and where.

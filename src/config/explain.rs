@@ -25,6 +25,7 @@ impl fmt::Display for Explained<'_> {
         host(plan, f)?;
         routes(plan, f)?;
         upstreams(plan, f)?;
+        backends(plan, f)?;
         trust(plan, f)?;
         certificates(plan, f)?;
         limits(plan, f)?;
@@ -156,14 +157,27 @@ fn matching_order(routes: &[RoutePlan]) -> Vec<&RoutePlan> {
 
 fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "\nUpstreams: the applications")?;
-    for UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, ready_path, .. } in
-        plan.upstreams.values()
+    for UpstreamPlan {
+        name,
+        protocol,
+        endpoints,
+        backend,
+        concurrency,
+        queue,
+        hold,
+        connect_timeout,
+        ready_path,
+        ..
+    } in plan.upstreams.values()
     {
         let protocol = match protocol {
             Protocol::Http => "HTTP/1.1",
             Protocol::Uwsgi => "the uwsgi protocol",
         };
-        writeln!(f, "  `{name}` speaks {protocol} at {}", list(endpoints))?;
+        match backend {
+            Some(backend) => writeln!(f, "  `{name}` speaks {protocol} with the instances of the backend `{backend}`")?,
+            None => writeln!(f, "  `{name}` speaks {protocol} at {}", list(endpoints))?,
+        }
         match concurrency {
             Some(places) => writeln!(
                 f,
@@ -187,6 +201,27 @@ fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             writeln!(f, "    it makes the index of logs")?;
         } else if !plan.routes.iter().any(|route| route.upstream == *name) {
             writeln!(f, "    no route leads here")?;
+        }
+    }
+    Ok(())
+}
+
+fn backends(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if plan.backends.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "\nBackends: programs that are begun here")?;
+    for (name, backend) in &plan.backends {
+        let place = if backend.has_port { "a port of 127.0.0.1" } else { "a socket" };
+        writeln!(f, "  `{name}` is `{}`", backend.command.join(" "))?;
+        writeln!(
+            f,
+            "    {} of it at once, each on {place} of its own, as the user {} where Vestibule is root",
+            backend.instances,
+            backend.user.as_ref().unwrap_or(&plan.user)
+        )?;
+        if !plan.upstreams.values().any(|upstream| upstream.backend.as_ref() == Some(name)) {
+            writeln!(f, "    no upstream has it as its `backend`")?;
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 //! Who gives it, and when, is [`crate::process`]'s business.
 
 mod attention;
+mod instances;
 mod places;
 mod probing;
 mod traffic;
@@ -26,9 +27,11 @@ use tokio::sync::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::instances::InstanceNews;
 use self::traffic::{Bound, Command, ListenerId, Share, SocketId, Switch, Terms};
 use crate::{
     admin::{self, Observer, Orders, Report},
+    backends::Instance,
     config::{ClientCaPlan, ListenAddress, ListenerPlan, LogSink, Plan},
     drain::{Cut, Drain},
     keeper::{Provisions, output::LogOutput, sockets::BoundSockets},
@@ -66,6 +69,9 @@ pub struct Gateway {
     pub current: Arc<Current>,
     /// Tells those who look after applications that there are others.
     changed: Arc<Notify>,
+    /// Those of programs of ours, and what tells that there are others.
+    instances: Arc<ArcSwap<Vec<Instance>>>,
+    instances_changed: Arc<Notify>,
     /// Tells those who look after certificates the same.
     certificates_changed: Arc<Notify>,
 }
@@ -95,6 +101,8 @@ pub enum News {
     Alive { beat: u64 },
     /// Somebody asks for a challenge that may be another machine's.
     Sought,
+    /// Of an instance of a program of ours.
+    Instance { id: u32, found: InstanceNews },
 }
 
 /// The log that a plan goes on with.
@@ -137,10 +145,11 @@ impl Gateway {
         tickets: &TicketKeys,
         orders: Option<Orders>,
     ) -> Result<Self, StartError> {
-        Self::start_beside(plan, provisions, generation, tickets, orders, &BTreeMap::new())
+        Self::start_beside(plan, provisions, generation, tickets, orders, &BTreeMap::new(), Vec::new())
     }
 
-    /// The same beside gateways that leave, and have `held` places of each upstream until they are granted.
+    /// The same beside gateways that leave, and have `held` places of each upstream until they are granted; with the
+    /// `instances` of backends that there are.
     pub fn start_beside(
         plan: Plan,
         provisions: Provisions,
@@ -148,6 +157,7 @@ impl Gateway {
         tickets: &TicketKeys,
         orders: Option<Orders>,
         held: &BTreeMap<String, u32>,
+        instances: Vec<Instance>,
     ) -> Result<Self, StartError> {
         raise_file_limit();
         let started = SystemTime::now();
@@ -222,6 +232,8 @@ impl Gateway {
             metrics,
             current,
             changed: Arc::default(),
+            instances: Arc::new(ArcSwap::from_pointee(instances)),
+            instances_changed: Arc::default(),
             certificates_changed: Arc::default(),
         };
         debug_assert!(admin_plan.is_some() || provisions.admin.is_none());
@@ -320,6 +332,7 @@ impl Gateway {
         let has_admin = plan.admin.is_some();
         let (spool, files) = (Arc::clone(&self.spool), provisions.files);
         let runtime = Runtime::build(plan, files, spool, generation, Some(&self.current.load()), &self.metrics);
+        instances::assign(&runtime, &self.instances.load());
         self.current.replace(runtime);
         self.changed.notify_one();
         self.certificates_changed.notify_one();

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admin::{LONGEST_WAIT, Outcome, Report},
+    backends::Instance,
     config::{ListenAddress, ListenerPlan, LogSink, Plan},
     files::{Denied, Roots},
     keeper::{
@@ -40,7 +41,7 @@ pub(super) enum ToWorker {
     /// Go on with another file for the access log, which comes along.
     Reopen,
     /// How the keeper is, for `/status`.
-    Report(Report),
+    Report(Box<Report>),
     /// What came of an order.
     Reply { id: u32, outcome: Outcome },
     /// Accept no more, and end what was begun.
@@ -63,6 +64,8 @@ pub(super) enum ToWorker {
     Challenges { version: u64, pending: Vec<PendingChallenge> },
     /// Serve these in place of those that came with the plan.
     Certificates(Vec<CertificateMaterial>),
+    /// These are the instances of programs of ours.
+    Instances(Vec<Instance>),
 }
 
 /// A plan and what goes with it. Descriptors come in the order of the fields.
@@ -83,6 +86,7 @@ pub(super) struct Handover {
     /// Places that workers before this one still have, by upstream.
     pub(super) held: BTreeMap<String, u32>,
     pub(super) tickets: TicketKeys,
+    pub(super) instances: Vec<Instance>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -108,6 +112,7 @@ impl Handover {
         user: Option<User>,
         held: BTreeMap<String, u32>,
         tickets: TicketKeys,
+        instances: Vec<Instance>,
     ) -> (Self, Vec<OwnedFd>) {
         let mut descriptors = Vec::new();
         let mut listeners = Vec::new();
@@ -155,6 +160,7 @@ impl Handover {
                 user,
                 held,
                 tickets,
+                instances,
             },
             descriptors,
         )
@@ -209,14 +215,7 @@ impl Handover {
     }
 }
 
-/// Stands for an upstream in a [`Word`]: no worker can say a name, and numbers would change with the plan.
-///
-/// FNV-1a. Two upstreams of one plan that share a tag, one pair in four billion, would share what is said of them.
-pub(super) fn tag(upstream: &str) -> u32 {
-    upstream.bytes().fold(0x811c_9dc5, |tag, byte| (tag ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
-/// All that a worker can say. Upstreams are said by their [`tag`].
+/// All that a worker can say. Upstreams are said by their [`crate::admin::tag`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Word {
     /// It accepts connections.
@@ -281,6 +280,28 @@ pub(super) enum Word {
     Export {
         id: u32,
     },
+    /// Replace the instances of a backend, which is said likewise.
+    Restart {
+        id: u32,
+        backend: u32,
+    },
+    /// An instance answers.
+    Up {
+        instance: u32,
+    },
+    /// It does not any more, and should.
+    Hung {
+        instance: u32,
+    },
+    /// It is sent nothing any more and has nothing left.
+    Drained {
+        instance: u32,
+    },
+    /// So many requests of this worker have been sent there.
+    Served {
+        instance: u32,
+        count: u32,
+    },
 }
 
 /// Bytes of a word: kind, id, argument; little endian.
@@ -319,6 +340,11 @@ impl Word {
             Self::Check { id } => (15, id, 0),
             Self::Seek => (16, 0, 0),
             Self::Export { id } => (17, id, 0),
+            Self::Restart { id, backend } => (18, id, u64::from(backend)),
+            Self::Up { instance } => (19, instance, 0),
+            Self::Hung { instance } => (20, instance, 0),
+            Self::Drained { instance } => (21, instance, 0),
+            Self::Served { instance, count } => (22, instance, u64::from(count)),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -357,6 +383,11 @@ impl Word {
             15 => Self::Check { id },
             16 => Self::Seek,
             17 => Self::Export { id },
+            18 => Self::Restart { id, backend: small()? },
+            19 => Self::Up { instance: id },
+            20 => Self::Hung { instance: id },
+            21 => Self::Drained { instance: id },
+            22 => Self::Served { instance: id, count: small()? },
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -396,6 +427,11 @@ mod tests {
             Word::Check { id: 9 },
             Word::Seek,
             Word::Export { id: 9 },
+            Word::Restart { id: 9, backend: u32::MAX },
+            Word::Up { instance: 7 },
+            Word::Hung { instance: 7 },
+            Word::Drained { instance: 7 },
+            Word::Served { instance: 7, count: 1 },
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }
@@ -423,7 +459,7 @@ mod tests {
         }
 
         #[test]
-        fn near_words_are_words_or_refused(kind in 0u32..18, id in any::<u32>(), argument in any::<u64>()) {
+        fn near_words_are_words_or_refused(kind in 0u32..23, id in any::<u32>(), argument in any::<u64>()) {
             let mut bytes = [0; WORD];
             bytes[..4].copy_from_slice(&kind.to_le_bytes());
             bytes[4..8].copy_from_slice(&id.to_le_bytes());

@@ -50,7 +50,10 @@ pub(crate) use self::{
 use self::{keeper::Keeper, worker::RunsAs};
 use crate::{
     config::{self, ConfigError, Inspection, Plan, Source, Takes},
-    keeper::{ProvisionFaults, user::UnknownUser},
+    keeper::{
+        ProvisionFaults,
+        user::{self, UnknownUser},
+    },
     telemetry::access_log,
     tls,
 };
@@ -138,6 +141,16 @@ pub(crate) fn work() -> Result<(), Box<dyn std::error::Error>> {
     Ok(worker::run(link, RunsAs::Process)?)
 }
 
+/// Keeps from this process, and from those that it begins, what is said to the keeper by signals.
+pub(crate) fn hold_signals() {
+    signal_mask::hold();
+}
+
+/// Takes signals as any program does.
+pub(crate) fn release_signals() {
+    signal_mask::release();
+}
+
 /// Orders certificates for the keeper at the other end of standard input.
 pub(crate) fn order_certificates() -> Result<(), Box<dyn std::error::Error>> {
     let link = io::stdin().as_fd().try_clone_to_owned()?;
@@ -163,5 +176,5 @@ fn run(keeper: impl Future<Output = Result<Ended, ServeError>>) -> Result<Ended,
 /// What a configuration is held against before it is put in force: no folder, which may come with the application, and
 /// no date of a certificate.
 fn inspections() -> &'static [Inspection] {
-    &[config::untrusted_sources, access_log::faults, tls::faults, tls::storage::faults]
+    &[config::untrusted_sources, user::unusable_for_backends, access_log::faults, tls::faults, tls::storage::faults]
 }

@@ -130,6 +130,11 @@ pub async fn send(
                 tracing::debug!(endpoint = %endpoint.label, error = &error as &dyn std::error::Error, "sending again");
             }
             outcome => {
+                match &outcome {
+                    Ok(_) => endpoint.answered(true),
+                    Err(error) if error.status == StatusCode::GATEWAY_TIMEOUT => endpoint.answered(false),
+                    Err(_) => {}
+                }
                 counted.outcome = match &outcome {
                     Ok(_) => Outcome::Ok,
                     Err(error) if error.side == Side::Downstream => Outcome::Canceled,

@@ -12,7 +12,7 @@ mod stream;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -60,12 +60,16 @@ impl Upstream {
             return Arc::clone(before);
         }
         let known = before.map(|before| before.endpoints()).unwrap_or_default();
-        let endpoints = ArcSwap::from_pointee(successors(&known, &plan.endpoints));
+        let endpoints = match before {
+            // They are said by others, and have not changed with the plan.
+            Some(before) if plan.backend.is_some() && before.plan.backend == plan.backend => known,
+            _ => Arc::new(successors(&known, &plan.endpoints)),
+        };
         let queue =
             before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(plan.concurrency, plan.queue));
         // Of the same application, as far as can be told.
-        let kept = before
-            .filter(|before| (&before.plan.ready_path, &before.plan.endpoints) == (&plan.ready_path, &plan.endpoints));
+        let application = |plan: &UpstreamPlan| (plan.ready_path.clone(), plan.endpoints.clone(), plan.backend.clone());
+        let kept = before.filter(|before| application(&before.plan) == application(plan));
         let readiness = match kept {
             Some(before) => before.readiness.clone(),
             None => plan.ready_path.as_ref().map(|_| Arc::default()),
@@ -76,7 +80,7 @@ impl Upstream {
             queue: queue.unwrap_or_else(|| Arc::new(Queue::new(plan.concurrency, plan.queue, metrics.clone()))),
             metrics,
             readiness,
-            endpoints,
+            endpoints: ArcSwap::new(endpoints),
         })
     }
 
@@ -111,6 +115,7 @@ impl Upstream {
     /// Counts a request inside `endpoint`, one of ours, until the guard is dropped.
     pub fn enter(&self, endpoint: &Arc<Endpoint>) -> InFlight {
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+        endpoint.sent.fetch_add(1, Ordering::Relaxed);
         InFlight { endpoint: Arc::clone(endpoint), _counted: self.metrics.in_flight.hold() }
     }
 
@@ -187,6 +192,10 @@ pub struct Endpoint {
     /// Tells this endpoint from all others ever made; the key of the pools.
     pub(super) id: u64,
     in_flight: AtomicUsize,
+    /// Requests so far.
+    sent: AtomicU32,
+    /// Answers in a row that did not come in time.
+    missed_deadlines: AtomicU32,
     selected: AtomicU64,
     /// Since when no connection could be made, in microseconds on [`now_micros`]'s clock; 0 when one could, or none
     /// was tried.
@@ -198,13 +207,15 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(address: &EndpointAddress) -> Arc<Self> {
+    pub(crate) fn new(address: &EndpointAddress) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
             address: address.clone(),
             label: address.to_string().into(),
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             in_flight: AtomicUsize::new(0),
+            sent: AtomicU32::new(0),
+            missed_deadlines: AtomicU32::new(0),
             selected: AtomicU64::new(0),
             unreachable_since: AtomicU64::new(0),
             passed_over_until: AtomicU64::new(0),
@@ -214,6 +225,25 @@ impl Endpoint {
 
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were sent there, whatever came of them.
+    pub fn sent(&self) -> u32 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Answers in a row that did not come in time.
+    pub fn missed_deadlines(&self) -> u32 {
+        self.missed_deadlines.load(Ordering::Relaxed)
+    }
+
+    /// An answer has come, or has not within its time.
+    pub fn answered(&self, in_time: bool) {
+        if !in_time {
+            self.missed_deadlines.fetch_add(1, Ordering::Relaxed);
+        } else if self.missed_deadlines.load(Ordering::Relaxed) != 0 {
+            self.missed_deadlines.store(0, Ordering::Relaxed);
+        }
     }
 
     /// How long no connection could be made; `None` when the last one could, or none was tried.
@@ -293,6 +323,7 @@ mod tests {
         let plan = UpstreamPlan {
             name: "app".into(),
             protocol: Protocol::Http,
+            backend: None,
             endpoints: endpoints.iter().map(|host| EndpointAddress::Tcp { host: (*host).into(), port: 1 }).collect(),
             concurrency: None,
             queue: QueuePlan { limit: 1, timeout: Duration::from_secs(1) },

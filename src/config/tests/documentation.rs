@@ -33,11 +33,14 @@ fn the_documentation_is_a_configuration_that_can_run() {
     let documented = plan(&documentation());
     let least = plan(&minimal("").replace("127.0.0.1:80'", "[::]:80'"));
 
-    // All but what is shown as an example, certificates and logs, is what runs without being written.
+    // All but what is shown as an example, certificates, logs and programs, is what runs without being written.
     let mut listeners = documented.listeners.clone();
     listeners.truncate(1);
     listeners[0].log_server = None;
-    assert_eq!(Plan { tls: least.tls.clone(), error_log: None, listeners, ..documented }, least);
+    assert_eq!(
+        Plan { tls: least.tls.clone(), error_log: None, listeners, backends: least.backends.clone(), ..documented },
+        least
+    );
 }
 
 #[test]

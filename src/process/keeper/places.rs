@@ -5,11 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    super::message::{ToWorker, tag},
-    Keeper, State, Worker, WorkerId,
-};
-use crate::config::Plan;
+use super::{super::message::ToWorker, Keeper, State, Worker, WorkerId};
+use crate::{admin::tag, config::Plan};
 
 impl Keeper {
     /// Places that leaving workers have, by upstream.
