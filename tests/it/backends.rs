@@ -163,6 +163,7 @@ fn application_servers_are_begun_on_sockets_and_ports_and_what_they_say_is_in_th
         );
         let said = served.order(&["status"]);
         assert!(said.contains("backends\n  app: 0 failures") && said.contains("serving"), "{said}");
+        patiently("what they use", || backend(&served)["instances"][0]["memory"].as_u64() > Some(1 << 20));
         let metrics = served.get("admin.sock", "/metrics");
         assert!(
             metrics.contains(&format!("vestibule_backend_instances{{backend=\"app\",state=\"serving\"}} {count}")),
@@ -319,6 +320,9 @@ fn one_that_fails_at_once_again_and_again_is_begun_more_and_more_rarely_and_not_
     assert!(served.events().contains("no luck"));
     let said = served.order(&["status"]);
     assert!(said.contains("FAILS AGAIN AND AGAIN"), "{said}");
+
+    let refused = served.run(&["restart", "app"]);
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("the new one failed (exit status 3)"));
 
     let absent = serve("[/no/such/program]", "");
     patiently("its failure", || absent.events().contains("cannot run `/no/such/program`"));

@@ -31,7 +31,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     net::unix::pipe,
     sync::mpsc::{Receiver, Sender, channel},
-    task::{AbortHandle, spawn_blocking, spawn_local},
+    task::{spawn_blocking, spawn_local},
     time::{Instant, timeout_at},
 };
 use uzers::os::unix::UserExt;
@@ -79,6 +79,8 @@ struct Program {
     last_exit: Option<String>,
     /// Who waits for all instances to be replaced.
     asked: Vec<(WorkerId, u32)>,
+    /// Why one that was to take another one's place does not.
+    refused: Option<String>,
 }
 
 struct Instance {
@@ -88,7 +90,6 @@ struct Instance {
     program: Option<Pid>,
     line: UnixStream,
     output: OwnedFd,
-    tasks: [AbortHandle; 2],
     address: EndpointAddress,
     state: State,
     /// Why it is to be replaced.
@@ -103,14 +104,6 @@ struct Instance {
     /// Requests by worker.
     served: HashMap<WorkerId, u32>,
     usage: Usage,
-}
-
-impl Drop for Instance {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
 }
 
 /// What an instance uses.
@@ -336,8 +329,9 @@ impl Backends {
         line.set_nonblocking(true)?;
         let heard = tokio::net::UnixStream::from_std(line.try_clone()?)?;
         let told = pipe::Receiver::from_owned_fd(output.try_clone()?)?;
-        let hearing = spawn_local(hear(id, heard, process, self.sender.clone())).abort_handle();
-        let telling = spawn_local(tell(name.to_owned(), id, told)).abort_handle();
+        // Both end with the instance: the last words of one that has ended are heard, too.
+        spawn_local(hear(id, heard, process, self.sender.clone()));
+        spawn_local(tell(name.to_owned(), id, told));
         let now = Instant::now();
         Ok(Instance {
             id,
@@ -345,7 +339,6 @@ impl Backends {
             program: None,
             line,
             output,
-            tasks: [hearing, telling],
             address,
             state: State::Starting,
             outdated: None,
@@ -553,6 +546,7 @@ impl Keeper {
                     instance.stop();
                     any = true;
                     let id = instance.id;
+                    program.refused = Some(why.clone());
                     program.failed(name, id, &why, now);
                 }
                 State::Starting if instance.outdated.is_some() => {
@@ -589,10 +583,11 @@ impl Keeper {
         }
         let is_outdated = |instance: &Instance| instance.is_current() && instance.outdated.is_some();
         let outdated = program.instances.iter().filter(|instance| is_outdated(instance)).count();
-        let asked = if outdated == 0 { std::mem::take(&mut program.asked) } else { Vec::new() };
+        let (serving, starting) = (count(program, State::Serving), count(program, State::Starting));
+        let is_done = outdated == 0 && serving >= wanted;
+        let asked = if is_done { std::mem::take(&mut program.asked) } else { Vec::new() };
         // One more than wanted where another one is to go.
-        let starting = count(program, State::Starting);
-        let current = count(program, State::Serving) + starting;
+        let current = serving + starting;
         let missing = match wanted.saturating_sub(current) {
             0 if outdated > 0 && starting == 0 && current == wanted => 1,
             missing => missing,
@@ -609,6 +604,7 @@ impl Keeper {
                         Err(error) => {
                             let why = format!("it cannot be begun: {error}");
                             let program = self.backends.programs.entry(name.to_owned()).or_default();
+                            program.refused = Some(why.clone());
                             program.failed(name, 0, &why, now);
                             break;
                         }
@@ -619,7 +615,7 @@ impl Keeper {
         for (worker, id) in asked {
             self.answer(worker, id, Ok(format!("{name}: {wanted} new serving; those before end what they began")));
         }
-        let refused = self.backends.programs.get_mut(name).map(Program::refused).unwrap_or_default();
+        let refused = self.backends.programs.get_mut(name).map(Program::take_refused).unwrap_or_default();
         for (worker, id, why) in refused {
             self.answer(worker, id, Err(format!("{name}: the new one failed ({why}); those before serve on")));
         }
@@ -659,6 +655,9 @@ impl Keeper {
                         let lived = instance.begun.elapsed();
                         if lived >= QUICK {
                             program.quick_ends = 0;
+                        }
+                        if instance.outdated.is_none() && instance.state == State::Starting {
+                            program.refused = Some(how.clone());
                         }
                         program.failed(&name, id, &how, Instant::now());
                     }
@@ -743,7 +742,7 @@ impl Keeper {
         }
         tracing::info!(backend = %name, "all instances are replaced, as was asked for");
         // What has failed before is tried again.
-        (program.quick_ends, program.restart) = (0, None);
+        (program.quick_ends, program.restart, program.refused) = (0, None, None);
         program.asked.push((worker, id));
         for instance in program.instances.iter_mut().filter(|instance| instance.is_current()) {
             instance.outdated.get_or_insert(Reason::Asked);
@@ -764,6 +763,7 @@ impl Keeper {
             if !program.instances.is_empty() && program.instances.iter().all(lasts) {
                 program.quick_ends = 0;
             }
+            let mut beyond = None;
             for instance in &mut program.instances {
                 let found = instance.program.and_then(|program| used.get(&program.as_raw_pid()));
                 if found.is_none() && instance.program.is_some() && instance.state == State::Serving {
@@ -781,9 +781,17 @@ impl Keeper {
                 {
                     tracing::info!(backend = %name, instance = instance.id, memory = instance.usage.memory, "an instance is replaced: {reason}");
                     instance.outdated = Some(reason);
+                    beyond = Some((reason, instance.begun.elapsed()));
                 }
             }
+            // A limit that is too low for the program is no reason to replace it in a loop.
+            if let Some((reason, lived)) = beyond.filter(|(reason, lived)| *reason != Reason::Age && *lived < QUICK) {
+                program.quick_ends += 1;
+                program.restart = Some(now + program.pause());
+                program.last_exit = Some(format!("{reason}, {lived:?} after its beginning"));
+            }
         }
+        self.report();
     }
 
     /// Ends all programs, each within its own time, and waits for that.
@@ -845,14 +853,11 @@ impl Program {
     }
 
     /// Whoever has asked for other instances, where the first of them has failed: those there are go on.
-    fn refused(&mut self) -> Vec<(WorkerId, u32, String)> {
-        if self.asked.is_empty() || self.quick_ends == 0 {
-            return Vec::new();
-        }
+    fn take_refused(&mut self) -> Vec<(WorkerId, u32, String)> {
+        let Some(why) = self.refused.take().filter(|_| !self.asked.is_empty()) else { return Vec::new() };
         for instance in self.instances.iter_mut().filter(|instance| instance.outdated == Some(Reason::Asked)) {
             instance.outdated = None;
         }
-        let why = self.last_exit.clone().unwrap_or_default();
         std::mem::take(&mut self.asked).into_iter().map(|(worker, id)| (worker, id, why.clone())).collect()
     }
 }
