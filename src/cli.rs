@@ -57,7 +57,7 @@ fn run(command: Command) -> ExitCode {
         Verb::Worker => exit_code(process::work()),
         Verb::Agent => exit_code(process::order_certificates()),
         Verb::BackendGuard { guarded, command } => exit_code(guard::guard(&guarded, &command).map_err(Into::into)),
-        Verb::BackendProgram { guarded, command } => match guard::become_program(&guarded, &command) {
+        Verb::BackendProgram { guard: own, guarded, command } => match guard::become_program(own, &guarded, &command) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 complain(&error.to_string());
@@ -129,6 +129,7 @@ enum Verb {
     /// What a guard begins to become that instance; not for people.
     #[command(hide = true)]
     BackendProgram {
+        guard: i32,
         guarded: String,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,

@@ -63,12 +63,13 @@ pub(crate) fn guard(guarded: &str, command: &[OsString]) -> io::Result<()> {
     // The output of the program is ours as well: what goes wrong before it runs comes into the same log.
     let program = Command::new("/proc/self/exe")
         .arg0("vestibule")
-        .args(["backend-program", guarded])
+        .args(["backend-program", &getpid().as_raw_pid().to_string(), guarded])
         .args(command)
         .stdin(Stdio::null())
         .spawn()?;
     let program = i32::try_from(program.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
-    writeln!(keeper, "{BEGUN} {}", program.as_raw_pid())?;
+    // Where the keeper has gone meanwhile, that is seen next.
+    writeln!(keeper, "{BEGUN} {}", program.as_raw_pid()).ok();
     let ended = watch(&parsed, program, &mut keeper);
     end_all(program);
     if let Some(socket) = &parsed.socket {
@@ -79,16 +80,15 @@ pub(crate) fn guard(guarded: &str, command: &[OsString]) -> io::Result<()> {
     Ok(())
 }
 
-/// Becomes the program: the user, a session of its own, the folder, and that it ends with the guard.
+/// Becomes the program behind the guard with that number: the user, a session of its own, the folder, and that it ends with the guard.
 ///
 /// # Errors
 ///
 /// Why it does not run.
-pub(crate) fn become_program(guarded: &str, command: &[OsString]) -> io::Result<()> {
+pub(crate) fn become_program(guard: i32, guarded: &str, command: &[OsString]) -> io::Result<()> {
     let guarded: Guarded = serde_json::from_str(guarded)?;
     let Some((program, arguments)) = command.split_first() else { return Err(io::ErrorKind::InvalidInput.into()) };
     process::release_signals();
-    let parent = rustix::process::getppid();
     setsid()?;
     if let Some(user) = &guarded.user {
         // Groups first, then the user: after it there is no right to change groups.
@@ -98,7 +98,8 @@ pub(crate) fn become_program(guarded: &str, command: &[OsString]) -> io::Result<
     }
     // After the change of user, which takes it back.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    if rustix::process::getppid() != parent {
+    // Its end may have come before that.
+    if rustix::process::getppid().map(Pid::as_raw_pid) != Some(guard) {
         return Err(io::Error::other("its guard has ended"));
     }
     let name = program.to_string_lossy();

@@ -2,9 +2,7 @@
 
 pub(crate) mod guard;
 mod instance;
-mod process;
 mod supervisord;
 
 pub use instance::{Instance, InstanceState};
-pub use process::{NotReady, Process};
 pub use supervisord::{ProgramState, Supervisord, SupervisordError};

@@ -49,7 +49,7 @@ pub(crate) use self::{
 };
 use self::{keeper::Keeper, worker::RunsAs};
 use crate::{
-    config::{self, ConfigError, Inspection, Plan, Source, Takes},
+    config::{self, ConfigError, Inspection, ListenAddress, Plan, Source, Takes},
     keeper::{
         ProvisionFaults,
         user::{self, UnknownUser},
@@ -92,12 +92,25 @@ impl ServeError {
 
 /// Serves `source` until it is told to stop.
 pub(crate) fn serve(source: Source, options: Options) -> Result<Ended, ServeError> {
+    serve_and_tell(source, options, |_| {})
+}
+
+/// The same; `begun` is told the addresses once connections are accepted.
+pub(crate) fn serve_and_tell(
+    source: Source,
+    options: Options,
+    begun: impl FnOnce(&[ListenAddress]),
+) -> Result<Ended, ServeError> {
     // Before anything is begun: a refused configuration is not a failed start.
     let text = config::text(&source)?;
     let plan = config::check_text(&source, &text, inspections())?;
     // Until we catch them; by default most of them would end us.
     signal_mask::hold();
-    run(async { Ok(Keeper::start(source, options, plan, text).await?.run().await) })
+    run(async {
+        let keeper = Keeper::start(source, options, plan, text).await?;
+        begun(&keeper.addresses());
+        Ok(keeper.run().await)
+    })
 }
 
 /// Goes on with what the program before left at our standard input.

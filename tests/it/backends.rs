@@ -207,6 +207,21 @@ fn nothing_of_a_program_outlives_us_however_we_end() {
 }
 
 #[test]
+fn killed_at_whatever_moment_of_the_start_we_leave_nothing() {
+    let mark = format!("{}", 6_000_000 + std::process::id());
+    let text = configuration(&format!("[sleep, '{mark}']"), "instances: 3", "");
+    let program = std::path::PathBuf::from(env!("CARGO_BIN_EXE_vestibule"));
+    for moment in 0..15 {
+        let mut served = Served::spawn(folder(), &program, &text, |_| {});
+        thread::park_timeout(Duration::from_millis(moment * 10));
+        served.signal("KILL");
+        served.ended();
+    }
+
+    patiently("the end of all of it", || named(&mark).is_empty());
+}
+
+#[test]
 fn a_killed_guard_takes_its_program_along_and_another_one_is_begun() {
     if program("gunicorn").is_none() {
         return;
@@ -292,7 +307,7 @@ fn a_restart_that_fails_says_why_and_what_was_there_serves_on() {
     if program("gunicorn").is_none() {
         return;
     }
-    let served = serve(GUNICORN, "");
+    let served = serve(GUNICORN, "ready: { path: /x }");
     let before = serving(&served, 1);
     fs::write(served.path("application.py"), "raise SystemExit(3)").unwrap();
 

@@ -56,7 +56,7 @@ use super::{
 };
 use crate::{
     admin::{Order, Outcome, Refusal, Report},
-    config::{self, Plan, Problem, RotatePlan, Source},
+    config::{self, ListenAddress, Plan, Problem, RotatePlan, Source},
     keeper::{
         ProvisionFaults, Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets,
         user::User,
@@ -194,6 +194,11 @@ impl Keeper {
             tracing::info!(%address, "listening");
         }
         Ok(keeper)
+    }
+
+    /// Where it listens.
+    pub(super) fn addresses(&self) -> Vec<ListenAddress> {
+        self.sockets.addresses().cloned().collect()
     }
 
     /// One that has no worker yet. Catches signals from here on.
