@@ -6,6 +6,7 @@
 use std::{
     env,
     error::Error,
+    ffi::OsString,
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -16,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     admin::{self, Order},
+    backends::guard,
     config::{self, AdminAddress, ConfigError, Outer, Problem, Source},
     demo,
     keeper::user,
@@ -54,6 +56,14 @@ fn run(command: Command) -> ExitCode {
         Verb::Serve { options, serve: how } => with_source(&options, |source| serve(source, how)),
         Verb::Worker => exit_code(process::work()),
         Verb::Agent => exit_code(process::order_certificates()),
+        Verb::BackendGuard { guarded, command } => exit_code(guard::guard(&guarded, &command).map_err(Into::into)),
+        Verb::BackendProgram { guard: own, guarded, command } => match guard::become_program(own, &guarded, &command) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&error.to_string());
+                ExitCode::from(guard::CANNOT_RUN)
+            }
+        },
         Verb::DocassembleSettings { file, fetch } => {
             exit_code(config::read_docassemble(&file, fetch).map_err(Into::into))
         }
@@ -65,6 +75,7 @@ fn run(command: Command) -> ExitCode {
         }
         Verb::Rollback { options, steps } => with_source(&options, |source| order(source, Order::Rollback { steps })),
         Verb::Drain { options, wait } => with_source(&options, |source| order(source, Order::Drain { wait })),
+        Verb::Restart { options, name } => with_source(&options, |source| restart(source, &name)),
         Verb::Upgrade(options) => with_source(&options, |source| order(source, Order::Upgrade)),
         Verb::Certificates(CertificateVerb::List(options)) => with_source(&options, certificates),
         Verb::Certificates(CertificateVerb::Check(options)) => {
@@ -108,6 +119,21 @@ enum Verb {
     /// What the keeper begins to order certificates; not for people.
     #[command(hide = true)]
     Agent,
+    /// What the keeper begins to guard an instance of a backend; not for people.
+    #[command(hide = true)]
+    BackendGuard {
+        guarded: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
+    /// What a guard begins to become that instance; not for people.
+    #[command(hide = true)]
+    BackendProgram {
+        guard: i32,
+        guarded: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<OsString>,
+    },
     /// What reads docassemble's configuration for root, as another user; not for people.
     #[command(hide = true)]
     DocassembleSettings {
@@ -146,6 +172,14 @@ enum Verb {
     },
     /// Have the program file that is on the disk now take over from the running gateway: same pid, nothing dropped.
     Upgrade(Options),
+    /// Have the running gateway replace all instances of a backend, one after the other: a new one serves before an old one
+    /// ends what it began. Or have Supervisor restart the program that is behind an upstream.
+    Restart {
+        #[command(flatten)]
+        options: Options,
+        /// The name of the backend, or of the program or its upstream.
+        name: String,
+    },
     /// Certificates of the running gateway: those of your own, and those that it orders.
     #[command(subcommand)]
     Certificates(CertificateVerb),
@@ -233,6 +267,7 @@ Environment:
 const INSPECTIONS: &[config::Inspection] = &[
     config::untrusted_sources,
     user::unusable,
+    user::unusable_for_backends,
     access_log::faults,
     config::unusable_folders,
     tls::check,
@@ -362,8 +397,22 @@ fn rehearse(source: &Source) -> ExitCode {
 
 /// Has the running gateway carry out `order`, and says what came of it.
 fn order(source: &Source, order: Order) -> ExitCode {
+    post(source, &order.target())
+}
+
+/// Has it restart what is called `name`.
+fn restart(source: &Source, name: &str) -> ExitCode {
+    let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':'));
+    if !is_name {
+        complain(&format!("`{name}` is not the name of a backend or of a program"));
+        return ExitCode::FAILURE;
+    }
+    post(source, &format!("/restart/{name}"))
+}
+
+fn post(source: &Source, target: &str) -> ExitCode {
     with_admin(source, |socket| {
-        Ok(match block_on(admin::client::order(socket, order))?? {
+        Ok(match block_on(admin::client::order(socket, target))?? {
             Ok(done) => {
                 say(&format!("{done}\n"));
                 ExitCode::SUCCESS

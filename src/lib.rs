@@ -77,6 +77,10 @@
 //! privilege reads it and answers with typed settings, in which no path is followed that is not in folders compiled in
 //! (`config::docassemble`).
 //!
+//! Programs of `backends` are the keeper's children, too, each behind a *guard* ([`backends`]): a process of ours that begins the
+//! program as its user, and ends all that it has begun when the keeper says so or has gone. An instance gets requests when a
+//! worker has found that it answers; the keeper connects nowhere.
+//!
 //! # The path of a reload
 //!
 //! A change of a file ([`process`] watches folders), SIGHUP or `POST /reload` → the text, read once → [`config::Plan`], or
@@ -113,6 +117,9 @@
 //! | an idle tunnel | none beyond its sockets | |
 //! | what workers have said and the keeper has not heard | 64 words, and what a socket holds | fixed |
 //! | a command of the operator's: what is logged of each output, how long it may take | 64 KiB in lines of 1000 characters; 5 min for DNS records | fixed; `tls.deploy` |
+//! | what is logged of a program of `backends` | 1000 lines of 1000 bytes a second, of each instance | fixed |
+//! | a program of `backends`: until it is ready, until it has ended, between two that fail | 60 s, 10 s, 60 s | `ready.timeout`, `stop.timeout`; fixed |
+//! | instances of a program of `backends` | 64, and one more while one is replaced | `instances` |
 //! | an archive that certificates are imported from, unpacked | 16 MiB, 64 KiB a file | fixed |
 //! | configurations that are remembered | 20 of 1 MiB at most | fixed |
 //! | docassemble's configuration: what is read, what its reader may say, how long | 1 MiB, 1 MiB, 10 s (50 s where docassemble fetches) | fixed |
@@ -157,6 +164,8 @@
 //!   hash of its address (`routes[].stick`).
 //! - Endpoints' names are resolved on a runtime of their own and not at each connect: a request never waits for the DNS, and all
 //!   addresses of a name get requests. What glibc knows beside `/etc/hosts` and the DNS (mDNS, LDAP) is not asked.
+//! - A program of ours has a guard, and not only `PR_SET_PDEATHSIG`: that tells neither its children nor one that has changed its
+//!   user, asks nobody to end in order, and no cgroup is ours to count on in a container.
 //! - What sandbox a worker needs is compared by folder: one of `files` that was not there at its start stays closed until
 //!   there is a new worker.
 //! - An application that names a file on a route without `files` gets 404 sent for it, and an event that names the key: its

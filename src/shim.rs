@@ -187,7 +187,7 @@ impl FrontDoor {
     }
 
     async fn ask(&self, order: Order) -> Result<Outcome, ClientError> {
-        client::order(&self.admin, order).await
+        client::order(&self.admin, &order.target()).await
     }
 
     /// Has `order` carried out; answers what was done, or why it was not.

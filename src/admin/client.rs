@@ -15,7 +15,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::{net::UnixStream, time::timeout};
 
-use super::{Order, Outcome};
+use super::Outcome;
 
 /// What the admin endpoint answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +31,11 @@ pub async fn get(socket: &Path, target: &str) -> Result<Answer, ClientError> {
     ask(socket, &Method::GET, target, TIMEOUT).await
 }
 
-/// Has `order` carried out, which takes as long as it takes, two minutes at most.
+/// Has the order at `target` carried out, which takes as long as it takes, two minutes at most.
 ///
 /// Answers what was done, or why nothing was.
-pub async fn order(socket: &Path, order: Order) -> Result<Outcome, ClientError> {
-    let answer = ask(socket, &Method::POST, &order.target(), ORDER_TIMEOUT).await?;
+pub async fn order(socket: &Path, target: &str) -> Result<Outcome, ClientError> {
+    let answer = ask(socket, &Method::POST, target, ORDER_TIMEOUT).await?;
     let said: Said = serde_json::from_slice(&answer.body).unwrap_or_default();
     let refused = || said.error.unwrap_or_else(|| format!("vestibule answered {}", answer.status));
     Ok(said.done.ok_or_else(refused))

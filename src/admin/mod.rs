@@ -1,7 +1,7 @@
 //! The admin endpoint: how the gateway is, for people, probes and Prometheus.
 //!
-//! `GET /live`, `/ready`, `/status`, `/metrics` and `/config`, and `POST /reload`, `/rollback`, `/drain`, `/upgrade`, `/reopen`
-//! and `/restart/PROGRAM`, over a unix socket. Binding it (mode 0600), knowing the answers and obeying ([`AdminState`]) is left to
+//! `GET /live`, `/ready`, `/status`, `/metrics` and `/config`, and `POST /reload`, `/rollback`, `/drain`, `/upgrade`,
+//! `/reopen` and `/restart/NAME`, over a unix socket. Binding it (mode 0600), knowing the answers and obeying ([`AdminState`]) is left to
 //! others. Whoever can connect may ask: the permissions of the socket are the access control. No web page can reach a
 //! unix socket, so `Host` is not looked at.
 //!
@@ -31,8 +31,8 @@ use tokio::{
 use tracing::debug;
 
 pub use observer::Observer;
-pub use order::{LONGEST_WAIT, Order, Orders, Outcome};
-pub use report::{Applied, Refusal, Report, WorkerReport};
+pub use order::{LONGEST_WAIT, Order, Orders, Outcome, tag};
+pub use report::{Applied, BackendReport, InstanceReport, Refusal, Report, WorkerReport};
 pub use status::{
     CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, ProgramStatus, Status,
     UpstreamStatus, WorkersStatus, render_certificates, render_hops, render_status, timestamp,
@@ -55,8 +55,8 @@ pub trait AdminState: Send + Sync + 'static {
     /// Has `order` carried out; `None` where nobody takes any. The outcome does not come if we end before it.
     fn order(&self, order: Order) -> Option<oneshot::Receiver<Outcome>>;
 
-    /// Has the program of supervisord's restarted that is called `name`, or is behind the upstream of that name; `None` where
-    /// there is none.
+    /// Has the backend `name` restarted, or the program of supervisord's that is called so or is behind the upstream of that
+    /// name; `None` where there is none.
     fn restart(&self, name: &str) -> Option<oneshot::Receiver<Outcome>>;
 }
 

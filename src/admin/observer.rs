@@ -10,9 +10,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, Order,
-    Orders, Outcome, ProgramStatus, Report, Status, UpstreamStatus, WorkersStatus, timestamp,
+    Orders, Outcome, ProgramStatus, Report, Status, UpstreamStatus, WorkersStatus, tag, timestamp,
 };
 use crate::{
+    backends::InstanceState,
     config::{Protocol, SupervisorPlan, without_passwords},
     drain::Drain,
     listener::Connections,
@@ -133,8 +134,11 @@ impl AdminState for Observer {
     }
 
     fn restart(&self, name: &str) -> Option<oneshot::Receiver<Outcome>> {
-        let (done, outcome) = oneshot::channel();
         let runtime = self.current.load();
+        if runtime.plan.backends.contains_key(name) {
+            return self.order(Order::Restart { backend: tag(name) });
+        }
+        let (done, outcome) = oneshot::channel();
         let programs =
             || runtime.upstreams.values().filter_map(|upstream| Some((upstream, upstream.program.as_ref()?)));
         let program = programs()
@@ -167,6 +171,13 @@ impl AdminState for Observer {
             endpoints.extend(upstream.endpoints().iter().map(up));
         }
         self.metrics.endpoints(endpoints.into_iter());
+        let backends = report.backends.iter().map(|backend| {
+            let count = |state: &str| backend.instances.iter().filter(|instance| instance.state == state).count();
+            let states = InstanceState::ALL.map(InstanceState::name).map(|state| (state, count(state)));
+            let memory = backend.instances.iter().map(|instance| instance.memory).sum();
+            (backend.name.as_str(), states.to_vec(), backend.restarts, memory)
+        });
+        self.metrics.backends(backends);
         self.metrics.encode()
     }
 }

@@ -24,12 +24,15 @@ pub enum Order {
     Renew,
     /// Look what is in the way of the certificates that are ordered.
     Check,
+    /// Replace all instances of the backend whose name has this [`tag`].
+    Restart { backend: u32 },
     /// Write the certificates that are ordered to where other programs look for them, and run the commands for that.
     Export,
 }
 
 impl Order {
-    /// The order that `POST path?query` is; `Ok(None)` where there is none at `path`.
+    /// The order that `POST path?query` is; `Ok(None)` where there is none at `path`. What is restarted is known by names, which
+    /// are [`super::AdminState`]'s to look up.
     ///
     /// # Errors
     ///
@@ -79,8 +82,17 @@ impl Order {
             Self::Renew => "/renew".to_owned(),
             Self::Check => "/check".to_owned(),
             Self::Export => "/export".to_owned(),
+            // By its name only.
+            Self::Restart { .. } => "/restart/".to_owned(),
         }
     }
+}
+
+/// Stands for a name of the configuration where none can be said: see [`Order::Restart`], and what workers say to the keeper.
+///
+/// FNV-1a. Two names of one kind that share a tag, one pair in four billion, would share what is said of them.
+pub fn tag(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |tag, byte| (tag ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// How long a drain says "not ready" before it stops, unless it is told: three probes of most load balancers.

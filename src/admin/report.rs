@@ -27,6 +27,41 @@ pub struct Report {
     pub weaknesses: Vec<String>,
     /// Certificates that are ordered.
     pub orders: Vec<OrderReport>,
+    /// Programs of ours.
+    #[serde(default)]
+    pub backends: Vec<BackendReport>,
+}
+
+/// A program that we begin.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BackendReport {
+    pub name: String,
+    /// The oldest first.
+    pub instances: Vec<InstanceReport>,
+    /// Instances that ended unasked, or did not get ready.
+    pub restarts: u64,
+    /// How the last one of them ended.
+    pub last_exit: Option<String>,
+    /// It ends again and again: why that is not told any more in the log.
+    pub failing: bool,
+}
+
+/// One process of such a program, with all that it has begun.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceReport {
+    pub id: u32,
+    pub pid: u32,
+    pub address: String,
+    /// `starting`, `serving`, `draining` or `stopping`.
+    pub state: String,
+    /// When it began; see [`super::timestamp`].
+    pub started: String,
+    /// Bytes, as last looked at.
+    pub memory: u64,
+    /// Percents of a processor, likewise.
+    pub cpu: u32,
+    /// Why it is about to be replaced.
+    pub replaced_for: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -64,7 +64,12 @@ async fn answer(request: &Request<Incoming>, state: &dyn AdminState) -> Response
         },
         Some(Ok(None)) => match state.restart(path.strip_prefix(RESTART).unwrap_or_default()) {
             Some(outcome) => return outcome_of(outcome).await,
-            None => return problem(StatusCode::NOT_FOUND, "no upstream names such a program (upstreams.*.supervisor)"),
+            None => {
+                return problem(
+                    StatusCode::NOT_FOUND,
+                    "there is no such backend, and no upstream names such a program (upstreams.*.supervisor)",
+                );
+            }
         },
         Some(Err(wrong)) => return problem(StatusCode::BAD_REQUEST, &wrong),
         None => {}
@@ -91,7 +96,7 @@ async fn outcome_of(outcome: oneshot::Receiver<Outcome>) -> Response<Full<Bytes>
 
 const RESTART: &str = "/restart/";
 const THERE_IS: &str = "there is GET /live, /ready, /status, /metrics, /config and POST /reload, /rollback, /drain, /upgrade, /reopen, \
-                        /restart/PROGRAM";
+     /restart/NAME";
 
 fn panicked(_: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
     // The panic hook has told what and where.

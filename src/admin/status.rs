@@ -9,7 +9,7 @@ use std::{
 use jiff::{Timestamp, TimestampRound, Unit};
 use serde::{Deserialize, Serialize};
 
-use super::Report;
+use super::{BackendReport, Report};
 use crate::tls::{OrderReport, OrderState};
 
 /// The gateway at one moment.
@@ -260,6 +260,7 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         }
     }
 
+    render_backends(&status.processes.backends, text)?;
     text.push_str(&render_hops(&status.hops));
 
     writeln!(text, "\ncertificates")?;
@@ -274,6 +275,31 @@ fn write_program(program: &ProgramStatus, text: &mut String) -> fmt::Result {
     writeln!(text, "    program {name}: {state}{lasting}{why}")?;
     if let (Some(at), Some(cause)) = (last_restart, last_cause) {
         writeln!(text, "      {}, the last one at {at}: {cause}", count(*restarts, "restart"))?;
+    }
+    Ok(())
+}
+
+fn render_backends(backends: &[BackendReport], text: &mut String) -> fmt::Result {
+    if backends.is_empty() {
+        return Ok(());
+    }
+    writeln!(text, "\nbackends")?;
+    for backend in backends {
+        let failing = if backend.failing { ", FAILS AGAIN AND AGAIN" } else { "" };
+        let last = backend.last_exit.as_ref().map(|last| format!("; the last one: {last}")).unwrap_or_default();
+        writeln!(text, "  {}: {}{last}{failing}", backend.name, count(backend.restarts, "failure"))?;
+        let instances = backend.instances.iter().map(|instance| {
+            [
+                format!("  {}", instance.pid),
+                instance.state.clone(),
+                format!("since {}", instance.started),
+                format!("{} MiB", instance.memory >> 20),
+                format!("{}% cpu", instance.cpu),
+                instance.address.clone(),
+                instance.replaced_for.as_ref().map(|why| format!("is replaced: {why}")).unwrap_or_default(),
+            ]
+        });
+        table(instances.collect(), text)?;
     }
     Ok(())
 }
@@ -442,7 +468,7 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::{
-        super::{Applied, Refusal, WorkerReport},
+        super::{Applied, InstanceReport, Refusal, WorkerReport},
         *,
     };
 
@@ -568,6 +594,22 @@ mod tests {
                 }),
                 weaknesses: vec!["the kernel has no landlock".to_owned()],
                 orders: Vec::new(),
+                backends: vec![BackendReport {
+                    name: "app".to_owned(),
+                    instances: vec![InstanceReport {
+                        id: 3,
+                        pid: 77,
+                        address: "unix:/run/3.sock".to_owned(),
+                        state: "serving".to_owned(),
+                        started: "2026-11-22T21:30:00Z".to_owned(),
+                        memory: 100 << 20,
+                        cpu: 7,
+                        replaced_for: None,
+                    }],
+                    restarts: 1,
+                    last_exit: Some("exit status 3".to_owned()),
+                    failing: false,
+                }],
             },
         };
 
@@ -607,6 +649,10 @@ upstreams
     app:8000 cannot be resolved: no name server answers
   ws (http): 0 in flight, 0 of 0 waiting
   none
+
+backends
+  app: 1 failure; the last one: exit status 3
+    77  serving  since 2026-11-22T21:30:00Z  100 MiB  7% cpu  unix:/run/3.sock
 
 proxies, as seen
   WARNING: browsers see https and the application is told http: 10.0.0.1 is not in `trusted_proxies`

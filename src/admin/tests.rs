@@ -50,7 +50,12 @@ impl AdminState for Gateway {
             Order::Reload { dry_run } => done.send(Ok(format!("reloaded, {dry_run}"))).unwrap(),
             Order::Rollback { .. } => done.send(Err("nothing to go back to".to_owned())).unwrap(),
             Order::Upgrade => drop(done),
-            Order::Drain { .. } | Order::Reopen | Order::Renew | Order::Check | Order::Export => return None,
+            Order::Drain { .. }
+            | Order::Reopen
+            | Order::Renew
+            | Order::Check
+            | Order::Export
+            | Order::Restart { .. } => return None,
         }
         Some(outcome)
     }
@@ -169,9 +174,9 @@ async fn what_is_not_offered_is_refused_in_json() {
 #[tokio::test]
 async fn an_order_is_answered_with_what_came_of_it() {
     let endpoint = Endpoint::start();
-    let order = |order| {
+    let order = |order: Order| {
         let socket = endpoint.socket();
-        async move { client::order(&socket, order).await.unwrap() }
+        async move { client::order(&socket, &order.target()).await.unwrap() }
     };
 
     assert_eq!(order(Order::Reload { dry_run: true }).await, Ok("reloaded, true".to_owned()));

@@ -1,7 +1,8 @@
 //! The processes behind endpoints.
 
-mod process;
+pub(crate) mod guard;
+mod instance;
 mod supervisord;
 
-pub use process::{NotReady, Process};
+pub use instance::{Instance, InstanceState};
 pub use supervisord::{ALREADY_STARTED, ProgramInfo, ProgramState, Supervisord, SupervisordError};

@@ -79,6 +79,10 @@ fn hide_passwords(keys: &mut Map<String, Json>) {
     for (name, value) in keys.iter_mut() {
         match value {
             Json::String(text) if matches!(name.as_str(), "password" | "secret") => text.clear(),
+            // Any of them may be one; their names are not.
+            Json::Object(variables) if name == "environment" => {
+                variables.values_mut().for_each(|value| *value = Json::String(String::new()));
+            }
             Json::Object(keys) => hide_passwords(keys),
             Json::Array(items) => items.iter_mut().filter_map(Json::as_object_mut).for_each(hide_passwords),
             _ => {}

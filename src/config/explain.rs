@@ -25,6 +25,7 @@ impl fmt::Display for Explained<'_> {
         host(plan, f)?;
         routes(plan, f)?;
         upstreams(plan, f)?;
+        backends(plan, f)?;
         trust(plan, f)?;
         certificates(plan, f)?;
         limits(plan, f)?;
@@ -165,14 +166,31 @@ fn matching_order(routes: &[RoutePlan]) -> Vec<&RoutePlan> {
 fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "\nUpstreams: the applications")?;
     for upstream in plan.upstreams.values() {
-        let UpstreamPlan { name, protocol, endpoints, concurrency, queue, hold, connect_timeout, ready_path, .. } =
-            upstream;
+        let UpstreamPlan {
+            name,
+            protocol,
+            endpoints,
+            backend,
+            concurrency,
+            queue,
+            hold,
+            connect_timeout,
+            ready_path,
+            ..
+        } = upstream;
         let protocol = match protocol {
             Protocol::Http => "HTTP/1.1",
             Protocol::Uwsgi => "the uwsgi protocol",
         };
-        writeln!(f, "  `{name}` speaks {protocol} at {}", list(endpoints.iter().map(|endpoint| &endpoint.address)))?;
-        if endpoints.len() > 1 || endpoints.iter().any(|endpoint| endpoint.address.is_resolved()) {
+        match backend {
+            Some(backend) => writeln!(f, "  `{name}` speaks {protocol} with the instances of the backend `{backend}`")?,
+            None => writeln!(
+                f,
+                "  `{name}` speaks {protocol} at {}",
+                list(endpoints.iter().map(|endpoint| &endpoint.address))
+            )?,
+        }
+        if backend.is_some() || endpoints.len() > 1 || endpoints.iter().any(|endpoint| endpoint.address.is_resolved()) {
             shares(upstream, f)?;
         }
         match concurrency {
@@ -243,6 +261,27 @@ fn shares(upstream: &UpstreamPlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             (1, false) => {}
             (weight, false) => writeln!(f, "    {address} gets {weight} where others get 1")?,
             (_, true) => writeln!(f, "    {address} gets requests only while no other can be used")?,
+        }
+    }
+    Ok(())
+}
+
+fn backends(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if plan.backends.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "\nBackends: programs that are begun here")?;
+    for (name, backend) in &plan.backends {
+        let place = if backend.has_port { "a port of 127.0.0.1" } else { "a socket" };
+        writeln!(f, "  `{name}` is `{}`", backend.command.join(" "))?;
+        writeln!(
+            f,
+            "    {} of it at once, each on {place} of its own, as the user {} where Vestibule is root",
+            backend.instances,
+            backend.user.as_ref().unwrap_or(&plan.user)
+        )?;
+        if !plan.upstreams.values().any(|upstream| upstream.backend.as_ref() == Some(name)) {
+            writeln!(f, "    no upstream has it as its `backend`")?;
         }
     }
     Ok(())

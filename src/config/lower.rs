@@ -15,11 +15,12 @@ use super::{
     address::Trusted,
     ciphers::Cipher,
     plan::{
-        AccessLogPlan, AcmePlan, CertificateHost, CertificatePlan, ChallengeKind, ClientCaPlan, DeployPlan, EabPlan,
-        EjectPlan, EndpointAddress, EndpointPlace, EndpointPlan, ErrorLogPlan, ExportFilesPlan, ExportPlan, FetchPlan,
-        HealthPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress, ListenerPlan, LogServerPlan, LogSink, Plan,
-        ProgramPlan, QueuePlan, RestartPlan, RetriesPlan, RotatePlan, RoutePlan, Secret, SharedService,
-        SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan, TrustedProxies, UpstreamPlan,
+        AccessLogPlan, AcmePlan, BackendLimitsPlan, BackendPlan, CertificateHost, CertificatePlan, ChallengeKind,
+        ClientCaPlan, DeployPlan, EabPlan, EjectPlan, EndpointAddress, EndpointPlace, EndpointPlan, ErrorLogPlan,
+        ExportFilesPlan, ExportPlan, FetchPlan, HealthPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress,
+        ListenerPlan, LogServerPlan, LogSink, Plan, ProgramPlan, QueuePlan, RestartPlan, RetriesPlan, RotatePlan,
+        RoutePlan, Secret, SharedService, SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan,
+        TrustedProxies, UpstreamPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -31,7 +32,10 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     let trusted_proxies = file.trusted_proxies.map(trust);
     // As written: a route may name an upstream that is wrong in itself.
     let names = file.upstreams.as_ref().map(|upstreams| upstreams.keys().cloned().collect()).map_err(|told| *told);
-    let upstreams = file.upstreams.and_then(|upstreams| lower_upstreams(upstreams, reading));
+    let backend_names: Result<BTreeSet<String>, Told> =
+        file.backends.as_ref().map(|backends| backends.keys().cloned().collect()).map_err(|told| *told);
+    let upstreams = file.upstreams.and_then(|upstreams| lower_upstreams(upstreams, &backend_names, reading));
+    let backends = file.backends.and_then(|backends| lower_backends(backends, reading));
     let listeners =
         file.listeners.and_then(|listeners| lower_listeners(listeners, &file.host, &trusted_proxies, &names, reading));
     let only_logs =
@@ -62,6 +66,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         trusted_proxies: trusted_proxies?,
         upstreams: upstreams?,
         resolver: file.resolver?.into_iter().map(|server| server.0).collect(),
+        backends: backends?,
         routes: routes?,
         access_log: match file.access_log? {
             Some(log) => Some(lower_access_log(log, reading)?),
@@ -738,18 +743,38 @@ fn challenge(
 
 fn lower_upstreams(
     upstreams: BTreeMap<String, raw::Upstream>,
+    backends: &Result<BTreeSet<String>, Told>,
     reading: &mut Reading<'_>,
 ) -> Result<BTreeMap<String, UpstreamPlan>, Told> {
     let lower = |(name, upstream): (String, raw::Upstream)| {
-        let plan = lower_upstream(&name, upstream, reading)?;
+        let plan = lower_upstream(&name, upstream, backends, reading)?;
         Ok((name, plan))
     };
     upstreams.into_iter().map(lower).collect::<Vec<_>>().into_iter().collect()
 }
 
-fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>) -> Result<UpstreamPlan, Told> {
+fn lower_upstream(
+    name: &str,
+    upstream: raw::Upstream,
+    backends: &Result<BTreeSet<String>, Told>,
+    reading: &mut Reading<'_>,
+) -> Result<UpstreamPlan, Told> {
     let at = format!("upstreams.{name}.endpoints");
-    let endpoints = upstream.endpoints.and_then(|endpoints| lower_endpoints(&at, endpoints, reading));
+    let backend = upstream.backend?;
+    if let (Some(backend), Ok(backends)) = (&backend, backends)
+        && !backends.contains(backend)
+    {
+        let near = suggestion(backend, backends.iter().map(String::as_str));
+        reading.refuse_at(&format!("upstreams.{name}.backend"), format!("no backend is named `{backend}`{near}"));
+    }
+    let endpoints = upstream.endpoints.and_then(|endpoints| match &backend {
+        None => lower_endpoints(&at, endpoints, reading),
+        Some(_) if endpoints.is_empty() => Ok(Vec::new()),
+        Some(_) => Err(reading.refuse_at(
+            &at,
+            "where the instances of a `backend` listen is not for you to say; take one of the two out",
+        )),
+    });
     let (queue, health, eject, retries) = (upstream.queue?, upstream.health?, upstream.eject?, upstream.retries?);
     let status = health.status?;
     if status.is_empty() {
@@ -774,6 +799,7 @@ fn lower_upstream(name: &str, upstream: raw::Upstream, reading: &mut Reading<'_>
         name: name.to_owned(),
         protocol: upstream.protocol?,
         endpoints: endpoints?,
+        backend,
         balance: upstream.balance?,
         slow_start: upstream.slow_start?.0,
         concurrency,
@@ -811,7 +837,7 @@ fn lower_endpoints(
     reading: &mut Reading<'_>,
 ) -> Result<Vec<EndpointPlan>, Told> {
     if endpoints.is_empty() {
-        return Err(reading.refuse_at(at, "at least one endpoint is needed, such as `127.0.0.1:8000`"));
+        return Err(reading.refuse_at(at, "at least one endpoint is needed, such as `127.0.0.1:8000`, or a `backend`"));
     }
     let mut seen = Seen::default();
     let lower = |(index, raw::Endpoint(endpoint)): (usize, raw::Endpoint)| {
@@ -873,6 +899,64 @@ fn lower_program(program: raw::Supervised, at: &str, reading: &mut Reading<'_>) 
         None => None,
     };
     Ok(ProgramPlan { supervisor, restart })
+}
+
+fn lower_backends(
+    backends: BTreeMap<String, raw::Backend>,
+    reading: &mut Reading<'_>,
+) -> Result<BTreeMap<String, BackendPlan>, Told> {
+    let lower = |(name, backend): (String, raw::Backend)| {
+        let plan = lower_backend(&format!("backends.{name}"), backend, reading)?;
+        Ok((name, plan))
+    };
+    backends.into_iter().map(lower).collect::<Vec<_>>().into_iter().collect()
+}
+
+fn lower_backend(at: &str, backend: raw::Backend, reading: &mut Reading<'_>) -> Result<BackendPlan, Told> {
+    let (command, environment, has_port) = (backend.command?, backend.environment?, backend.port?.is_some());
+    if command.first().is_none_or(String::is_empty) {
+        reading.refuse_at(&format!("{at}.command"), "name the program, and its arguments: `[gunicorn, --bind, …]`");
+    }
+    let (other, remedy) = if has_port {
+        ("{socket}", "with `port: auto` there is no socket; write `{port}`, or take `port` out")
+    } else {
+        ("{port}", "an instance listens on a socket; write `{socket}`, or `port: auto` for the backend")
+    };
+    if let Some(index) = command.iter().position(|argument| argument.contains(other)) {
+        reading.refuse_at(&format!("{at}.command[{index}]"), remedy);
+    }
+    for (name, value) in &environment {
+        if value.expose().contains(other) {
+            reading.refuse_at(&format!("{at}.environment.{name}"), remedy);
+        }
+    }
+    let texts = command.iter().map(String::as_str).chain(environment.values().map(Secret::expose));
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        reading.refuse_at(at, "no command and no environment can have a NUL in it");
+    }
+    let (ready, stop, limits) = (backend.ready?, backend.stop?, backend.limits?);
+    Ok(BackendPlan {
+        command,
+        user: backend.user?.map(|user| user.0),
+        environment,
+        directory: backend.directory?.0,
+        instances: backend.instances?.get(),
+        has_port,
+        ready_path: ready.path?.map(|target| target.0),
+        ready_timeout: ready.timeout?.0,
+        stop_signal: stop.signal?,
+        stop_timeout: stop.timeout?.0,
+        drain: backend.drain?.0,
+        hung: backend.hung?.map(|count| count.0),
+        limits: BackendLimitsPlan {
+            memory: limits.memory?.map(|size| size.0),
+            requests: limits.requests?.map(|count| count.0),
+            age: limits.age?.map(|time| time.0),
+            cpu: limits.cpu?.map(|percents| percents.0),
+            cpu_time: limits.cpu_time?.0,
+            cpu_restart: limits.cpu_restart?,
+        },
+    })
 }
 
 fn lower_routes(

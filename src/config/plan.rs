@@ -38,6 +38,8 @@ pub struct Plan {
     pub upstreams: BTreeMap<String, UpstreamPlan>,
     /// The name servers that endpoints' names are asked of; empty: the system's.
     pub resolver: Vec<SocketAddr>,
+    /// Programs of ours, by name; [`UpstreamPlan::backend`] is a key of this map.
+    pub backends: BTreeMap<String, BackendPlan>,
     pub routes: Vec<RoutePlan>,
     pub access_log: Option<AccessLogPlan>,
     /// Where warnings and errors are written, besides standard error.
@@ -483,7 +485,10 @@ impl TrustedProxies {
 pub struct UpstreamPlan {
     pub name: String,
     pub protocol: Protocol,
+    /// Empty where there is a `backend`.
     pub endpoints: Vec<EndpointPlan>,
+    /// A key of [`Plan::backends`].
+    pub backend: Option<String>,
     pub balance: Balance,
     /// How long an endpoint that has come (back) takes to its whole share. Zero: none.
     pub slow_start: Duration,
@@ -559,6 +564,67 @@ pub struct RetriesPlan {
     /// Of the requests, in percent.
     pub budget: u32,
     pub floor: u32,
+}
+
+/// A program that we begin, and look after.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct BackendPlan {
+    /// The program and its arguments, with `{port}` or `{socket}` in them; never empty.
+    pub command: Vec<String>,
+    /// `None`: [`Plan::user`].
+    pub user: Option<String>,
+    pub environment: BTreeMap<String, Secret>,
+    pub directory: PathBuf,
+    pub instances: usize,
+    /// Each instance has a port of its own, or else a unix socket.
+    pub has_port: bool,
+    pub ready_path: Option<String>,
+    pub ready_timeout: Duration,
+    pub stop_signal: StopSignal,
+    pub stop_timeout: Duration,
+    pub drain: Duration,
+    /// Missed deadlines in a row that make an instance hung.
+    pub hung: Option<u32>,
+    pub limits: BackendLimitsPlan,
+}
+
+/// What an instance may use until it is replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct BackendLimitsPlan {
+    /// Bytes.
+    pub memory: Option<u64>,
+    pub requests: Option<u32>,
+    pub age: Option<Duration>,
+    /// Percents of one processor.
+    pub cpu: Option<u32>,
+    /// How long it is above that until it is told.
+    pub cpu_time: Duration,
+    /// And replaced.
+    pub cpu_restart: bool,
+}
+
+/// A signal that programs end by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum StopSignal {
+    Term,
+    Int,
+    Quit,
+    Hup,
+    Usr1,
+    Usr2,
+    Kill,
+}
+
+impl StopSignal {
+    pub(super) const NAMES: [(&'static str, Self); 7] = [
+        ("TERM", Self::Term),
+        ("INT", Self::Int),
+        ("QUIT", Self::Quit),
+        ("HUP", Self::Hup),
+        ("USR1", Self::Usr1),
+        ("USR2", Self::Usr2),
+        ("KILL", Self::Kill),
+    ];
 }
 
 /// The wire an upstream speaks.

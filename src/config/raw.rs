@@ -13,14 +13,14 @@ use super::{
     keys::keys,
     plan::{
         AdminAddress, Balance, CertificateHost, ChallengeKind, EndpointAddress, EndpointPlace, FileMode, HostName,
-        ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash, Stick,
+        ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash, Stick, StopSignal,
     },
     read::{OneOrMore, Read, Reading, Told},
     tree::{Key, Node, Value},
     units::{Count, Percent, Size, Timeout, Wait},
     words::{
-        AccelPrefix, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath, Https,
-        MailAddress, PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace,
+        AccelPrefix, AutoPort, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath,
+        Https, MailAddress, PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace,
         StorePlace, TlsVersion, UserName, Workers,
     },
 };
@@ -46,6 +46,8 @@ keys! {
         /// The name servers, such as `10.0.0.53:53`, that are asked where endpoints are which have names. Empty: those of
         /// `/etc/resolv.conf`. `/etc/hosts` comes before either.
         resolver: Vec<ServerAddress> = "[]",
+        /// Programs that are begun, looked after and ended by Vestibule, by names of your choice.
+        backends: BTreeMap<String, Backend> = "{}",
         /// Which requests go where: those of a `host` first, then by the longest prefix.
         routes: Vec<Route> = required,
         /// One line a request. `null`: none.
@@ -68,7 +70,6 @@ keys! {
         /// Bounds on what a client may ask for.
         limits: Limits = "{}",
     }
-    not_yet ["backends"]
 }
 
 keys! {
@@ -302,7 +303,9 @@ keys! {
         /// Where it listens: `host:port`, `[::1]:port`, `unix:/path` or `srv:_name._tcp.example.com`, or a mapping with such an
         /// `address`. Each address of a name is an endpoint; names are resolved again and again, as long as the DNS says an
         /// answer holds. The weights of SRV records are taken, and those of a later priority are backups.
-        endpoints: Vec<Endpoint> = required,
+        endpoints: Vec<Endpoint> = "[]",
+        /// Instead of `endpoints`: the name of one of `backends`, whose instances are its endpoints. `null`: none.
+        backend: Option<String> = "null",
         /// Which endpoint a request goes to. `least`: the one with the fewest requests inside; `round_robin`: one after the
         /// other; `hash`: by the client's address, the same one on every front door with these endpoints. All of them heed
         /// weights, and pass over an endpoint that cannot be used.
@@ -405,6 +408,76 @@ impl Read for Endpoint {
 
     fn schema() -> Json {
         json!({ "anyOf": [EndpointKeys::schema(), <EndpointPlace as Read>::schema()] })
+    }
+}
+
+keys! {
+    /// A program that Vestibule begins, in as many instances as are wanted, and looks after.
+    struct Backend {
+        /// The program and its arguments; no shell. In them, and in `environment`, `{socket}` or `{port}` is where an instance
+        /// is to listen, which `SOCKET` or `PORT` in its environment says as well.
+        command: Vec<String> = required,
+        /// Who it runs as, where Vestibule is root; `root` only if it is said here. `null`: the `user` that carries the traffic.
+        user: Option<UserName> = "null",
+        /// What is in its environment besides `PATH`, `LANG`, `TZ` and `HOME`. Shown nowhere.
+        environment: BTreeMap<String, Secret> = "{}",
+        /// The folder that it begins in.
+        directory: FilePath = "/",
+        /// How many there are at once.
+        instances: Count<1, 64> = "1",
+        /// `auto`: each instance has a free port of 127.0.0.1. `null`: each has a unix socket in a folder that is its user's.
+        port: Option<AutoPort> = "null",
+        /// When it gets requests.
+        ready: BackendReady = "{}",
+        /// How it is ended.
+        stop: BackendStop = "{}",
+        /// How long one that is replaced has for the requests inside.
+        drain: Wait = "30s",
+        /// An instance is replaced after so many answers in a row that did not come within `timeout` of the route, or looks at
+        /// `ready.path` that were not answered. `null`: never.
+        hung: Option<Count<1, 1_000>> = "3",
+        /// What an instance may use before another one takes its place.
+        limits: BackendLimits = "{}",
+    }
+}
+
+keys! {
+    /// When an instance gets requests: once it can be connected to, and answers.
+    struct BackendReady {
+        /// A page that answers 200 when it is ready, with or without a query. It is looked at every five seconds afterwards.
+        /// `null`: it is ready when it can be connected to.
+        path: Option<PageTarget> = "null",
+        /// How long that may take; then the instance is ended, and another one begun.
+        timeout: Timeout = "60s",
+    }
+}
+
+keys! {
+    /// How an instance is ended.
+    struct BackendStop {
+        /// What the program is sent: `TERM`, `INT`, `QUIT`, `HUP`, `USR1`, `USR2` or `KILL`.
+        signal: StopSignal = "TERM",
+        /// How long it has then; what is left of it and of all that it began is killed.
+        timeout: Wait = "10s",
+    }
+}
+
+keys! {
+    /// What an instance may use; one at a time is replaced, the new one first.
+    struct BackendLimits {
+        /// Memory of it and of all that it began, as `ps` counts it (RSS). `null`: no limit.
+        memory: Option<Size> = "null",
+        /// Requests. `null`: no limit.
+        requests: Option<Count<1, 4_000_000_000>> = "null",
+        /// Age. `null`: no limit.
+        age: Option<Timeout> = "null",
+        /// Percents of one processor, over all of its processes, for `cpu_time` without a break: that is told in the log.
+        /// `null`: no limit.
+        cpu: Option<Count<1, 100_000>> = "null",
+        /// How long, for `cpu`.
+        cpu_time: Timeout = "5m",
+        /// Whether it is replaced then as well.
+        cpu_restart: bool = "false",
     }
 }
 

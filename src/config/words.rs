@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use super::{
     plan::{
         Balance, CertificateHost, ChallengeKind, FileMode, LogFormat, LogSink, PathPrefix, Protocol, Secret,
-        SharedService, Slash, Stick,
+        SharedService, Slash, Stick, StopSignal,
     },
     read::{Scalar, or_variable, suggestion, unexpected},
     units::Count,
@@ -82,6 +82,34 @@ impl Scalar for Https {
 
     fn schema() -> Json {
         json!({ "enum": ["https"] })
+    }
+}
+
+/// The one thing to say of the port of a program of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AutoPort;
+
+impl Scalar for AutoPort {
+    const EXPECTED: &'static str = "`auto` (a number could not be two instances' while one replaces the other)";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("auto", Self)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["auto"] })
+    }
+}
+
+impl Scalar for StopSignal {
+    const EXPECTED: &'static str = "`TERM`, `INT`, `QUIT`, `HUP`, `USR1`, `USR2` or `KILL`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text.trim_start_matches("SIG"), &Self::NAMES)
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "string" })
     }
 }
 

@@ -1,9 +1,9 @@
 """The application of `vestibule demo`: plain WSGI under the server of Python's own standard library.
 
-    python3 application.py FOLDER
+    PORT=8000 DEMO=1 python3 application.py FOLDER
 
-listens on a port of loopback, says `127.0.0.1:PORT` when it does, and serves until its standard input ends: then
-whoever started it has gone, and FOLDER, which is the demonstration's own, goes as well.
+listens on that port of loopback, as a program of `backends` does, until TERM; the file FOLDER/ready says that it does. If by then the demonstration (the process DEMO,
+which has begun our guard) has gone without having removed FOLDER, its own, that goes as well.
 """
 
 import hashlib
@@ -13,9 +13,11 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socketserver
 import sys
 import threading
+import time
 from urllib.parse import parse_qs, quote
 from wsgiref import simple_server
 
@@ -153,18 +155,24 @@ class Handler(simple_server.WSGIRequestHandler):
         """Vestibule writes an access log; one is enough."""
 
 
-def end_with_input():
-    sys.stdin.buffer.read()
-    shutil.rmtree(FOLDER, ignore_errors=True)
+def end(*_):
+    # Whoever is killed is gone a moment after we are told.
+    for _ in range(20):
+        with open("/proc/%d/status" % os.getppid()) as guard:
+            begun_by = re.search(r"^PPid:\s+(\d+)", guard.read(), re.M)[1]
+        if begun_by != os.environ["DEMO"]:
+            shutil.rmtree(FOLDER, ignore_errors=True)
+            break
+        time.sleep(0.01)
     os._exit(0)
 
 
-threading.Thread(target=end_with_input, daemon=True).start()
+signal.signal(signal.SIGTERM, end)
 # The variables of this process are not those of a request: HTTP_PROXY would look like a header.
 simple_server.ServerHandler.os_environ = {}
 with open(os.path.join(FOLDER, "page.html"), encoding="utf-8") as file:
     PAGE = file.read()
-server = Server(("127.0.0.1", 0), Handler)
+server = Server(("127.0.0.1", int(os.environ["PORT"])), Handler)
 server.set_app(application)
-print("{}:{}".format(*server.server_address), flush=True)
+open(os.path.join(FOLDER, "ready"), "w").close()
 server.serve_forever()

@@ -1,16 +1,10 @@
 //! The application: a Python program, run by whatever `python3` is.
 
-use std::{fs, io, path::Path, process::Command, time::Duration};
-
-use crate::backends::{NotReady, Process};
-
-/// The program while it runs.
-#[derive(Debug)]
-pub(super) struct Application {
-    /// `127.0.0.1:PORT`, as it said itself.
-    pub(super) address: String,
-    _process: Process,
-}
+use std::{
+    fs, io,
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
+};
 
 /// Why there is no application.
 #[derive(Debug, thiserror::Error)]
@@ -23,16 +17,16 @@ pub(super) enum ApplicationError {
     #[error("cannot start python3")]
     Start(#[source] io::Error),
     #[error(
-        "the demonstration's application did not start under python3, which should be 3.8 or newer with its whole \
+        "the demonstration's application does not run under python3 ({0}), which should be 3.8 or newer with its whole \
          standard library (on Debian: apt-get install python3)"
     )]
-    NotReady(#[from] NotReady),
+    Unfit(ExitStatus),
     #[error("cannot write the demonstration's files")]
     Write(#[source] io::Error),
 }
 
-/// Starts the application with its files in `folder`, which it removes if we die before it.
-pub(super) fn start(folder: &Path) -> Result<Application, ApplicationError> {
+/// Writes its files into `folder`, which it removes if we die before it; says whether it could run.
+pub(super) fn prepare(folder: &Path) -> Result<(), ApplicationError> {
     let program = folder.join("application.py");
     let files = folder.join("files");
     fs::write(&program, include_bytes!("application.py"))
@@ -42,15 +36,13 @@ pub(super) fn start(folder: &Path) -> Result<Application, ApplicationError> {
         .map_err(ApplicationError::Write)?;
     // -I: neither variables such as PYTHONPATH nor the folder we are in change what it is.
     let mut command = Command::new("python3");
-    let mut process = Process::start(command.arg("-I").arg(program).arg(folder)).map_err(|error| {
-        if error.kind() == io::ErrorKind::NotFound {
-            ApplicationError::NoPython
-        } else {
-            ApplicationError::Start(error)
-        }
-    })?;
-    let address = process.first_line(PATIENCE)?;
-    Ok(Application { address, _process: process })
+    let tried = command.args(["-I", "-c", TRIAL]).stdin(Stdio::null()).stderr(Stdio::null()).status();
+    match tried {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(ApplicationError::Unfit(status)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ApplicationError::NoPython),
+        Err(error) => Err(ApplicationError::Start(error)),
+    }
 }
 
 /// Lines of 32 bytes, each of which begins with its place in the file.
@@ -58,5 +50,5 @@ fn sample() -> String {
     (0..1024).step_by(32).fold(String::new(), |text, place| text + &format!("{place:4} ..........................\n"))
 }
 
-/// Python starts in a fraction of a second; a slow disk is given its time.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// What the application needs.
+const TRIAL: &str = "import sys, hashlib, html, json, secrets, socketserver, wsgiref.simple_server; sys.exit(sys.version_info < (3, 8))";

@@ -8,23 +8,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Writes `vestibule.yml` into `folder`, for an application at `application` and a websocket server at `echo`.
-pub(super) fn write(folder: &Path, application: &str, echo: SocketAddr) -> Result<PathBuf> {
+/// Writes `vestibule.yml` into `folder`, for the application in it and a websocket server at `echo`.
+pub(super) fn write(folder: &Path, echo: SocketAddr) -> Result<PathBuf> {
     let file = folder.join("vestibule.yml");
-    let files = quoted(&folder.join("files"))?;
-    fs::write(&file, text(application, echo, &files))?;
+    let places = [quoted(&folder.join("application.py"))?, quoted(folder)?, quoted(&folder.join("files"))?];
+    fs::write(&file, text(&places, echo))?;
     Ok(file)
 }
 
-fn text(application: &str, echo: SocketAddr, files: &str) -> String {
+fn text([program, folder, files]: &[String; 3], echo: SocketAddr) -> String {
+    // As ourselves: the folder is for our eyes only.
+    let user = if rustix::process::geteuid().is_root() { "\n    user: root" } else { "" };
+    let demo = std::process::id();
     format!(
         r#"listeners:
   - address: "127.0.0.1:0"        # a free port
   - address: "127.0.0.1:0"
     tls: true                     # with a certificate that is made on the spot
+backends:
+  app:
+    command: [python3, -I, {program}, {folder}]
+    port: auto                    # PORT in its environment{user}
+    environment: {{ DEMO: "{demo}" }}
 upstreams:
   app:
-    endpoints: ["{application}"]
+    backend: app
     concurrency: 4
   echo:
     endpoints: ["{echo}"]
@@ -78,7 +86,7 @@ mod tests {
             let folder = folder.path().join(name);
             fs::create_dir(&folder).unwrap();
 
-            let file = write(&folder, "127.0.0.1:1", SocketAddr::from(([127, 0, 0, 1], 2))).unwrap();
+            let file = write(&folder, SocketAddr::from(([127, 0, 0, 1], 2))).unwrap();
             let plan = config::load(&config::Source::Native(file)).unwrap_or_else(|error| panic!("{name}: {error}"));
 
             let root = plan.routes.iter().find(|route| !route.files.is_empty()).unwrap();

@@ -4,6 +4,7 @@
 //! Who gives it, and when, is [`crate::process`]'s business.
 
 mod attention;
+mod instances;
 mod places;
 mod probing;
 mod resolving;
@@ -29,9 +30,11 @@ use tokio::sync::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::instances::InstanceNews;
 use self::traffic::{Bound, Command, ListenerId, Share, SocketId, Switch, Terms};
 use crate::{
     admin::{self, Observer, Orders, Report},
+    backends::Instance,
     config::{ClientCaPlan, ListenAddress, ListenerPlan, LogSink, Plan},
     drain::{Cut, Drain},
     keeper::{Provisions, output::LogOutput, sockets::BoundSockets},
@@ -73,6 +76,9 @@ pub struct Gateway {
     changed: Arc<Notify>,
     /// Tells those who look after names the same.
     names_changed: Arc<Notify>,
+    /// Those of programs of ours, and what tells that there are others.
+    instances: Arc<ArcSwap<Vec<Instance>>>,
+    instances_changed: Arc<Notify>,
     /// Tells those who look after certificates the same.
     certificates_changed: Arc<Notify>,
 }
@@ -104,6 +110,8 @@ pub enum News {
     Alive { beat: u64 },
     /// Somebody asks for a challenge that may be another machine's.
     Sought,
+    /// Of an instance of a program of ours.
+    Instance { id: u32, found: InstanceNews },
 }
 
 /// The log that a plan goes on with.
@@ -146,10 +154,11 @@ impl Gateway {
         tickets: &TicketKeys,
         orders: Option<Orders>,
     ) -> Result<Self, StartError> {
-        Self::start_beside(plan, provisions, generation, tickets, orders, &BTreeMap::new())
+        Self::start_beside(plan, provisions, generation, tickets, orders, &BTreeMap::new(), Vec::new())
     }
 
-    /// The same beside gateways that leave, and have `held` places of each upstream until they are granted.
+    /// The same beside gateways that leave, and have `held` places of each upstream until they are granted; with the
+    /// `instances` of backends that there are.
     pub fn start_beside(
         plan: Plan,
         provisions: Provisions,
@@ -157,6 +166,7 @@ impl Gateway {
         tickets: &TicketKeys,
         orders: Option<Orders>,
         held: &BTreeMap<String, u32>,
+        instances: Vec<Instance>,
     ) -> Result<Self, StartError> {
         raise_file_limit();
         let started = SystemTime::now();
@@ -235,6 +245,8 @@ impl Gateway {
             restarting: Arc::default(),
             changed: Arc::default(),
             names_changed: Arc::default(),
+            instances: Arc::new(ArcSwap::from_pointee(instances)),
+            instances_changed: Arc::default(),
             certificates_changed: Arc::default(),
         };
         debug_assert!(admin_plan.is_some() || provisions.admin.is_none());
@@ -345,6 +357,7 @@ impl Gateway {
         let (before, stick) = (self.current.load(), provisions.stick.as_ref());
         let runtime = Runtime::build(plan, files, spool, generation, Some(&before), stick, &self.metrics);
         drop(before);
+        instances::assign(&runtime, &self.instances.load());
         let runtime = self.prepare(runtime);
         self.current.replace(runtime);
         self.changed.notify_one();

@@ -16,6 +16,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
     };
     let second = Duration::from_secs(1);
     Plan {
+        backends: BTreeMap::new(),
         sources: Vec::new(),
         docassemble: None,
         warnings: Vec::new(),

@@ -49,6 +49,31 @@ pub fn unusable(plan: &Plan) -> Vec<Problem> {
     problems
 }
 
+/// Who the backends of `plan` cannot be run as: a user that there is not, one that we cannot become, and root, unless it
+/// is said for that backend.
+pub fn unusable_for_backends(plan: &Plan) -> Vec<Problem> {
+    let is_root = rustix::process::geteuid().is_root();
+    let own = uzers::get_current_username();
+    let mut problems = Vec::new();
+    for (name, backend) in &plan.backends {
+        let at = format!("backends.{name}.user");
+        let problem = match &backend.user {
+            Some(user) if !is_root && own.as_deref() != Some(user.as_ref()) => {
+                "only root can run a program as another user; take `user` out, or start vestibule as root".to_owned()
+            }
+            None if is_root && User::find(&plan.user).is_ok_and(|user| user.is_root()) => {
+                "`user` at the top is root: name another one for this program, or say `root` here as well".to_owned()
+            }
+            user => match user.as_ref().map(|user| User::find(user)) {
+                Some(Err(unknown)) => unknown.to_string().trim_start_matches("user: ").to_owned(),
+                _ => continue,
+            },
+        };
+        problems.push(Problem { at, problem });
+    }
+    problems
+}
+
 impl User {
     /// Looks `name` up, in the files or whatever else the machine asks.
     pub fn find(name: &str) -> Result<Self, UnknownUser> {

@@ -16,7 +16,7 @@ use std::{
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
-    metrics::{family::Family, gauge, info::Info},
+    metrics::{counter, family::Family, gauge, info::Info},
     registry::{Registry, Unit},
 };
 
@@ -55,6 +55,9 @@ pub struct Metrics {
     last_reload_success: gauge::Gauge,
     certificate_expires: Family<CertificateLabel, gauge::Gauge>,
     certificate_order_failures: Family<CertificateLabel, gauge::Gauge>,
+    backend_instances: Family<BackendState, gauge::Gauge>,
+    backend_restarts: Family<BackendLabel, counter::Counter>,
+    backend_memory: Family<BackendLabel, gauge::Gauge>,
     /// Requests that were answered before they had a route.
     pub unrouted: RouteMetrics,
     known: Mutex<Known>,
@@ -149,6 +152,14 @@ impl Metrics {
         let certificate_order_failures = Family::<CertificateLabel, gauge::Gauge>::default();
         let help = "Attempts to order a certificate that have failed one after the other";
         registry.register("certificate_order_failures", help, certificate_order_failures.clone());
+        let backend_instances = Family::<BackendState, gauge::Gauge>::default();
+        registry.register("backend_instances", "Instances of a program of ours", backend_instances.clone());
+        let backend_restarts = Family::<BackendLabel, counter::Counter>::default();
+        let help = "Instances that ended unasked, hung, or did not get ready";
+        registry.register("backend_restarts", help, backend_restarts.clone());
+        let backend_memory = Family::<BackendLabel, gauge::Gauge>::default();
+        let help = "Memory of all instances, with all that they have begun";
+        registry.register_with_unit("backend_memory", help, Unit::Bytes, backend_memory.clone());
         let since = started.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let process_start_time = gauge::Gauge::<f64, AtomicU64>::default();
         process_start_time.set(since.as_secs_f64());
@@ -185,6 +196,9 @@ impl Metrics {
             last_reload_success,
             certificate_expires,
             certificate_order_failures,
+            backend_instances,
+            backend_restarts,
+            backend_memory,
             unrouted: RouteMetrics::default(),
             known: Mutex::default(),
         };
@@ -355,6 +369,23 @@ impl Metrics {
         for (upstream, endpoint, up) in endpoints {
             let label = EndpointLabel { upstream: upstream.to_owned(), endpoint };
             self.upstream_endpoint_up.get_or_create(&label).set(up.into());
+        }
+    }
+
+    /// How programs of ours are, as the keeper has last said it: the name, instances by state, how many have failed, and bytes of
+    /// memory of all.
+    pub fn backends<'a>(&self, backends: impl Iterator<Item = (&'a str, Vec<(&'static str, usize)>, u64, u64)>) {
+        self.backend_instances.clear();
+        self.backend_restarts.clear();
+        self.backend_memory.clear();
+        for (name, states, restarts, memory) in backends {
+            let label = BackendLabel { backend: name.to_owned() };
+            for (state, count) in states {
+                let label = BackendState { backend: name.to_owned(), state };
+                self.backend_instances.get_or_create(&label).set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+            self.backend_restarts.get_or_create(&label).inc_by(restarts);
+            self.backend_memory.get_or_create(&label).set(i64::try_from(memory).unwrap_or(i64::MAX));
         }
     }
 
@@ -582,6 +613,17 @@ impl Handshake {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouteLabel {
     route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackendLabel {
+    backend: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackendState {
+    backend: String,
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

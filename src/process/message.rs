@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admin::{LONGEST_WAIT, Outcome, Report},
+    backends::Instance,
     config::{ListenAddress, ListenerPlan, LogSink, Plan},
     files::{Denied, Roots},
     keeper::{
@@ -41,7 +42,7 @@ pub(super) enum ToWorker {
     /// Go on with another file for the access log, which comes along.
     Reopen,
     /// How the keeper is, for `/status`.
-    Report(Report),
+    Report(Box<Report>),
     /// What came of an order.
     Reply { id: u32, outcome: Outcome },
     /// Accept no more, and end what was begun.
@@ -64,6 +65,8 @@ pub(super) enum ToWorker {
     Challenges { version: u64, pending: Vec<PendingChallenge> },
     /// Serve these in place of those that came with the plan.
     Certificates(Vec<CertificateMaterial>),
+    /// These are the instances of programs of ours.
+    Instances(Vec<Instance>),
 }
 
 /// A plan and what goes with it. Descriptors come in the order of the fields.
@@ -85,6 +88,7 @@ pub(super) struct Handover {
     pub(super) held: BTreeMap<String, u32>,
     pub(super) tickets: TicketKeys,
     stick: Option<StickKey>,
+    pub(super) instances: Vec<Instance>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,6 +114,7 @@ impl Handover {
         user: Option<User>,
         held: BTreeMap<String, u32>,
         tickets: TicketKeys,
+        instances: Vec<Instance>,
     ) -> (Self, Vec<OwnedFd>) {
         let mut descriptors = Vec::new();
         let mut listeners = Vec::new();
@@ -158,6 +163,7 @@ impl Handover {
                 held,
                 tickets,
                 stick,
+                instances,
             },
             descriptors,
         )
@@ -213,14 +219,7 @@ impl Handover {
     }
 }
 
-/// Stands for an upstream in a [`Word`]: no worker can say a name, and numbers would change with the plan.
-///
-/// FNV-1a. Two upstreams of one plan that share a tag, one pair in four billion, would share what is said of them.
-pub(super) fn tag(upstream: &str) -> u32 {
-    upstream.bytes().fold(0x811c_9dc5, |tag, byte| (tag ^ u32::from(byte)).wrapping_mul(0x0100_0193))
-}
-
-/// All that a worker can say. Upstreams are said by their [`tag`].
+/// All that a worker can say. Upstreams are said by their [`crate::admin::tag`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Word {
     /// It accepts connections.
@@ -290,6 +289,28 @@ pub(super) enum Word {
         upstream: u32,
         count: u32,
     },
+    /// Replace the instances of a backend, which is said likewise.
+    Restart {
+        id: u32,
+        backend: u32,
+    },
+    /// An instance answers.
+    Up {
+        instance: u32,
+    },
+    /// It does not any more, and should.
+    Hung {
+        instance: u32,
+    },
+    /// It is sent nothing any more and has nothing left.
+    Drained {
+        instance: u32,
+    },
+    /// So many requests of this worker have been sent there.
+    Served {
+        instance: u32,
+        count: u32,
+    },
 }
 
 /// Bytes of a word: kind, id, argument; little endian.
@@ -329,6 +350,11 @@ impl Word {
             Self::Seek => (16, 0, 0),
             Self::Export { id } => (17, id, 0),
             Self::Bound { upstream, count } => (18, upstream, u64::from(count)),
+            Self::Restart { id, backend } => (19, id, u64::from(backend)),
+            Self::Up { instance } => (20, instance, 0),
+            Self::Hung { instance } => (21, instance, 0),
+            Self::Drained { instance } => (22, instance, 0),
+            Self::Served { instance, count } => (23, instance, u64::from(count)),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -368,6 +394,11 @@ impl Word {
             16 => Self::Seek,
             17 => Self::Export { id },
             18 => Self::Bound { upstream: id, count: small()? },
+            19 => Self::Restart { id, backend: small()? },
+            20 => Self::Up { instance: id },
+            21 => Self::Hung { instance: id },
+            22 => Self::Drained { instance: id },
+            23 => Self::Served { instance: id, count: small()? },
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -408,6 +439,11 @@ mod tests {
             Word::Seek,
             Word::Export { id: 9 },
             Word::Bound { upstream: 2, count: 6 },
+            Word::Restart { id: 9, backend: u32::MAX },
+            Word::Up { instance: 7 },
+            Word::Hung { instance: 7 },
+            Word::Drained { instance: 7 },
+            Word::Served { instance: 7, count: 1 },
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }
@@ -435,7 +471,7 @@ mod tests {
         }
 
         #[test]
-        fn near_words_are_words_or_refused(kind in 0u32..18, id in any::<u32>(), argument in any::<u64>()) {
+        fn near_words_are_words_or_refused(kind in 0u32..23, id in any::<u32>(), argument in any::<u64>()) {
             let mut bytes = [0; WORD];
             bytes[..4].copy_from_slice(&kind.to_le_bytes());
             bytes[4..8].copy_from_slice(&id.to_le_bytes());

@@ -49,8 +49,11 @@ pub(crate) use self::{
 };
 use self::{keeper::Keeper, worker::RunsAs};
 use crate::{
-    config::{self, ConfigError, Inspection, Plan, Source, Takes},
-    keeper::{ProvisionFaults, user::UnknownUser},
+    config::{self, ConfigError, Inspection, ListenAddress, Plan, Source, Takes},
+    keeper::{
+        ProvisionFaults,
+        user::{self, UnknownUser},
+    },
     telemetry::access_log,
     tls,
 };
@@ -89,12 +92,25 @@ impl ServeError {
 
 /// Serves `source` until it is told to stop.
 pub(crate) fn serve(source: Source, options: Options) -> Result<Ended, ServeError> {
+    serve_and_tell(source, options, |_| {})
+}
+
+/// The same; `begun` is told the addresses once connections are accepted.
+pub(crate) fn serve_and_tell(
+    source: Source,
+    options: Options,
+    begun: impl FnOnce(&[ListenAddress]),
+) -> Result<Ended, ServeError> {
     // Before anything is begun: a refused configuration is not a failed start.
     let text = config::text(&source)?;
     let plan = config::check_text(&source, &text, inspections())?;
     // Until we catch them; by default most of them would end us.
     signal_mask::hold();
-    run(async { Ok(Keeper::start(source, options, plan, text).await?.run().await) })
+    run(async {
+        let keeper = Keeper::start(source, options, plan, text).await?;
+        begun(&keeper.addresses());
+        Ok(keeper.run().await)
+    })
 }
 
 /// Goes on with what the program before left at our standard input.
@@ -138,6 +154,16 @@ pub(crate) fn work() -> Result<(), Box<dyn std::error::Error>> {
     Ok(worker::run(link, RunsAs::Process)?)
 }
 
+/// Keeps from this process, and from those that it begins, what is said to the keeper by signals.
+pub(crate) fn hold_signals() {
+    signal_mask::hold();
+}
+
+/// Takes signals as any program does.
+pub(crate) fn release_signals() {
+    signal_mask::release();
+}
+
 /// Orders certificates for the keeper at the other end of standard input.
 pub(crate) fn order_certificates() -> Result<(), Box<dyn std::error::Error>> {
     let link = io::stdin().as_fd().try_clone_to_owned()?;
@@ -163,5 +189,5 @@ fn run(keeper: impl Future<Output = Result<Ended, ServeError>>) -> Result<Ended,
 /// What a configuration is held against before it is put in force: no folder, which may come with the application, and
 /// no date of a certificate.
 fn inspections() -> &'static [Inspection] {
-    &[config::untrusted_sources, access_log::faults, tls::faults, tls::storage::faults]
+    &[config::untrusted_sources, user::unusable_for_backends, access_log::faults, tls::faults, tls::storage::faults]
 }

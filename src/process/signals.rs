@@ -46,11 +46,6 @@ impl Signals {
         std::iter::from_fn(|| self.next().now_or_never()).collect()
     }
 
-    /// Until one says to stop; the others have no meaning here.
-    pub(crate) async fn stopped(mut self) {
-        while self.next().await != Signal::Stop {}
-    }
-
     /// The next one; cancel-safe.
     pub(crate) async fn next(&mut self) -> Signal {
         poll_fn(|cx| {

@@ -15,15 +15,15 @@ use tokio::{
 
 use super::{
     link::{Link, LinkError},
-    message::{Handover, ToWorker, Word, tag},
+    message::{Handover, ToWorker, Word},
     sandbox::{self, SandboxError},
     signals::Signals,
 };
 use crate::{
-    admin::{Order, Outcome},
+    admin::{Order, Outcome, tag},
     config::Plan,
     drain::Cut,
-    gateway::{Gateway, News, StartError},
+    gateway::{Gateway, InstanceNews, News, StartError},
     keeper::output::LogOutput,
     telemetry::error_log,
 };
@@ -86,10 +86,10 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
     };
     let mut provisions = handover.provisions(descriptors).map_err(WorkerError::Handover)?;
     write_errors_to(provisions.error_log.take());
-    let Handover { generation, plan, held, tickets, .. } = *handover;
+    let Handover { generation, plan, held, tickets, instances, .. } = *handover;
     let (drain, asks_others) = (plan.drain, asks_others(&plan));
     let (orders, mut ordered) = unbounded_channel();
-    let gateway = Gateway::start_beside(plan, provisions, generation, &tickets, Some(orders), &held)?;
+    let gateway = Gateway::start_beside(plan, provisions, generation, &tickets, Some(orders), &held, instances)?;
 
     let (news, mut told) = unbounded_channel();
     let mut worker = Worker {
@@ -104,6 +104,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
     };
     worker.seek_challenges(asks_others);
     worker.gateway.tell_bounds(worker.news.clone());
+    worker.gateway.look_after_instances(worker.news.clone());
     let say = |word| local.block_on(&runtime, link.say(word));
     // Nobody hears it where the keeper has gone; that comes to be known by the next message.
     drop(say(Word::Ready));
@@ -222,7 +223,7 @@ impl Worker {
             }
             ToWorker::Report(mut report) => {
                 report.weaknesses.extend(self.weaknesses.iter().cloned());
-                self.gateway.report(report);
+                self.gateway.report(*report);
             }
             ToWorker::Reply { id, outcome } => {
                 // Whoever asked may have gone.
@@ -244,6 +245,7 @@ impl Worker {
                 return Some(Word::Answers { version });
             }
             ToWorker::Certificates(materials) => self.gateway.serve_certificates(&materials),
+            ToWorker::Instances(instances) => self.gateway.set_instances(instances),
             ToWorker::Tickets(keys) => self.gateway.set_tickets(&keys),
             ToWorker::Beat(beat) => self.gateway.beat(beat, self.news.clone()),
         }
@@ -261,6 +263,7 @@ impl Worker {
         let (generation, drain) = (handover.generation, handover.plan.drain);
         let asks_others = asks_others(&handover.plan);
         let errors = provisions.error_log.take();
+        self.gateway.set_instances(std::mem::take(&mut handover.instances));
         match self.gateway.apply(generation, handover.plan, provisions) {
             Ok(()) => {
                 self.drain = drain;
@@ -299,6 +302,7 @@ impl Worker {
             Order::Renew => Word::Renew { id },
             Order::Check => Word::Check { id },
             Order::Export => Word::Export { id },
+            Order::Restart { backend } => Word::Restart { id, backend },
         })
     }
 }
@@ -315,5 +319,11 @@ fn word(news: News) -> Word {
         News::Bound { upstream, count } => Word::Bound { upstream: tag(&upstream), count },
         News::Alive { beat } => Word::Alive { beat },
         News::Sought => Word::Seek,
+        News::Instance { id, found } => match found {
+            InstanceNews::Up => Word::Up { instance: id },
+            InstanceNews::Hung => Word::Hung { instance: id },
+            InstanceNews::Drained => Word::Drained { instance: id },
+            InstanceNews::Served(count) => Word::Served { instance: id, count },
+        },
     }
 }

@@ -97,7 +97,11 @@ impl Upstream {
         let known = before.map(|before| before.endpoints()).unwrap_or_default();
         let mut answers = before.map(|before| before.answers().clone()).unwrap_or_default();
         answers.retain(|place, _| plan.endpoints.iter().any(|endpoint| endpoint.address == *place));
-        let endpoints = ArcSwap::from_pointee(successors(&known, members_of(plan, &answers)));
+        let endpoints = ArcSwap::new(match before {
+            // They are said by others, and have not changed with the plan.
+            Some(before) if plan.backend.is_some() && before.plan.backend == plan.backend => Arc::clone(&known),
+            _ => Arc::new(successors(&known, members_of(plan, &answers))),
+        });
         let stats = match before.filter(|before| before.plan.stats == plan.stats) {
             Some(before) => before.stats.clone(),
             None => (!plan.stats.is_empty()).then(Arc::default),
@@ -112,8 +116,8 @@ impl Upstream {
         let queue =
             before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(concurrency, &plan.queue));
         // Of the same application, as far as can be told.
-        let kept = before
-            .filter(|before| (&before.plan.ready_path, &before.plan.endpoints) == (&plan.ready_path, &plan.endpoints));
+        let application = |plan: &UpstreamPlan| (plan.ready_path.clone(), plan.endpoints.clone(), plan.backend.clone());
+        let kept = before.filter(|before| application(&before.plan) == application(plan));
         let readiness = match kept {
             Some(before) => before.readiness.clone(),
             None => plan.ready_path.as_ref().map(|_| Arc::default()),
@@ -223,6 +227,7 @@ impl Upstream {
     /// Counts a request inside `endpoint`, one of ours, until the guard is dropped.
     pub fn enter(&self, endpoint: &Arc<Endpoint>) -> InFlight {
         endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+        endpoint.sent.fetch_add(1, Ordering::Relaxed);
         InFlight { endpoint: Arc::clone(endpoint), _counted: self.metrics.in_flight.hold() }
     }
 
@@ -585,6 +590,8 @@ pub struct Endpoint {
     turn: AtomicU64,
     /// Since when its share grows; 0 where that is whole.
     growing_since: AtomicU64,
+    /// Requests so far.
+    sent: AtomicU32,
     /// Since when no connection could be made, in microseconds on [`now_micros`]'s clock; 0 when one could, or none
     /// was tried.
     unreachable_since: AtomicU64,
@@ -600,7 +607,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(member: &Member) -> Arc<Self> {
+    pub(crate) fn new(member: &Member) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let identity = member.address.to_string();
         let label = match &member.name {
@@ -620,6 +627,7 @@ impl Endpoint {
             in_flight: AtomicUsize::new(0),
             turn: AtomicU64::new(0),
             growing_since: AtomicU64::new(0),
+            sent: AtomicU32::new(0),
             unreachable_since: AtomicU64::new(0),
             passed_over_until: AtomicU64::new(0),
             avoided_until: AtomicU64::new(0),
@@ -641,6 +649,16 @@ impl Endpoint {
 
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were sent there, whatever came of them.
+    pub fn sent(&self) -> u32 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Requests and looks in a row that it has let pass without an answer.
+    pub fn silences(&self) -> u32 {
+        self.silences.load(Ordering::Relaxed) & !HEARD
     }
 
     /// How long no connection could be made; `None` when the last one could, or none was tried.
@@ -738,7 +756,7 @@ impl Endpoint {
 
     /// It has let a request or a look pass without an answer.
     pub fn did_not_answer(&self) {
-        if self.silences.load(Ordering::Relaxed) & !HEARD < HEARD / 2 {
+        if self.silences() < HEARD / 2 {
             self.silences.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -818,6 +836,7 @@ mod tests {
         let plan = UpstreamPlan {
             name: "app".into(),
             protocol: Protocol::Http,
+            backend: None,
             endpoints: endpoints.iter().map(|host| EndpointPlan::at(address(host))).collect(),
             balance: Balance::Least,
             slow_start: Duration::ZERO,

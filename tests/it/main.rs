@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what a test cannot do fails it")]
 
 mod authorities;
+mod backends;
 mod bodies;
 mod cli;
 mod client_certificates;

@@ -352,7 +352,7 @@ fn on_passed(backend: SocketAddr) -> String {
 }
 
 /// Has `command` be begun by `outer`, with its output where `Served` looks for it.
-fn begin_by(command: &mut Command, folder: &Path, outer: &[&str]) {
+pub(crate) fn begin_by(command: &mut Command, folder: &Path, outer: &[&str]) {
     let mut begun = Command::new(outer[0]);
     begun.args(&outer[1..]).arg(command.get_program()).args(command.get_args());
     begun.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -823,7 +823,7 @@ fn systemd_finds_no_fault_with_the_sample_units_and_little_that_they_leave_open(
 }
 
 /// The value of a key in the unit.
-fn of_service(key: &str) -> &'static str {
+pub(crate) fn of_service(key: &str) -> &'static str {
     let value = SERVICE_SAMPLE.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     value.unwrap_or_else(|| panic!("{key} is not in the unit"))
 }

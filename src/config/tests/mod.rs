@@ -57,6 +57,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         client_certificate: false,
     };
     let upstream = UpstreamPlan {
+        backend: None,
         name: "app".to_owned(),
         protocol: Protocol::Http,
         endpoints: vec![EndpointPlan::at(EndpointAddress::Tcp { host: "127.0.0.1".to_owned(), port: 8000 })],
@@ -83,6 +84,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         retries: RetriesPlan { budget: 20, floor: 10 },
     };
     let expected = Plan {
+        backends: BTreeMap::new(),
         sources: Vec::new(),
         docassemble: None,
         warnings: Vec::new(),
@@ -280,7 +282,7 @@ drain: 1s
              open redirect",
             "4:5: listeners[0].tsl: unknown key `tsl`; did you mean `tls`?",
             "5:1: hots: unknown key `hots`; did you mean `host`?",
-            "8:16: upstreams.web.endpoints: at least one endpoint is needed, such as `127.0.0.1:8000`",
+            "8:16: upstreams.web.endpoints: at least one endpoint is needed, such as `127.0.0.1:8000`, or a `backend`",
             "9:18: upstreams.web.concurrency: expected `auto`, a whole number, or `null` for no bound, found `many`",
             "11:13: routes[0].prefix: `app` is not a path prefix; write `/app`",
             "12:15: routes[0].upstream: no upstream is named `wev`; did you mean `web`?",
@@ -411,7 +413,19 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         ),
         // Later.
         ("user: 'a b'", "4:7: user: expected the name of a user, such as `www-data`, found `a b`"),
-        ("backends: {}", "4:1: backends: `backends` is not supported yet"),
+        (
+            "backends: { a: { command: [] } }",
+            "4:27: backends.a.command: name the program, and its arguments: `[gunicorn, --bind, …]`",
+        ),
+        (
+            "backends: { a: { command: [a, '{port}'] } }",
+            "4:31: backends.a.command[1]: an instance listens on a socket; write `{socket}`, or `port: auto` for the backend",
+        ),
+        (
+            "backends: { a: { command: [a], port: 80 } }",
+            "4:38: backends.a.port: expected `auto` (a number could not be two instances' while one replaces the other), found \
+             `80`",
+        ),
         (
             "admin: 127.0.0.1:9000",
             "4:8: admin: an admin address on TCP is not supported yet; write `unix:/run/vestibule/admin.sock`",
@@ -584,7 +598,11 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             listener("{ address: 'fd:' }"),
             "3:24: listeners[0].address: `fd:` is followed by the name of a socket that a service manager passes on, as in `fd:https`",
         ),
-        (upstream(""), "3:19: upstreams.app: the key `endpoints` is missing"),
+        (
+            upstream(""),
+            "3:19: upstreams.app.endpoints: at least one endpoint is needed, such as `127.0.0.1:8000`, or a `backend`",
+        ),
+        (upstream("backend: ap"), "3:30: upstreams.app.backend: no backend is named `ap`"),
         (
             upstream("endpoints: ['a:1', 'A:1']"),
             "3:40: upstreams.app.endpoints[1]: this is the same endpoint as `upstreams.app.endpoints[0]`",

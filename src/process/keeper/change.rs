@@ -180,6 +180,7 @@ impl Keeper {
         (self.log, self.errors) = (log, errors);
         self.write_errors();
         self.assign();
+        self.run_backends();
         self.refused = None;
         self.restart = None;
         self.quick_crashes = 0;
@@ -239,8 +240,15 @@ impl Keeper {
         };
         let Candidate { plan, user, provisions, .. } = candidate;
         let log = sink(&plan);
-        let (handover, descriptors) =
-            Handover::new(generation, &plan, provisions, user, BTreeMap::new(), self.tickets.clone());
+        let (handover, descriptors) = Handover::new(
+            generation,
+            &plan,
+            provisions,
+            user,
+            BTreeMap::new(),
+            self.tickets.clone(),
+            self.backends.known(),
+        );
         if let Some(worker) = self.worker(serving) {
             worker.tell_with(ToWorker::Apply(Box::new(handover)), descriptors);
         }

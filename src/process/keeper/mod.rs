@@ -9,6 +9,7 @@
 //! with meanwhile, further orders come after it, and a stop ends it.
 
 mod agent;
+mod backends;
 mod change;
 mod hooks;
 mod places;
@@ -36,6 +37,7 @@ use tokio::{
 pub(crate) use self::stop::Ended;
 use self::{
     agent::{AgentDeed, Orders},
+    backends::{Backends, InstanceDeed},
     hooks::{Deployed, Hooks, Occasion},
     service_manager::ServiceManager,
     workers::{Deed, Ending, State, Worker, WorkerId},
@@ -54,7 +56,7 @@ use super::{
 };
 use crate::{
     admin::{Order, Outcome, Refusal, Report},
-    config::{self, Plan, Problem, RotatePlan, Source},
+    config::{self, ListenAddress, Plan, Problem, RotatePlan, Source},
     keeper::{
         ProvisionFaults, Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets,
         user::User,
@@ -127,6 +129,8 @@ pub(super) struct Keeper {
     /// Certificates that are ordered.
     orders: Orders,
     hooks: Hooks,
+    /// Programs of ours.
+    backends: Backends,
     deferred: VecDeque<Event>,
     next_look: Instant,
     /// When a drain becomes a stop.
@@ -146,6 +150,8 @@ enum Event {
     Deed(WorkerId, Deed),
     /// The number of the agent.
     Agent(u64, AgentDeed),
+    /// The number of an instance of a program of ours.
+    Instance(u32, InstanceDeed),
     /// Certificates were brought to other programs, or not.
     Deployed(Deployed),
     /// Something is due.
@@ -174,6 +180,7 @@ impl Keeper {
         keeper.client_authorities.clone_from(&provisions.client_authorities);
         (keeper.log, keeper.errors) = watched(&keeper.plan, &provisions, keeper.user.as_ref());
         keeper.write_errors();
+        keeper.run_backends();
         let plan = keeper.plan.clone();
         let started = keeper.begin_worker(1, &plan, provisions, BTreeMap::new()).map_err(ServeError::System)?;
         match keeper.until_ready(started).await {
@@ -189,6 +196,11 @@ impl Keeper {
             tracing::info!(%address, "listening");
         }
         Ok(keeper)
+    }
+
+    /// Where it listens.
+    pub(super) fn addresses(&self) -> Vec<ListenAddress> {
+        self.sockets.addresses().cloned().collect()
     }
 
     /// One that has no worker yet. Catches signals from here on.
@@ -248,6 +260,7 @@ impl Keeper {
             agent_deeds_sender,
             orders: Orders::default(),
             hooks: Hooks::default(),
+            backends: Backends::default(),
             deferred: VecDeque::new(),
             next_look: now,
             drained: None,
@@ -259,6 +272,7 @@ impl Keeper {
     pub(super) async fn run(mut self) -> Ended {
         self.watcher.watch(config::dependencies(&self.plan));
         self.assign();
+        self.run_backends();
         self.report();
         self.manager.ready(self.generation, self.refused.as_ref());
         loop {
@@ -284,6 +298,7 @@ impl Keeper {
                 Event::Deed(worker, deed) => self.note(worker, deed),
                 Event::Agent(number, deed) => self.note_agent(number, deed),
                 Event::Deployed(deployed) => self.note_deployed(deployed),
+                Event::Instance(id, deed) => self.note_instance(id, deed),
                 Event::Time => {
                     if self.drained.is_some_and(|at| at <= Instant::now()) {
                         return self.stop().await;
@@ -296,12 +311,14 @@ impl Keeper {
 
     /// The next thing that happens; cancel-safe.
     async fn next(&mut self) -> Event {
-        let due = [Some(self.next_look), self.drained, self.restart, self.orders.due()].into_iter().flatten().min();
+        let due = [Some(self.next_look), self.drained, self.restart, self.orders.due(), self.backends.due()];
+        let due = due.into_iter().flatten().min();
         tokio::select! {
             biased;
             signal = self.signals.next() => Event::Signal(signal),
             Some((worker, deed)) = self.deeds.recv() => event(worker, deed),
             Some(deployed) = self.hooks.deployed.recv() => Event::Deployed(deployed),
+            Some((id, deed)) = self.backends.deeds.recv() => Event::Instance(id, deed),
             Some(files) = self.changes.recv() => Event::Changed(files),
             () = sleep_until(due.unwrap_or(self.next_look)) => Event::Time,
             // Last: one that is not itself any more may speak without end.
@@ -347,6 +364,7 @@ impl Keeper {
             Event::Deed(worker, deed) => self.note(worker, deed),
             Event::Agent(number, deed) => self.note_agent(number, deed),
             Event::Deployed(deployed) => self.note_deployed(deployed),
+            Event::Instance(id, deed) => self.note_instance(id, deed),
             Event::Time if self.drained.is_none_or(|at| at > Instant::now()) => self.look_after(),
             Event::Signal(Signal::Stop) | Event::Time => {
                 self.deferred.push_front(event);
@@ -388,6 +406,7 @@ impl Keeper {
             // The outcome comes when it is known.
             Order::Check => return self.check_certificates(worker, id),
             Order::Export => return self.export(worker, id),
+            Order::Restart { backend } => return self.restart_backend(worker, id, backend),
         };
         self.answer(worker, id, outcome);
     }
@@ -418,6 +437,10 @@ impl Keeper {
             Deed::Said(Word::Bound { upstream, count }) => self.bound_told(id, upstream, count),
             Deed::Said(Word::Answers { version }) => self.answers(id, version),
             Deed::Said(Word::Seek) => self.seek_challenges(),
+            Deed::Said(Word::Up { instance }) => self.instance_up(instance),
+            Deed::Said(Word::Hung { instance }) => self.instance_hung(instance),
+            Deed::Said(Word::Drained { instance }) => self.instance_drained(id, instance),
+            Deed::Said(Word::Served { instance, count }) => self.instance_served(id, instance, count),
             // Whoever waits for the others has seen them, and nobody else has a use for them.
             Deed::Said(_) => {}
             Deed::Mumbled(mumbled) => {
@@ -514,8 +537,15 @@ impl Keeper {
     ) -> io::Result<WorkerId> {
         self.next_worker += 1;
         let id = self.next_worker;
-        let (handover, descriptors) =
-            Handover::new(generation, plan, provisions, self.user.clone(), held, self.tickets.clone());
+        let (handover, descriptors) = Handover::new(
+            generation,
+            plan,
+            provisions,
+            self.user.clone(),
+            held,
+            self.tickets.clone(),
+            self.backends.known(),
+        );
         let runs_as = if self.options.single { RunsAs::Thread } else { RunsAs::Process };
         let worker = Worker::begin(id, runs_as, handover, descriptors, &self.deeds_sender)?;
         tracing::debug!(pid = worker.pid().as_raw_pid(), "a worker is begun");
@@ -544,6 +574,7 @@ impl Keeper {
     /// What is due from time to time.
     fn look_after(&mut self) {
         let now = Instant::now();
+        self.tend_backends();
         if !self.workers.iter().any(Worker::is_current) {
             // Whatever has led to it.
             self.restart.get_or_insert(now);
@@ -702,7 +733,7 @@ impl Keeper {
     fn report(&self) {
         let mut workers: Vec<_> = self.workers.iter().map(Worker::report).collect();
         workers.sort_by_key(|worker| !worker.accepts);
-        let report = Report {
+        let report = Box::new(Report {
             pid: std::process::id(),
             since: Some(self.started),
             keeper: !self.options.single,
@@ -712,7 +743,8 @@ impl Keeper {
             refused: self.refused.clone(),
             weaknesses: self.weaknesses(),
             orders: self.order_reports(),
-        };
+            backends: self.backends.reports(),
+        });
         for worker in &self.workers {
             worker.tell(ToWorker::Report(report.clone()));
         }
@@ -758,6 +790,7 @@ fn event(worker: WorkerId, deed: Deed) -> Event {
         Deed::Said(Word::Renew { id }) => (id, Order::Renew),
         Deed::Said(Word::Check { id }) => (id, Order::Check),
         Deed::Said(Word::Export { id }) => (id, Order::Export),
+        Deed::Said(Word::Restart { id, backend }) => (id, Order::Restart { backend }),
         deed => return Event::Deed(worker, deed),
     };
     Event::Order(worker, id, order)

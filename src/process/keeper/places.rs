@@ -5,10 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    super::message::{ToWorker, tag},
-    Keeper, State, Worker, WorkerId,
-};
+use super::{super::message::ToWorker, Keeper, State, Worker, WorkerId};
+use crate::admin::tag;
 
 impl Keeper {
     /// All places of each upstream that has a bound.

@@ -34,7 +34,8 @@ impl Keeper {
     pub(super) async fn stop(mut self) -> Ended {
         let patience = self.plan.drain;
         tracing::info!(deadline = ?patience, "stopping: no new connections, requests in flight come to their end");
-        self.manager.stopping(patience + GRACE);
+        self.manager.stopping(patience + GRACE + self.backends_end_within());
+        self.backends.end();
         // An order that is cut off is taken up at the next start.
         self.end_agent().await;
         // Ours first: what came to wait in a socket after its worker has looked for the last time would be lost with it.
@@ -73,6 +74,7 @@ impl Keeper {
                     self.manager.alive();
                     self.next_look = Instant::now() + self.manager.interval().unwrap_or(GRACE);
                 }
+                Ok(Event::Instance(id, deed)) => self.note_instance(id, deed),
                 Ok(_) => {}
                 Err(_) => {
                     tracing::error!("a worker does not end; it is killed");
@@ -85,6 +87,8 @@ impl Keeper {
                 }
             }
         }
+        // Until here requests were inside.
+        self.end_backends().await;
         self.manager.ended();
         ended
     }

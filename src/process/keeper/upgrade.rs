@@ -26,7 +26,9 @@ use zeroize::Zeroizing;
 
 use super::{
     super::{Options, ServeError, history::History, link::Link, message::borrowed, signal_mask, signals::Signal},
-    Event, Keeper, Missed, STOPPING, State, WorkerId, event, watched,
+    Event, Keeper, Missed, STOPPING, State, WorkerId,
+    backends::{Backends, LeftBackends},
+    event, watched,
     workers::{OURSELVES, Worker, sink},
 };
 use crate::{
@@ -75,6 +77,9 @@ struct Inheritance {
     returned: Option<String>,
     /// On the way there: whether the old program's file comes along, to go back to.
     way_back: bool,
+    /// Their descriptors come before the way back.
+    #[serde(default)]
+    backends: LeftBackends,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -194,6 +199,9 @@ impl Keeper {
                     later => self.defer(later),
                 }
             }
+            while let Ok((id, deed)) = self.backends.deeds.try_recv() {
+                self.note_instance(id, deed);
+            }
             // One that stands still is not waited for.
             if self.workers.iter().all(Worker::is_at_rest) || Instant::now() >= deadline {
                 return;
@@ -208,6 +216,8 @@ impl Keeper {
             for worker in &self.workers {
                 descriptors.push(worker.link()?);
             }
+            let (backends, of_backends) = self.backends.leave()?;
+            descriptors.extend(of_backends);
             if way_back {
                 descriptors.push(fs::File::open(OURSELVES)?.into());
             }
@@ -232,6 +242,7 @@ impl Keeper {
                 asked_by,
                 returned,
                 way_back,
+                backends,
             };
             leave_at_stdin(&inheritance, &descriptors)
         };
@@ -314,6 +325,8 @@ impl Keeper {
         for worker in left.workers {
             keeper.adopt(worker, &mut descriptors).map_err(ServeError::System)?;
         }
+        keeper.backends =
+            Backends::inherit(left.backends, &keeper.plan, &mut descriptors).map_err(ServeError::System)?;
         keeper.before = if left.way_back { descriptors.next() } else { None };
         Ok(keeper)
     }
@@ -412,7 +425,7 @@ fn later(event: &Event) -> Option<Later> {
         Event::Changed(files) => Some(Later::Changed(files.clone())),
         Event::Order(worker, id, order) => Some(Later::Order(*worker, *id, *order)),
         // The agent has been ended before, and what came of commands is taken note of at once.
-        Event::Deed(..) | Event::Agent(..) | Event::Deployed(..) | Event::Time => None,
+        Event::Deed(..) | Event::Agent(..) | Event::Deployed(..) | Event::Instance(..) | Event::Time => None,
     }
 }
 
