@@ -776,8 +776,8 @@ fn lower_upstream(
         )),
     });
     let (queue, health, eject, retries) = (upstream.queue?, upstream.health?, upstream.eject?, upstream.retries?);
-    let status = health.status?;
-    if status.is_empty() {
+    let well = health.status?;
+    if well.is_empty() {
         return Err(
             reading.refuse_at(&format!("upstreams.{name}.health.status"), "no answer would be well; write `[200]`")
         );
@@ -818,7 +818,7 @@ fn lower_upstream(
         health: HealthPlan {
             interval: health.interval?.0,
             timeout: health.timeout?.0,
-            status: status.into_iter().map(|status| status.0).collect(),
+            status: well.into_iter().map(|status| status.0).collect(),
             body: health.body?,
             failures: health.failures?.0,
             successes: health.successes?.0,

@@ -37,7 +37,7 @@ fn a_front_door_or_a_server_that_is_cut_off_loses_what_was_inside_and_comes_back
     in_network(|| {
         make_hub();
         let site = Site::start();
-        let load = Load::start([FIRST, SECOND], site.pebble.root_certificate());
+        let load = Load::start([FIRST, SECOND], &site.pebble.root_certificate());
         load.answers_from(&["app1", "app2", "app3", "app4"], "all four are asked");
 
         // An application server.
@@ -203,9 +203,9 @@ struct Answer {
 }
 
 impl Load {
-    fn start(doors: [Ipv4Addr; 2], root: rustls_pki_types::CertificateDer<'static>) -> Self {
+    fn start(doors: [Ipv4Addr; 2], root: &rustls_pki_types::CertificateDer<'static>) -> Self {
         let (answers, is_over) = (Arc::<Mutex<Vec<Answer>>>::default(), Arc::<AtomicBool>::default());
-        let config = Arc::new(clients::client(&[&root], &[]));
+        let config = Arc::new(clients::client(&[root], &[]));
         let client = |number: usize| {
             let (answers, is_over, config) = (Arc::clone(&answers), Arc::clone(&is_over), Arc::clone(&config));
             thread::spawn(move || {
