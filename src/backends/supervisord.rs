@@ -335,7 +335,7 @@ fn programs(text: &str) -> Vec<ProgramInfo> {
             ProgramState::Stopping | ProgramState::Unknown => 0,
             _ => stopped,
         };
-        let since = u64::try_from(now - begun).ok().filter(|_| begun > 0).map(Duration::from_secs);
+        let since = u64::try_from(now.saturating_sub(begun)).ok().filter(|_| begun > 0).map(Duration::from_secs);
         let said = members.text("spawnerr").filter(|said| !said.is_empty());
         let ended = || (stopped > 0 && !state.is_running()).then(|| format!("exit status {}", number("exitstatus")));
         Some(ProgramInfo {

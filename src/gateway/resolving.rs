@@ -50,7 +50,8 @@ pub(super) async fn look_after(current: Arc<Current>, changed: Arc<Notify>) {
         }
         drop(runtime);
         tokio::select! {
-            () = changed.notified() => {}
+            // What was found while another configuration was made is not known to that.
+            () = changed.notified() => due.clear(),
             Some(Ok((place, holds))) = looks.join_next() => {
                 looking.remove(&place);
                 let now = Instant::now();

@@ -61,11 +61,12 @@ pub struct Outbound<'a> {
 }
 
 impl Outbound<'_> {
-    fn can_go_again(&self, retry: Retry, upstream: &Upstream) -> bool {
+    /// After `endpoint` has failed it.
+    fn can_go_again(&self, retry: Retry, upstream: &Upstream, endpoint: &Endpoint) -> bool {
         let safe = match retry {
             Retry::Unsent => true,
             Retry::IfIdempotent => self.method.is_idempotent(),
-            Retry::Elsewhere => self.method.is_idempotent() && upstream.is_usable(),
+            Retry::Elsewhere => self.method.is_idempotent() && upstream.has_another(endpoint),
             Retry::Never => false,
         };
         safe && self.payload.is_there()
@@ -143,7 +144,10 @@ pub async fn send(
         let outcome = exchange.run(&mut outbound, lease, &mut place, upstream).await;
         trace.head = Some(began.elapsed());
         match outcome {
-            Err(error) if again > 0 && outbound.can_go_again(error.retry, upstream) && upstream.may_retry() => {
+            Err(error)
+                if again > 0 && outbound.can_go_again(error.retry, upstream, &endpoint) && upstream.may_retry() =>
+            {
+                outbound.affinity.avoid = Some(endpoint.id());
                 // Who has waited for a whole timeout waits for one more, and no longer.
                 again = if error.retry == Retry::Elsewhere { 0 } else { again - 1 };
                 tracing::debug!(endpoint = %endpoint.label, error = &error as &dyn std::error::Error, "sending again");
@@ -192,7 +196,7 @@ async fn connect(
 ) -> Result<(Arc<Endpoint>, Lease), GatewayError> {
     let held = Instant::now();
     let mut pause = FIRST_PAUSE;
-    let mut others = upstream.endpoints().len();
+    let mut refusals = 0;
     loop {
         let refused = match upstream.select(affinity) {
             Some(endpoint) => match connect_to(&endpoint, upstream, pool, can_repeat).await {
@@ -202,10 +206,11 @@ async fn connect(
             None => unavailable(format!("no endpoint of {} is there", upstream.name)),
         };
         let within = upstream.plan.hold.max(upstream.plan.connect_timeout * 2);
-        if others > 1 && held.elapsed() < within && upstream.is_usable() {
-            others -= 1;
+        refusals += 1;
+        if refusals < upstream.endpoints().len() && held.elapsed() < within && upstream.is_reachable() {
             continue;
         }
+        refusals = 0;
         upstream.cannot_be_reached();
         let left = upstream.plan.hold.saturating_sub(held.elapsed());
         if upstream.lets_go() || left.is_zero() {
@@ -225,6 +230,10 @@ async fn connect_to(
 ) -> Result<Lease, io::Error> {
     if can_repeat && let Some(lease) = pool.take(endpoint) {
         return Ok(lease);
+    }
+    // One that could not be connected to is tried by one request, for which the others do not wait.
+    if endpoint.unreachable_for().is_some() {
+        endpoint.pass_over(upstream.plan.connect_timeout);
     }
     let connected = timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await;
     let error = match connected {
@@ -295,17 +304,15 @@ impl Exchange<'_> {
             }
             Err(error) => {
                 let answered = wire.is_answered();
-                if let WireError::HeadTimeout(_) = &error {
-                    self.endpoint.did_not_answer();
-                }
                 match &error {
+                    // It has begun to answer, with 103 for example: this request is slow, and it is not silent.
+                    WireError::SendTimeout(_) | WireError::HeadTimeout(_) if answered => {}
                     WireError::RequestBody(_) => {}
                     WireError::SendTimeout(waited) | WireError::HeadTimeout(waited) => {
                         upstream.failed(self.endpoint, Failure::silent(*waited, began.elapsed()));
                     }
                     _ if reused && !answered => {
                         tracing::debug!(endpoint = %self.endpoint.label, "an idle connection was closed under a request");
-                        self.endpoint.avoid();
                     }
                     _ => upstream.failed(self.endpoint, Failure::Unanswered),
                 }
@@ -322,7 +329,9 @@ fn refusal(error: WireError, endpoint: &Endpoint, answered: bool, begun: bool) -
         error => error,
     };
     let (status, retry) = match &error {
-        WireError::SendTimeout(_) | WireError::HeadTimeout(_) => (StatusCode::GATEWAY_TIMEOUT, Retry::Elsewhere),
+        WireError::SendTimeout(_) | WireError::HeadTimeout(_) => {
+            (StatusCode::GATEWAY_TIMEOUT, if answered { Retry::Never } else { Retry::Elsewhere })
+        }
         WireError::Send(_) | WireError::Receive(_) | WireError::Closed if !answered => {
             (StatusCode::BAD_GATEWAY, if begun { Retry::IfIdempotent } else { Retry::Unsent })
         }

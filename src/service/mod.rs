@@ -432,7 +432,7 @@ struct View<'a> {
 /// What keeps this client at one endpoint, if anything does.
 fn affinity(route: &Route, origin: &Origin, headers: &HeaderMap) -> Affinity {
     let endpoint = route.cookies.as_ref().and_then(|cookies| cookies.read(headers, &route.upstream));
-    Affinity { client: origin.client, endpoint, by_client: route.plan.stick == Some(Stick::Sid) }
+    Affinity { client: origin.client, endpoint, by_client: route.plan.stick == Some(Stick::Sid), avoid: None }
 }
 
 async fn exchange(

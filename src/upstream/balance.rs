@@ -24,6 +24,8 @@ pub struct Affinity {
     pub endpoint: Option<Arc<Endpoint>>,
     /// Without that, the client's address decides, whatever `balance` says.
     pub by_client: bool,
+    /// What tells the endpoint that has just failed this very request: another one had better have it now.
+    pub avoid: Option<u64>,
 }
 
 /// How requests are shared out.
@@ -36,27 +38,33 @@ pub(super) struct Balancer {
 }
 
 impl Balancer {
-    pub(super) fn new(balance: Balance, slow_start: Duration) -> Self {
-        Self { balance, slow_start, turn: AtomicU64::new(0) }
+    /// `before` has had these endpoints until now: they have had their turns.
+    pub(super) fn new(balance: Balance, slow_start: Duration, before: Option<&Self>) -> Self {
+        let turn = before.map_or(0, |before| before.turn.load(Ordering::Relaxed));
+        Self { balance, slow_start, turn: AtomicU64::new(turn) }
     }
 
     /// Picks one of `endpoints`.
     ///
-    /// Backups come into question while no other can be used, and all while none can: being down is a guess, not a verdict.
+    /// Backups come into question while no other can be used, and all while none can, those last that cannot even be connected
+    /// to: being down is a guess, not a verdict.
     pub(super) fn pick<'e>(&self, endpoints: &'e [Arc<Endpoint>], affinity: &Affinity) -> Option<&'e Arc<Endpoint>> {
         if let [only] = endpoints {
             return Some(only);
         }
         let stuck = |endpoint: &&Arc<Endpoint>| {
-            affinity.endpoint.as_ref().is_some_and(|stuck| stuck.id == endpoint.id) && endpoint.is_usable()
+            affinity.endpoint.as_ref().is_some_and(|stuck| stuck.id == endpoint.id)
+                && affinity.avoid != Some(endpoint.id)
+                && endpoint.is_usable()
         };
         if let Some(stuck) = endpoints.iter().find(stuck) {
             return Some(stuck);
         }
         let by_client = affinity.by_client || self.balance == Balance::Hash;
         let client = affinity.client.filter(|_| by_client);
-        let best = endpoints.iter().map(Tier::of).min()?;
-        let fits = |endpoint: &&'e Arc<Endpoint>| Tier::of(endpoint) == best;
+        let tier = |endpoint: &Arc<Endpoint>| Tier::of(endpoint, affinity.avoid);
+        let best = endpoints.iter().map(tier).min()?;
+        let fits = |endpoint: &&'e Arc<Endpoint>| tier(endpoint) == best;
         let pick = match client {
             Some(client) => by_hash(endpoints.iter().filter(fits), client),
             None => self.in_turn(endpoints, fits),
@@ -80,13 +88,13 @@ impl Balancer {
             return endpoints.iter().filter(&fits).min_by_key(|endpoint| turn(endpoint));
         }
         // Of many, two: who looks at all of them finds the same one as everybody else who looks at this moment.
-        let drawn = (endpoints.len() > FEW).then(|| [draw(endpoints, &fits), draw(endpoints, &fits)]);
-        let is_drawn = |endpoint: &&'e Arc<Endpoint>| match &drawn {
-            Some(drawn) => drawn.iter().flatten().any(|drawn| Arc::ptr_eq(drawn, endpoint)),
-            None => fits(endpoint),
-        };
         let load = |endpoint: &Endpoint| endpoint.in_flight() as u64 * LOAD / endpoint.share(self.slow_start);
-        endpoints.iter().filter(is_drawn).min_by_key(|endpoint| (load(endpoint), turn(endpoint)))
+        if endpoints.len() > FEW {
+            let drawn = [draw(endpoints, &fits), draw(endpoints, &fits)];
+            // Of two that are equal the first one, which is any: turns would prefer those at the head of the list.
+            return drawn.into_iter().flatten().min_by_key(|endpoint| load(endpoint));
+        }
+        endpoints.iter().filter(fits).min_by_key(|endpoint| (load(endpoint), turn(endpoint)))
     }
 }
 
@@ -95,15 +103,19 @@ impl Balancer {
 enum Tier {
     Usable,
     Backup,
-    Unusable,
+    /// Something speaks against it, and it can be connected to.
+    Doubtful,
+    Unreachable,
 }
 
 impl Tier {
-    fn of(endpoint: &Arc<Endpoint>) -> Self {
+    fn of(endpoint: &Endpoint, avoid: Option<u64>) -> Self {
         match (endpoint.is_usable(), endpoint.is_backup()) {
+            _ if avoid == Some(endpoint.id) => Self::Doubtful,
             (true, false) => Self::Usable,
             (true, true) => Self::Backup,
-            (false, _) => Self::Unusable,
+            (false, _) if endpoint.unreachable_for().is_none() => Self::Doubtful,
+            (false, _) => Self::Unreachable,
         }
     }
 }
@@ -184,7 +196,7 @@ mod tests {
     }
 
     fn balancer(balance: Balance) -> Balancer {
-        Balancer::new(balance, Duration::ZERO)
+        Balancer::new(balance, Duration::ZERO, None)
     }
 
     /// How many of so many requests, one after the other, go where.
@@ -268,6 +280,41 @@ mod tests {
     }
 
     #[test]
+    fn who_answers_badly_comes_before_who_cannot_be_connected_to() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 1, false)]);
+        endpoints[0].refused(UNREACHABLE);
+        endpoints[1].pass_over(UNREACHABLE);
+        endpoints[1].in_flight.store(9, Ordering::Relaxed);
+        for balance in [Balance::Least, Balance::RoundRobin, Balance::Hash] {
+            let picks = picks(&balancer(balance), &endpoints, 10);
+            assert_eq!(picks.get("b:1"), Some(&10), "{balance:?}");
+        }
+    }
+
+    #[test]
+    fn who_has_just_failed_a_request_is_not_asked_for_it_again_and_others_stay() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 1, true)]);
+        let stuck = Affinity { endpoint: Some(Arc::clone(&endpoints[0])), ..Affinity::default() };
+        let again = Affinity { avoid: Some(endpoints[0].id), ..stuck.clone() };
+        let balancer = balancer(Balance::Least);
+
+        assert_eq!(&*balancer.pick(&endpoints, &again).unwrap().label, "b:1");
+        assert_eq!(&*balancer.pick(&endpoints, &stuck).unwrap().label, "a:1");
+    }
+
+    #[test]
+    fn one_that_is_new_is_not_given_what_the_others_have_had_over_a_reload() {
+        let mut endpoints = endpoints(&[("a", 1, false), ("b", 1, false)]);
+        let before = balancer(Balance::RoundRobin);
+        picks(&before, &endpoints, 1000);
+        endpoints.extend(self::endpoints(&[("c", 1, false)]));
+
+        let picks = picks(&Balancer::new(Balance::RoundRobin, Duration::ZERO, Some(&before)), &endpoints, 300);
+
+        assert!((90..=110).contains(&picks["c:1"]), "{picks:?}");
+    }
+
+    #[test]
     fn only_the_clients_of_one_that_goes_move_and_shares_follow_weights() {
         let all = endpoints(&[("a", 1, false), ("b", 1, false), ("c", 2, false)]);
         let left = endpoints(&[("c", 2, false), ("a", 1, false)]);
@@ -307,7 +354,7 @@ mod tests {
     #[test]
     fn one_that_comes_back_comes_to_its_share_slowly_and_makes_up_for_nothing() {
         let endpoints = endpoints(&[("a", 1, false), ("b", 1, false)]);
-        let slow = Balancer::new(Balance::RoundRobin, Duration::from_secs(3600));
+        let slow = Balancer::new(Balance::RoundRobin, Duration::from_secs(3600), None);
         endpoints[0].refused(UNREACHABLE);
         picks(&slow, &endpoints, 100);
         assert!(endpoints[0].connected());
@@ -318,7 +365,7 @@ mod tests {
         while now_micros() < 300_000 {
             std::thread::yield_now();
         }
-        let slow = Balancer::new(Balance::RoundRobin, Duration::from_micros(now_micros() * 2));
+        let slow = Balancer::new(Balance::RoundRobin, Duration::from_micros(now_micros() * 2), None);
         let half = picks(&slow, &endpoints, 1000);
         endpoints[0].growing_since.store(1, Ordering::Relaxed);
         let at_once = picks(&balancer(Balance::RoundRobin), &endpoints, 100);

@@ -164,6 +164,23 @@ impl Health {
         }
     }
 
+    /// It has said something, whatever it was.
+    pub(super) fn heard(&self) {
+        clear(&self.silences);
+    }
+
+    /// Another process is behind it: what speaks against the one before does not speak against this one.
+    pub(super) fn begins_anew(&self) {
+        clear(&self.silences);
+        clear(&self.failures);
+        self.ejected_until.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether a request that was not answered since `began` was unlike others: a page may be slow, while others are answered.
+    pub(super) fn was_silent(&self, began: u64) -> bool {
+        self.answered.load(Ordering::Relaxed) <= began
+    }
+
     /// A request has failed; what this is reason to eject it for.
     pub(super) fn failed(&self, failure: Failure, plan: &EjectPlan) -> Option<Cause> {
         let Failure::Silent { began, waited } = failure else {
@@ -171,8 +188,7 @@ impl Health {
             clear(&self.silences);
             return self.one_more(failure, plan);
         };
-        // A page is slow, while others are answered: nothing speaks against the endpoint.
-        if self.answered.load(Ordering::Relaxed) > began {
+        if !self.was_silent(began) {
             return None;
         }
         self.silences.fetch_add(1, Ordering::Relaxed);

@@ -123,6 +123,12 @@ impl Line {
         self.requests
     }
 
+    /// Who `who` is here. Of a client's checks of health only one at a time goes before all others: anybody may ask for that page.
+    pub(super) fn placed(&self, who: Who) -> Who {
+        let another = who.class == Class::Health && self.known.contains_key(&(who.class, who.client));
+        if another { Who { class: Class::Other, ..who } } else { who }
+    }
+
     /// Takes `who` in, at the end of its client's requests; answers its number.
     pub(super) fn join(&mut self, who: Who) -> u32 {
         let key = (who.class, who.client);
@@ -367,6 +373,17 @@ mod tests {
         let mut numbers = joined(&mut line, std::iter::repeat_n(many, 100).chain([one]));
 
         assert_eq!(called(&mut line, &mut numbers, 3), [many, one, many]);
+    }
+
+    #[test]
+    fn of_a_client_one_check_of_health_goes_first() {
+        let mut line = Line::new();
+        let health = who(Class::Health, 1);
+        assert_eq!(line.placed(health), health);
+        line.join(health);
+
+        assert_eq!(line.placed(health), who(Class::Other, 1));
+        assert_eq!(line.placed(who(Class::Health, 2)), who(Class::Health, 2));
     }
 
     #[test]

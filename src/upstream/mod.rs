@@ -69,7 +69,7 @@ pub struct Upstream {
     balancer: Balancer,
     /// What is known of the places in its plan that have to be resolved.
     answers: Mutex<BTreeMap<EndpointPlace, Answer>>,
-    retries: Retries,
+    retries: Arc<Retries>,
     /// Held while one is ejected, so that two at once are not all of them.
     ejecting: Mutex<()>,
     /// It takes requests and answers none: nearly all are refused.
@@ -135,9 +135,9 @@ impl Upstream {
             stats,
             program,
             endpoints,
-            balancer: Balancer::new(plan.balance, plan.slow_start),
+            balancer: Balancer::new(plan.balance, plan.slow_start, before.map(|before| &before.balancer)),
             answers: Mutex::new(answers),
-            retries: Retries::default(),
+            retries: before.map(|before| Arc::clone(&before.retries)).unwrap_or_default(),
             ejecting: Mutex::default(),
             silent: AtomicBool::new(false),
             next_trial: AtomicU64::new(0),
@@ -219,9 +219,14 @@ impl Upstream {
         self.balancer.pick(&self.endpoints.load(), affinity).map(Arc::clone)
     }
 
-    /// Whether there is an endpoint that can be used, as far as is known.
-    pub fn is_usable(&self) -> bool {
-        self.endpoints.load().iter().any(|endpoint| endpoint.is_usable())
+    /// Whether there is an endpoint other than `endpoint` that can be used, as far as is known.
+    pub fn has_another(&self, endpoint: &Endpoint) -> bool {
+        self.endpoints.load().iter().any(|other| other.id != endpoint.id && other.is_usable())
+    }
+
+    /// Whether there is an endpoint that could be connected to, the last time.
+    pub fn is_reachable(&self) -> bool {
+        self.endpoints.load().iter().any(|endpoint| endpoint.unreachable_for().is_none())
     }
 
     /// Counts a request inside `endpoint`, one of ours, until the guard is dropped.
@@ -271,9 +276,10 @@ impl Upstream {
 
     /// Takes note of a request that `endpoint` has failed.
     pub fn failed(&self, endpoint: &Endpoint, failure: Failure) {
-        if matches!(failure, Failure::Unanswered | Failure::Silent { .. }) {
-            // The next attempt goes elsewhere, where there is an elsewhere.
-            endpoint.avoid();
+        if let Failure::Silent { began, .. } = failure
+            && endpoint.health.was_silent(began)
+        {
+            endpoint.did_not_answer();
         }
         if let Some(cause) = endpoint.health.failed(failure, &self.plan.eject) {
             self.eject(endpoint, cause);
@@ -306,7 +312,8 @@ impl Upstream {
         let most = (endpoints.len() * plan.most as usize / 100).max(1).min(endpoints.len().saturating_sub(1));
         let now = now_micros();
         let ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
-        if endpoints.iter().filter(|other| other.health.is_ejected(now)).count() >= most {
+        let missing = |other: &&Arc<Endpoint>| other.id != endpoint.id && !other.is_usable();
+        if endpoint.health.is_ejected(now) || endpoints.iter().filter(missing).count() >= most {
             return;
         }
         let Some(time) = endpoint.health.eject(cause, plan, now) else { return };
@@ -321,8 +328,8 @@ impl Upstream {
         );
     }
 
-    /// Whether a request may go on to an endpoint. Where all of them take requests and answer none, one may at a time, to see
-    /// whether that is still so; the others had better not wait for what nobody gets.
+    /// Whether a request may go on to an endpoint. Where all of them take requests and answer none, one may at a time, or one
+    /// every [`TRIAL`], to see whether that is still so; the others had better not wait for what nobody gets.
     ///
     /// One that cannot be connected to is not silent: it is waited for.
     pub fn admit(&self) -> Result<Option<Trial<'_>>, Silent> {
@@ -342,9 +349,10 @@ impl Upstream {
         }
         let now = now_micros();
         let next = self.next_trial.load(Ordering::Relaxed);
-        let ours = next <= now
-            && self.next_trial.compare_exchange(next, u64::MAX, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if ours { Ok(Some(Trial(self))) } else { Err(Silent) }
+        let until = now + micros(TRIAL);
+        let ours =
+            next <= now && self.next_trial.compare_exchange(next, until, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if ours { Ok(Some(Trial { upstream: self, until })) } else { Err(Silent) }
     }
 
     /// It takes requests and answered none of them, the last time that one came.
@@ -459,6 +467,7 @@ impl Upstream {
     pub fn begins_anew(&self) {
         for endpoint in self.endpoints.load().iter() {
             endpoint.silences.store(0, Ordering::Relaxed);
+            endpoint.health.begins_anew();
         }
     }
 
@@ -597,8 +606,6 @@ pub struct Endpoint {
     unreachable_since: AtomicU64,
     /// Until when it is passed over.
     passed_over_until: AtomicU64,
-    /// The same for its having closed a connection under a request.
-    avoided_until: AtomicU64,
     /// The same for its closing connections without having said so.
     closes_until: AtomicU64,
     /// Requests and looks in a row that were not answered in time; with [`HEARD`], since its last answer.
@@ -630,7 +637,6 @@ impl Endpoint {
             sent: AtomicU32::new(0),
             unreachable_since: AtomicU64::new(0),
             passed_over_until: AtomicU64::new(0),
-            avoided_until: AtomicU64::new(0),
             closes_until: AtomicU64::new(0),
             silences: AtomicU32::new(0),
             health: Health::default(),
@@ -682,8 +688,7 @@ impl Endpoint {
     /// Worth an attempt while there is another endpoint.
     pub fn is_usable(&self) -> bool {
         let now = now_micros();
-        let until = self.passed_over_until.load(Ordering::Relaxed).max(self.avoided_until.load(Ordering::Relaxed));
-        until <= now && !self.health.is_passed_over(now)
+        self.passed_over_until.load(Ordering::Relaxed) <= now && !self.health.is_passed_over(now)
     }
 
     /// Has its share grow from nothing, over the time that [`UpstreamPlan::slow_start`] says.
@@ -716,13 +721,8 @@ impl Endpoint {
         }
     }
 
-    /// It has closed a connection under a request, which goes elsewhere where there is an elsewhere. A connection that can
-    /// be made does not end that: of a process that is dying they all can, for a moment.
-    pub fn avoid(&self) {
-        self.avoided_until.store(now_micros() + micros(UNREACHABLE), Ordering::Relaxed);
-    }
-
-    fn pass_over(&self, time: Duration) {
+    /// Leaves it alone for this long, where there is another one.
+    pub fn pass_over(&self, time: Duration) {
         self.passed_over_until.store(now_micros() + micros(time), Ordering::Relaxed);
     }
 
@@ -748,6 +748,7 @@ impl Endpoint {
 
     /// It has answered a request or a look, whatever it said.
     pub fn answered(&self) {
+        self.health.heard();
         // Read first: with every answer, and hardly ever another value.
         if self.silences.load(Ordering::Relaxed) != HEARD {
             self.silences.store(HEARD, Ordering::Relaxed);
@@ -778,11 +779,16 @@ pub struct Silent;
 
 /// The one request that goes to an application that is silent, until it is dropped.
 #[derive(Debug)]
-pub struct Trial<'a>(&'a Upstream);
+pub struct Trial<'a> {
+    upstream: &'a Upstream,
+    until: u64,
+}
 
 impl Drop for Trial<'_> {
     fn drop(&mut self) {
-        self.0.next_trial.store(now_micros() + micros(BETWEEN_TRIALS), Ordering::Relaxed);
+        let next = now_micros() + micros(BETWEEN_TRIALS);
+        // Another one may have begun: this one's slowness is not waited for.
+        self.upstream.next_trial.compare_exchange(self.until, next, Ordering::Relaxed, Ordering::Relaxed).ok();
     }
 }
 
@@ -815,6 +821,8 @@ const HEARD: u32 = 1 << 31;
 const UNREACHABLE: Duration = Duration::from_secs(1);
 /// One that comes so much later than others comes among those that are at work.
 const SETTLED: Duration = Duration::from_secs(5);
+/// How long one trial keeps others from being made.
+const TRIAL: Duration = Duration::from_secs(5);
 /// From the end of one trial to the next.
 const BETWEEN_TRIALS: Duration = Duration::from_secs(1);
 /// How long an endpoint that closed an idle connection at once gets a new connection for each request.

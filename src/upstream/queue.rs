@@ -107,6 +107,7 @@ impl Places {
     fn stand_in_line(&self, who: Who) -> Option<(Waiter<'_>, Duration)> {
         let (number, timeout, sent_away) = self.change(|state| {
             let is_full = state.line.requests() >= state.limit;
+            let who = state.line.placed(who);
             let sent_away = if is_full { Some(state.line.make_room(who)?) } else { None };
             Some((state.line.join(who), state.timeout, sent_away))
         })?;
