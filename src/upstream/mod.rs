@@ -159,25 +159,25 @@ impl Upstream {
     ///
     /// An answer that is the same changes nothing, and where nothing could be found out, what was known last stays.
     pub fn resolved(&self, place: &EndpointPlace, found: Result<Vec<Member>, String>) {
-        let upstream = &*self.name;
+        let upstream = &self.name;
         let mut answers = self.answers();
         let answer = answers.entry(place.clone()).or_default();
         let before = answer.fault.take();
         match found {
             Ok(members) => {
                 if before.is_some() {
-                    tracing::info!(upstream, %place, "can be resolved again");
+                    tracing::info!(%upstream, %place, "can be resolved again");
                 }
                 if answer.members != members {
                     let addresses: Vec<_> = members.iter().map(|member| member.address.to_string()).collect();
-                    tracing::info!(upstream, %place, addresses = addresses.join(", "), "resolved");
+                    tracing::info!(%upstream, %place, addresses = addresses.join(", "), "resolved");
                     answer.members = members;
                     self.set_endpoints(members_of(&self.plan, &answers));
                 }
             }
             Err(fault) => {
                 if before.is_none() {
-                    tracing::warn!(upstream, %place, fault, "cannot be resolved; what was known last stays");
+                    tracing::warn!(%upstream, %place, fault, "cannot be resolved; what was known last stays");
                 }
                 answer.fault = Some(fault);
             }
@@ -239,7 +239,7 @@ impl Upstream {
     /// Takes note that a connection to `endpoint` was made.
     pub fn connected(&self, endpoint: &Endpoint) {
         if endpoint.connected() {
-            tracing::info!(upstream = &*self.name, endpoint = &*endpoint.label, "endpoint answers again");
+            tracing::info!(upstream = %self.name, endpoint = %endpoint.label, "endpoint answers again");
         }
     }
 
@@ -249,8 +249,8 @@ impl Upstream {
             return;
         }
         tracing::warn!(
-            upstream = &*self.name,
-            endpoint = &*endpoint.label,
+            upstream = %self.name,
+            endpoint = %endpoint.label,
             error = error as &dyn Error,
             hold = ?self.plan.hold,
             "endpoint cannot be connected to; requests wait for it as long as `hold`"
@@ -288,17 +288,17 @@ impl Upstream {
 
     /// Takes note of a look at the health page of `endpoint`, which went well or not, for this reason.
     pub fn looked_at_endpoint(&self, endpoint: &Endpoint, found: Result<(), &str>) {
-        let (upstream, label) = (&*self.name, &*endpoint.label);
+        let upstream = &self.name;
         if !endpoint.health.looked(found, &self.plan.health, now_micros()) {
             return;
         }
         match found {
-            Ok(()) => tracing::info!(upstream, endpoint = label, "endpoint passes its health check again"),
+            Ok(()) => tracing::info!(%upstream, endpoint = %endpoint.label, "endpoint passes its health check again"),
             // That has been told.
             Err(_) if endpoint.unreachable_for().is_some() => {}
             Err(cause) => tracing::warn!(
-                upstream,
-                endpoint = label,
+                %upstream,
+                endpoint = %endpoint.label,
                 cause,
                 "endpoint fails its health check; it is passed over where there is another one"
             ),
@@ -320,8 +320,8 @@ impl Upstream {
         drop(ejecting);
         self.metrics.ejected(cause.kind());
         tracing::warn!(
-            upstream = &*self.name,
-            endpoint = &*endpoint.label,
+            upstream = %self.name,
+            endpoint = %endpoint.label,
             %cause,
             ?time,
             "endpoint is ejected: it is passed over where there is another one"
@@ -337,13 +337,13 @@ impl Upstream {
         let silent = |endpoint: &Arc<Endpoint>| endpoint.health.is_silent(self.plan.eject.failures);
         if endpoints.is_empty() || !endpoints.iter().all(silent) {
             if self.silent.load(Ordering::Relaxed) && self.silent.swap(false, Ordering::Relaxed) {
-                tracing::info!(upstream = &*self.name, "answers again");
+                tracing::info!(upstream = %self.name, "answers again");
             }
             return Ok(None);
         }
         if !self.silent.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                upstream = &*self.name,
+                upstream = %self.name,
                 "takes requests and answers none of them; all but one at a time are answered 503 until it does"
             );
         }
@@ -404,7 +404,7 @@ impl Upstream {
         for turn in stats.note(noted, Instant::now()) {
             match (turn, read) {
                 (Turn::Read, Ok(Workers { workers, threads, .. })) => {
-                    tracing::info!(upstream, workers, threads, places, "the workers of uWSGI are known (stats)");
+                    tracing::info!(%upstream, workers, threads, places, "the workers of uWSGI are known (stats)");
                 }
                 (Turn::Unread, Err(error)) => {
                     let error = error as &dyn Error;
@@ -422,7 +422,7 @@ impl Upstream {
                      it has threads (concurrency)"
                 ),
                 (Turn::Exceptions(exceptions), _) => {
-                    tracing::warn!(upstream, exceptions, "more exceptions in the application; its own log tells which");
+                    tracing::warn!(%upstream, exceptions, "more exceptions in the application; its own log tells which");
                 }
                 (Turn::Read | Turn::Unread, _) => {}
             }
@@ -430,18 +430,18 @@ impl Upstream {
     }
 
     fn tell(&self, begun: Option<Phase>, found: Finding) {
-        let upstream = &*self.name;
+        let upstream = &self.name;
         match begun {
             None => {}
-            Some(Phase::Ready) => tracing::info!(upstream, "ready"),
-            Some(Phase::Stopping) => tracing::info!(upstream, "says that it is not ready any more"),
-            Some(Phase::Gone) => tracing::warn!(upstream, "cannot be connected to any more"),
+            Some(Phase::Ready) => tracing::info!(%upstream, "ready"),
+            Some(Phase::Stopping) => tracing::info!(%upstream, "says that it is not ready any more"),
+            Some(Phase::Gone) => tracing::warn!(%upstream, "cannot be connected to any more"),
             Some(Phase::Unknown) => tracing::warn!(
-                upstream,
+                %upstream,
                 "has answered for {LET_IN:?} and never that it is ready (health.ready); clients are let in all the same"
             ),
             Some(Phase::Starting) => {
-                tracing::info!(upstream, ?found, "not ready; clients see the starting page");
+                tracing::info!(%upstream, ?found, "not ready; clients see the starting page");
             }
         }
     }

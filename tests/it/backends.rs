@@ -319,7 +319,7 @@ fn a_restart_that_fails_says_why_and_what_was_there_serves_on() {
     assert_eq!(get(served.address(0), "/x"), 200);
     assert_eq!(serving(&served, 1), before);
     let unknown = served.run(&["restart", "web"]);
-    assert!(String::from_utf8(unknown.stderr).unwrap().contains("there is `app`"));
+    assert!(String::from_utf8(unknown.stderr).unwrap().contains("there is no such backend"));
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn who_came_first_is_served_first() {
 fn order(requests: &[(&str, &str)]) -> Vec<String> {
     let held = Held::start();
     let keys = "trusted_proxies: [loopback]\n";
-    let upstream = "concurrency: 1, health: { path: /health }, queue: { sessions: [session, sid] }";
+    let upstream = "concurrency: 1, health: { path: /health, interval: 1h }, queue: { sessions: [session, sid] }";
     let gateway = TestGateway::start(&(proxying(held.backend.address, upstream, "") + keys));
     let mut clients = vec![ask(&gateway, "/inside")];
     assert_eq!(held.next(), "/inside");
