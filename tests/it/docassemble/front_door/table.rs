@@ -181,7 +181,13 @@ const TABLE: &[(u8, &[Held])] = &[
     (94, &[Together]),
     (95, &[Alone("f95_a_route_has_a_timeout_of_its_own")]),
     (96, &[Together]),
-    (97, &[Later("a backend that runs away is not watched; who waits for it is answered at the deadline of F94")]),
+    (
+        97,
+        &[
+            In("tests/it/programs.rs", "a_program_that_runs_away_is_told_by_whatever_name_and_so_is_its_end"),
+            In(READING, "the_programs_behind_its_upstreams_are_asked_about_and_an_overlay_has_one_restarted"),
+        ],
+    ),
     (98, &[Together, Alone("f98_an_application_that_is_not_ready_says_so_itself_and_we_are_alive_on_our_own_socket")]),
     (99, &[Together]),
     (100, &[Together]),
