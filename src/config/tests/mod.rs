@@ -642,7 +642,7 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
         ),
         (
             upstream("endpoints: ['a:1'], supervisor: { program: uwsgi, address: 'a:9001', watch: {} }"),
-            "3:33: upstreams.app.supervisor.watch: supervisord runs on another machine, whose programs cannot be measured from \
+            "3:97: upstreams.app.supervisor.watch: supervisord runs on another machine, whose programs cannot be measured from \
              here; write `null`",
         ),
         (
