@@ -1012,7 +1012,8 @@ mod tests {
     fn being_busy_is_told_once_when_it_has_lasted() {
         let (begun, limit, time) = (Instant::now(), Some(50), Duration::from_secs(10));
         let at = |seconds| begun + Duration::from_secs(seconds);
-        let mut usage = Usage { meter: Meter { cpu: 51, ..Meter::default() }, ..Usage::default() };
+        let mut usage = Usage::default();
+        usage.meter.cpu = 51;
 
         assert!(!usage.is_busy(limit, time, at(0)));
         assert!(!usage.is_busy(limit, time, at(9)));
