@@ -164,6 +164,12 @@ impl AdminState for Observer {
         let known =
             |upstream: &Arc<Upstream>| Some((upstream.name.to_string(), upstream.stats.as_ref()?.last()?.values()));
         self.metrics.workers(runtime.upstreams.values().filter_map(known));
+        let used = |upstream: &Arc<Upstream>| {
+            let program = upstream.program.as_ref()?;
+            let used = program.seen().used?;
+            Some((upstream.name.to_string(), program.name().to_owned(), used.memory, used.cpu))
+        };
+        self.metrics.programs(runtime.upstreams.values().filter_map(used));
         let mut endpoints = Vec::new();
         for upstream in runtime.upstreams.values() {
             let up =
@@ -212,7 +218,7 @@ fn hops(seen: &Seen) -> HopsStatus {
 }
 
 fn program_status(program: &Program) -> ProgramStatus {
-    let Sight { info, since, unasked, restarts, last_restart } = program.seen();
+    let Sight { info, since, unasked, restarts, last_restart, used, over, .. } = program.seen();
     let last = last_restart.map(|(at, cause)| (timestamp(at), cause)).unzip();
     ProgramStatus {
         name: program.name().to_owned(),
@@ -223,6 +229,9 @@ fn program_status(program: &Program) -> ProgramStatus {
         restarts,
         last_restart: last.0,
         last_cause: last.1,
+        memory: used.map(|used| used.memory),
+        cpu: used.map(|used| used.cpu),
+        over,
     }
 }
 

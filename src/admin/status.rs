@@ -144,11 +144,20 @@ pub struct ProgramStatus {
     pub pid: Option<u32>,
     /// How its last process ended or failed to start; or why supervisord cannot be asked.
     pub why: Option<String>,
-    /// Restarts that were ordered because it hung.
+    /// Restarts that were ordered because it hung, or for what it used.
     pub restarts: u64,
     /// When the last of them was; see [`timestamp`].
     pub last_restart: Option<String>,
     pub last_cause: Option<String>,
+    /// Bytes, of its process and all that it began, where that is measured.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// Percents of one processor.
+    #[serde(default)]
+    pub cpu: Option<u32>,
+    /// What it uses beyond its `watch`.
+    #[serde(default)]
+    pub over: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -268,11 +277,14 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
 }
 
 fn write_program(program: &ProgramStatus, text: &mut String) -> fmt::Result {
-    let ProgramStatus { name, state, state_seconds, why, restarts, last_restart, last_cause, .. } = program;
+    let ProgramStatus { name, state, state_seconds, why, restarts, last_restart, last_cause, over, .. } = program;
     let state = state.as_deref().unwrap_or("not known");
     let lasting = state_seconds.map_or_else(String::new, |seconds| format!(" for {}", duration(seconds)));
     let why = why.as_ref().map_or_else(String::new, |why| format!(" ({why})"));
     writeln!(text, "    program {name}: {state}{lasting}{why}")?;
+    if let Some(over) = over {
+        writeln!(text, "      uses too much: {over}")?;
+    }
     if let (Some(at), Some(cause)) = (last_restart, last_cause) {
         writeln!(text, "      {}, the last one at {at}: {cause}", count(*restarts, "restart"))?;
     }

@@ -6,6 +6,7 @@ use super::{
     plan::{
         AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan,
         ProgramPlan, Protocol, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan, UpstreamPlan,
+        WatchPlan,
     },
     units::{show_size, show_time},
 };
@@ -223,7 +224,9 @@ fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(ready) = ready_path {
             writeln!(f, "    until {ready} answers 200, clients see the starting page")?;
         }
-        if let Some(ProgramPlan { supervisor: SupervisorPlan { program, address, .. }, restart }) = &upstream.program {
+        if let Some(ProgramPlan { supervisor: SupervisorPlan { program, address, .. }, restart, watch }) =
+            &upstream.program
+        {
             writeln!(f, "    supervisord at {address} is asked about the program {program} behind it")?;
             if let Some(RestartPlan { after, at_most, within }) = restart {
                 let within = show_time(*within);
@@ -232,6 +235,20 @@ fn upstreams(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                     "    {program} is restarted after {after} requests and looks in a row without an answer, {at_most} times in \
                      {within} at most"
                 )?;
+            }
+            if let Some(WatchPlan { memory, cpu, time, restart }) = watch {
+                let limits = [
+                    memory.map(|bytes| format!("{bytes} bytes of memory")),
+                    cpu.map(|cpu| format!("{cpu} % of a processor")),
+                ];
+                let limits: Vec<_> = limits.into_iter().flatten().collect();
+                if limits.is_empty() {
+                    writeln!(f, "    what {program} uses is measured")?;
+                } else {
+                    let (limits, time) = (limits.join(" or "), show_time(*time));
+                    let done = if *restart { "restarted" } else { "reported" };
+                    writeln!(f, "    {program} is {done} once it has used more than {limits} for {time}")?;
+                }
             }
         }
         let lists = plan.log_servers().any(|(_, server)| server.index.as_deref() == Some(name));

@@ -20,7 +20,7 @@ use super::{
         ExportFilesPlan, ExportPlan, FetchPlan, HealthPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress,
         ListenerPlan, LogServerPlan, LogSink, Plan, ProgramPlan, QueuePlan, RestartPlan, RetriesPlan, RotatePlan,
         RoutePlan, Secret, SharedService, SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan,
-        TrustedProxies, UpstreamPlan,
+        TrustedProxies, UpstreamPlan, WatchPlan,
     },
     raw,
     read::{Reading, Told, suggestion},
@@ -898,7 +898,20 @@ fn lower_program(program: raw::Supervised, at: &str, reading: &mut Reading<'_>) 
         }),
         None => None,
     };
-    Ok(ProgramPlan { supervisor, restart })
+    let watch = match program.watch? {
+        Some(watch) => Some(WatchPlan {
+            memory: watch.memory?.map(|size| size.0),
+            cpu: watch.cpu?.map(|percents| percents.0),
+            time: watch.time?.0,
+            restart: watch.restart?,
+        }),
+        None => None,
+    };
+    if watch.is_some() && !supervisor.address.is_of_this_machine() {
+        let problem = "supervisord runs on another machine, whose programs cannot be measured from here; write `null`";
+        reading.refuse_at(&format!("{at}.supervisor.watch"), problem);
+    }
+    Ok(ProgramPlan { supervisor, restart, watch })
 }
 
 fn lower_backends(

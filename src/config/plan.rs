@@ -520,6 +520,22 @@ pub struct ProgramPlan {
     pub supervisor: SupervisorPlan,
     /// When it is restarted because it hangs; `None`: never.
     pub restart: Option<RestartPlan>,
+    /// What it may use; `None`: it is not measured.
+    #[serde(default)]
+    pub watch: Option<WatchPlan>,
+}
+
+/// What a program may use, with all that it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct WatchPlan {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Percents of one processor.
+    pub cpu: Option<u32>,
+    /// For so long it is beyond a limit until that is told.
+    pub time: Duration,
+    /// Whether it is restarted then.
+    pub restart: bool,
 }
 
 /// When a program that hangs is restarted.
@@ -705,6 +721,15 @@ pub enum EndpointAddress {
 }
 
 impl EndpointAddress {
+    /// Whether only this machine can be meant.
+    #[must_use]
+    pub fn is_of_this_machine(&self) -> bool {
+        let Self::Tcp { host, .. } = self else { return true };
+        let inner = host.trim_matches(['[', ']']);
+        host.eq_ignore_ascii_case("localhost")
+            || inner.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+    }
+
     /// The host, where it has to be resolved. `localhost` has not (RFC 6761, 6.3).
     pub fn name(&self) -> Option<&str> {
         let Self::Tcp { host, .. } = self else { return None };

@@ -366,6 +366,22 @@ keys! {
         password: Option<Secret> = "null",
         /// When it is restarted because it hangs. `null`: never.
         restart: Option<Restart> = "null",
+        /// What it may use. `null`: it is not measured.
+        watch: Option<Watch> = "null",
+    }
+}
+
+keys! {
+    /// What a program of this machine may use, with all that it began; what is beyond is told in the log.
+    struct Watch {
+        /// Memory, as `ps` counts it (RSS). `null`: no limit.
+        memory: Option<Size> = "null",
+        /// Percents of one processor. `null`: no limit.
+        cpu: Option<Count<1, 100_000>> = "null",
+        /// How long without a break, for both.
+        time: Timeout = "5m",
+        /// Whether it is restarted then, no more often than `restart` says.
+        restart: bool = "false",
     }
 }
 

@@ -10,6 +10,7 @@ mod probing;
 mod resolving;
 mod supervising;
 mod traffic;
+mod watching;
 mod workers;
 
 use std::{
@@ -112,6 +113,8 @@ pub enum News {
     Sought,
     /// Of an instance of a program of ours.
     Instance { id: u32, found: InstanceNews },
+    /// A process of a program that is to be measured.
+    Watched { pid: u32 },
 }
 
 /// The log that a plan goes on with.

@@ -1,4 +1,4 @@
-//! Looks at the programs behind upstreams through their supervisord, and has one that hangs restarted.
+//! Looks at the programs behind upstreams through their supervisord, and has one restarted that hangs or uses too much.
 //!
 //! A supervisord is asked for all of its programs at once, and one that is not there is no fault. Restarts are ordered one at a
 //! time over all upstreams, and of one program so often in a while; what does not start is supervisord's to try again
@@ -9,7 +9,6 @@ use std::{
     error::Error,
     io,
     mem::{Discriminant, discriminant},
-    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -23,7 +22,7 @@ use tokio::{
 use crate::{
     admin::Outcome,
     backends::{ProgramInfo, ProgramState, Supervisord, SupervisordError},
-    config::{EndpointAddress, SupervisorPlan},
+    config::{EndpointAddress, RestartPlan, SupervisorPlan},
     drain::Drain,
     runtime::{Current, Runtime},
     telemetry::chain,
@@ -230,8 +229,8 @@ struct Order {
 }
 
 enum Reason {
-    /// The process that hangs, by when it was started.
-    Hangs { started: i64, cause: String },
+    /// The process that is not well, by when it was started; what is the matter with it, and how that is known.
+    Unwell { started: i64, matter: &'static str, cause: String },
     /// Who waits for the outcome.
     Operator(oneshot::Sender<Outcome>),
 }
@@ -242,22 +241,25 @@ struct Carried {
     outcome: Result<bool, SupervisordError>,
 }
 
-/// The next program that hangs and may be restarted.
+/// The next program that hangs, or uses too much, and may be restarted.
 fn next_order(runtime: &Runtime, programs: &mut [Known]) -> Option<Order> {
     for (upstream, program) in programs_of(runtime) {
-        let (Some(terms), seen) = (program.plan.restart, program.seen()) else { continue };
+        let (terms, seen) = (program.plan.restart, program.seen());
         let (Some(info), Some(since)) = (seen.info, seen.since) else { continue };
         // One that is on its way, or was stopped, or could not be started, is not hanging.
-        let running = info.state == ProgramState::Running && upstream.hangs(terms.after, since.elapsed());
+        let running = info.state == ProgramState::Running;
+        let hangs = terms.filter(|terms| running && upstream.hangs(terms.after, since.elapsed()));
+        let hangs =
+            hangs.map(|terms| ("hangs", format!("{} requests and looks in a row without an answer", terms.after)));
+        let is_watched = program.plan.watch.is_some_and(|watch| watch.restart);
+        let over = seen.over.filter(|_| running && is_watched).map(|over| ("uses too much", over));
+        let terms = terms.unwrap_or(BUDGET);
         let Some(known) = programs.iter_mut().find(|known| known.plan == program.plan.supervisor) else { continue };
         known.restarts.retain(|at| at.elapsed() < terms.within);
-        if !running {
-            continue;
-        }
-        let cause = format!("{} requests and looks in a row without an answer", terms.after);
+        let Some((matter, cause)) = hangs.or(over) else { continue };
         if known.restarts.len() < terms.at_most {
             known.left_alone = false;
-            let reason = Reason::Hangs { started: info.started, cause };
+            let reason = Reason::Unwell { started: info.started, matter, cause };
             return Some(Order { plan: known.plan.clone(), reason });
         }
         if !known.left_alone {
@@ -266,7 +268,7 @@ fn next_order(runtime: &Runtime, programs: &mut [Known]) -> Option<Order> {
                 upstream = %upstream.name,
                 program = program.name(),
                 cause,
-                "program hangs again after {} restarts within {:?}, and is left alone now",
+                "program {matter} again after {} restarts within {:?}, and is left alone now",
                 known.restarts.len(),
                 terms.within
             );
@@ -285,13 +287,13 @@ impl Order {
     async fn restart(&self) -> Result<bool, SupervisordError> {
         let (supervisord, program) = (Supervisord(&self.plan), self.plan.program.as_str());
         match &self.reason {
-            Reason::Hangs { started, cause } => {
+            Reason::Unwell { started, matter, cause } => {
                 let info = supervisord.program(program).await?;
                 // Another front door, or an operator, may have seen it as well.
                 if info.state != ProgramState::Running || info.started != *started {
                     return Ok(false);
                 }
-                tracing::warn!(program, pid = info.pid, cause, "program hangs, and is restarted");
+                tracing::warn!(program, pid = info.pid, cause, "program {matter}, and is restarted");
             }
             Reason::Operator(_) => tracing::info!(program, "program is restarted, by order"),
         }
@@ -312,9 +314,12 @@ impl Carried {
             }
         }
         let of_it = || programs_of(runtime).filter(|(_, program)| program.plan.supervisor == plan);
-        of_it().for_each(|(upstream, _)| upstream.begins_anew());
+        for (upstream, program) in of_it() {
+            upstream.begins_anew();
+            program.forget_used();
+        }
         match reason {
-            Reason::Hangs { cause, .. } if !matches!(self.outcome, Ok(false)) => {
+            Reason::Unwell { cause, .. } if !matches!(self.outcome, Ok(false)) => {
                 if let Some(known) = programs.iter_mut().find(|known| known.plan == plan) {
                     known.restarts.push_back(Instant::now());
                 }
@@ -323,7 +328,7 @@ impl Carried {
                     upstream.metrics.restarts.inc();
                 }
             }
-            Reason::Hangs { .. } => {}
+            Reason::Unwell { .. } => {}
             Reason::Operator(told) => {
                 let outcome = self.outcome.map(|_| format!("{program} was restarted")).map_err(|error| chain(&error));
                 // Whoever has gone does not want to know.
@@ -335,14 +340,10 @@ impl Carried {
 
 /// Tells who else may command the programs of a supervisord that wants no password.
 async fn warn_if_open(plan: SupervisorPlan) {
-    let EndpointAddress::Tcp { host, .. } = &plan.address else { return };
-    if !Supervisord(&plan).is_open().await {
+    if matches!(plan.address, EndpointAddress::Unix(_)) || !Supervisord(&plan).is_open().await {
         return;
     }
-    let inner = host.trim_matches(['[', ']']);
-    let only_here = host.eq_ignore_ascii_case("localhost")
-        || inner.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
-    if only_here {
+    if plan.address.is_of_this_machine() {
         tracing::info!(
             supervisord = %plan.address,
             "supervisord takes orders from every program of this machine, and from others unless it is bound to 127.0.0.1: a \
@@ -361,6 +362,8 @@ fn has_come(moment: Instant) -> bool {
     moment <= Instant::now()
 }
 
+/// Of restarts for what a program uses, where `restart` says nothing else.
+const BUDGET: RestartPlan = RestartPlan { after: 1, at_most: 3, within: Duration::from_secs(3600) };
 /// Between two looks while a program is not running, or nobody can be asked.
 const SOON: Duration = Duration::from_secs(1);
 /// Between two looks while all run.

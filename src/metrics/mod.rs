@@ -58,6 +58,8 @@ pub struct Metrics {
     backend_instances: Family<BackendState, gauge::Gauge>,
     backend_restarts: Family<BackendLabel, counter::Counter>,
     backend_memory: Family<BackendLabel, gauge::Gauge>,
+    program_memory: Family<ProgramLabel, gauge::Gauge>,
+    program_cpu: Family<ProgramLabel, gauge::Gauge>,
     /// Requests that were answered before they had a route.
     pub unrouted: RouteMetrics,
     known: Mutex<Known>,
@@ -110,7 +112,7 @@ impl Metrics {
             family
         });
         let upstream_restarts = Family::default();
-        let help = "Restarts of the program behind an upstream that were ordered because it hung";
+        let help = "Restarts of the program behind an upstream that were ordered because it hung or used too much";
         registry.register("upstream_restarts", help, upstream_restarts.clone());
         let upstream_ejections = Family::default();
         let help = "Times that an endpoint was passed over for a while, by what requests met there";
@@ -160,6 +162,11 @@ impl Metrics {
         let backend_memory = Family::<BackendLabel, gauge::Gauge>::default();
         let help = "Memory of all instances, with all that they have begun";
         registry.register_with_unit("backend_memory", help, Unit::Bytes, backend_memory.clone());
+        let program_memory = Family::<ProgramLabel, gauge::Gauge>::default();
+        let help = "Memory of a program of supervisord's, with all that it has begun";
+        registry.register_with_unit("program_memory", help, Unit::Bytes, program_memory.clone());
+        let program_cpu = Family::<ProgramLabel, gauge::Gauge>::default();
+        registry.register("program_cpu_percent", "Of one processor, likewise", program_cpu.clone());
         let since = started.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let process_start_time = gauge::Gauge::<f64, AtomicU64>::default();
         process_start_time.set(since.as_secs_f64());
@@ -199,6 +206,8 @@ impl Metrics {
             backend_instances,
             backend_restarts,
             backend_memory,
+            program_memory,
+            program_cpu,
             unrouted: RouteMetrics::default(),
             known: Mutex::default(),
         };
@@ -386,6 +395,17 @@ impl Metrics {
             }
             self.backend_restarts.get_or_create(&label).inc_by(restarts);
             self.backend_memory.get_or_create(&label).set(i64::try_from(memory).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// What programs of supervisord's use: the upstream, the name, bytes of memory and percents of a processor.
+    pub fn programs(&self, programs: impl Iterator<Item = (String, String, u64, u32)>) {
+        self.program_memory.clear();
+        self.program_cpu.clear();
+        for (upstream, program, memory, cpu) in programs {
+            let label = ProgramLabel { upstream, program };
+            self.program_memory.get_or_create(&label).set(i64::try_from(memory).unwrap_or(i64::MAX));
+            self.program_cpu.get_or_create(&label).set(cpu.into());
         }
     }
 
@@ -618,6 +638,12 @@ struct RouteLabel {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BackendLabel {
     backend: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProgramLabel {
+    upstream: String,
+    program: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admin::{LONGEST_WAIT, Outcome, Report},
-    backends::Instance,
+    backends::{Instance, Used},
     config::{ListenAddress, ListenerPlan, LogSink, Plan},
     files::{Denied, Roots},
     keeper::{
@@ -67,6 +67,8 @@ pub(super) enum ToWorker {
     Certificates(Vec<CertificateMaterial>),
     /// These are the instances of programs of ours.
     Instances(Vec<Instance>),
+    /// What a process that is watched uses.
+    Used { pid: u32, used: Option<Used> },
 }
 
 /// A plan and what goes with it. Descriptors come in the order of the fields.
@@ -311,6 +313,10 @@ pub(super) enum Word {
         instance: u32,
         count: u32,
     },
+    /// Look what a process uses, with all that it began; nothing else comes of it.
+    Watch {
+        pid: u32,
+    },
 }
 
 /// Bytes of a word: kind, id, argument; little endian.
@@ -355,6 +361,7 @@ impl Word {
             Self::Hung { instance } => (21, instance, 0),
             Self::Drained { instance } => (22, instance, 0),
             Self::Served { instance, count } => (23, instance, u64::from(count)),
+            Self::Watch { pid } => (24, pid, 0),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -399,6 +406,7 @@ impl Word {
             21 => Self::Hung { instance: id },
             22 => Self::Drained { instance: id },
             23 => Self::Served { instance: id, count: small()? },
+            24 => Self::Watch { pid: id },
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -444,6 +452,7 @@ mod tests {
             Word::Hung { instance: 7 },
             Word::Drained { instance: 7 },
             Word::Served { instance: 7, count: 1 },
+            Word::Watch { pid: u32::MAX },
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }
@@ -471,7 +480,7 @@ mod tests {
         }
 
         #[test]
-        fn near_words_are_words_or_refused(kind in 0u32..23, id in any::<u32>(), argument in any::<u64>()) {
+        fn near_words_are_words_or_refused(kind in 0u32..25, id in any::<u32>(), argument in any::<u64>()) {
             let mut bytes = [0; WORD];
             bytes[..4].copy_from_slice(&kind.to_le_bytes());
             bytes[4..8].copy_from_slice(&id.to_le_bytes());

@@ -105,6 +105,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
     worker.seek_challenges(asks_others);
     worker.gateway.tell_bounds(worker.news.clone());
     worker.gateway.look_after_instances(worker.news.clone());
+    worker.gateway.watch_programs(worker.news.clone());
     let say = |word| local.block_on(&runtime, link.say(word));
     // Nobody hears it where the keeper has gone; that comes to be known by the next message.
     drop(say(Word::Ready));
@@ -246,6 +247,7 @@ impl Worker {
             }
             ToWorker::Certificates(materials) => self.gateway.serve_certificates(&materials),
             ToWorker::Instances(instances) => self.gateway.set_instances(instances),
+            ToWorker::Used { pid, used } => self.gateway.note_used(pid, used),
             ToWorker::Tickets(keys) => self.gateway.set_tickets(&keys),
             ToWorker::Beat(beat) => self.gateway.beat(beat, self.news.clone()),
         }
@@ -325,5 +327,6 @@ fn word(news: News) -> Word {
             InstanceNews::Drained => Word::Drained { instance: id },
             InstanceNews::Served(count) => Word::Served { instance: id, count },
         },
+        News::Watched { pid } => Word::Watch { pid },
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    backends::{ProgramInfo, ProgramState},
+    backends::{ProgramInfo, ProgramState, Used},
     config::ProgramPlan,
 };
 
@@ -33,10 +33,18 @@ pub struct Sight {
     pub since: Option<Instant>,
     /// Why supervisord cannot be asked.
     pub unasked: Option<String>,
-    /// Restarts for hanging that were ordered.
+    /// Restarts for hanging, or for what it used, that were ordered.
     pub restarts: u64,
     /// The last of them, and its cause.
     pub last_restart: Option<(SystemTime, String)>,
+    /// What its process uses.
+    pub used: Option<Used>,
+    /// What it is beyond, once that has lasted.
+    pub over: Option<String>,
+    /// Since when it is beyond each limit: memory and processors.
+    beyond: [Option<Instant>; 2],
+    /// Looks in a row that have not found its process.
+    unseen: u32,
 }
 
 impl Program {
@@ -63,6 +71,9 @@ impl Program {
                     let begun = info.since.and_then(|since| Instant::now().checked_sub(since));
                     sight.since = Some(begun.unwrap_or_else(Instant::now));
                 }
+                if another {
+                    sight.forget_used();
+                }
                 sight.info = Some(info.clone());
                 sight.unasked = None;
             }
@@ -82,6 +93,61 @@ impl Program {
         sight.last_restart = Some((SystemTime::now(), cause.to_owned()));
     }
 
+    /// Takes note of what the process `pid` uses, and tells when that has been beyond a limit for long, or is not any more.
+    pub fn note_used(&self, pid: u32, used: Option<Used>) {
+        let (Some(watch), mut sight) = (self.plan.watch, self.sight()) else { return };
+        if sight.info.as_ref().is_none_or(|info| info.pid != pid) {
+            return;
+        }
+        let Some(used) = used else {
+            sight.unseen = sight.unseen.saturating_add(1);
+            if sight.unseen == UNSEEN {
+                tracing::warn!(
+                    program = self.name(),
+                    pid,
+                    "what the program uses is hidden from us in /proc, so that `watch` does nothing; with systemd, \
+                     `ProtectProc=default` shows it"
+                );
+            }
+            (sight.used, sight.over, sight.beyond) = (None, None, [None; 2]);
+            return;
+        };
+        (sight.used, sight.unseen) = (Some(used), 0);
+        let limits = [
+            (watch.memory.filter(|most| used.memory > *most))
+                .map(|most| format!("{} bytes of memory, and not {most}", used.memory)),
+            (watch.cpu.filter(|most| used.cpu > *most))
+                .map(|most| format!("{} % of a processor, and not {most} %", used.cpu)),
+        ];
+        let now = Instant::now();
+        let mut over = None;
+        for (limit, since) in limits.into_iter().zip(&mut sight.beyond) {
+            let Some(limit) = limit else {
+                *since = None;
+                continue;
+            };
+            let lasted = now.duration_since(*since.get_or_insert(now));
+            if lasted >= watch.time {
+                over.get_or_insert_with(|| format!("{limit}, for {} s", lasted.as_secs()));
+            }
+        }
+        match (&sight.over, &over) {
+            (None, Some(over)) => {
+                tracing::warn!(program = self.name(), pid, uses = over, "program uses more than its `watch` allows");
+            }
+            (Some(_), None) => {
+                tracing::info!(program = self.name(), pid, "program uses no more than its `watch` allows again")
+            }
+            _ => {}
+        }
+        sight.over = over;
+    }
+
+    /// It is to be measured anew: something else is done about it.
+    pub fn forget_used(&self) {
+        self.sight().forget_used();
+    }
+
     /// Waiting for a connection is of no use: it takes somebody to start it.
     pub fn is_down(&self) -> bool {
         self.down.load(Ordering::Relaxed)
@@ -98,6 +164,10 @@ impl Program {
 }
 
 impl Sight {
+    fn forget_used(&mut self) {
+        (self.used, self.over, self.beyond, self.unseen) = (None, None, [None; 2], 0);
+    }
+
     /// The state, where it is one that only somebody ends. A restart passes through some of them in a moment.
     pub fn down(&self) -> Option<ProgramState> {
         let info = self.info.as_ref()?;
@@ -131,11 +201,13 @@ impl Sight {
 /// How long a program has been stopped when that is taken for what was wanted: `supervisorctl restart`, and whoever stops
 /// and starts it by a script, is faster.
 const SETTLED: Duration = Duration::from_secs(3);
+/// One look may come in the moment in which a process has just ended.
+const UNSEEN: u32 = 3;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{EndpointAddress, SupervisorPlan};
+    use crate::config::{EndpointAddress, SupervisorPlan, WatchPlan};
 
     fn program() -> Program {
         let supervisor = SupervisorPlan {
@@ -144,7 +216,7 @@ mod tests {
             username: None,
             password: None,
         };
-        Program::new(ProgramPlan { supervisor, restart: None })
+        Program::new(ProgramPlan { supervisor, restart: None, watch: None })
     }
 
     fn seen(state: ProgramState, seconds: u64) -> ProgramInfo {
@@ -181,6 +253,30 @@ mod tests {
         program.found(Ok(&ProgramInfo { started: 0, ..seen(ProgramState::Stopped, 9) }));
         assert!(!program.is_down());
         assert_eq!(program.seen().words(), Some("has not been started yet"));
+    }
+
+    #[test]
+    fn too_much_is_too_much_once_it_has_lasted_and_of_the_same_process() {
+        let mut program = program();
+        let watch = WatchPlan { memory: Some(10), cpu: Some(50), time: Duration::ZERO, restart: false };
+        program.plan.watch = Some(watch);
+        let over = |program: &Program| program.seen().over;
+        program.found(Ok(&ProgramInfo { pid: 7, ..seen(ProgramState::Running, 9) }));
+
+        program.note_used(8, Some(Used { memory: 11, cpu: 0 }));
+        assert_eq!(over(&program), None, "another process");
+        program.note_used(7, Some(Used { memory: 10, cpu: 50 }));
+        assert_eq!(over(&program), None, "as much as it may");
+        program.note_used(7, Some(Used { memory: 11, cpu: 51 }));
+        assert_eq!(over(&program).as_deref(), Some("11 bytes of memory, and not 10, for 0 s"));
+        program.note_used(7, Some(Used { memory: 9, cpu: 51 }));
+        assert_eq!(over(&program).as_deref(), Some("51 % of a processor, and not 50 %, for 0 s"));
+        program.found(Ok(&ProgramInfo { started: 2, pid: 9, ..seen(ProgramState::Running, 0) }));
+        assert_eq!(over(&program), None, "it was restarted");
+
+        program.plan.watch = Some(WatchPlan { time: Duration::from_secs(3600), ..watch });
+        program.note_used(9, Some(Used { memory: 11, cpu: 51 }));
+        assert_eq!(over(&program), None, "not for long yet");
     }
 
     #[test]

@@ -305,6 +305,84 @@ fn requests_past_their_deadline_have_a_program_restarted_that_has_no_page_to_loo
     patiently("the application", || status(&get(address, "/").0) == 200);
 }
 
+/// A supervisord with a program whose child uses a processor while there is `burn`, and much memory; and a front door that
+/// watches it.
+fn running_away(watch: &str) -> Option<(Supervisord, Served)> {
+    let (folder, python, backend) = (served::folder(), program("python3")?, ok());
+    let text = "import os, time\nif os.fork(): os.wait()\nheld = bytearray(64 << 20)\nheld[::4096] = b'x' * len(held[::4096])\n\
+                while True:\n    if not os.path.exists('burn'): time.sleep(0.05)\n";
+    fs::write(folder.path().join("anything.py"), text).unwrap();
+    let programs = format!(
+        "[program:anything]\ndirectory={{dir}}\nstopasgroup=true\nkillasgroup=true\nstopwaitsecs=3\ncommand={} anything.py\n",
+        python.display()
+    );
+    let supervisord = Supervisord::start(folder.path(), free_port(), "", &programs)?;
+    let configuration = format!(
+        "listeners: [{{ address: '127.0.0.1:0' }}]\n\
+         upstreams: {{ app: {{ endpoints: ['{}'], supervisor: {{ program: anything, \
+         address: 'unix:{{dir}}/supervisor.sock', {watch} }} }} }}\n\
+         routes: [{{ prefix: /, upstream: app }}]\n",
+        backend.address
+    );
+    let served = Served::start_in(folder, &configuration, |_| {});
+    until_is(&served, "RUNNING");
+    Some((supervisord, served))
+}
+
+/// Some looks of five seconds each.
+fn after_looks(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < end, "{what} did not come");
+        thread::park_timeout(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_program_that_runs_away_is_told_by_whatever_name_and_so_is_its_end() {
+    let Some((supervisord, served)) = running_away("watch: { cpu: 20, time: 2s }") else { return };
+    after_looks("a measure", || seen(&served)["memory"].as_u64() > Some(64 << 20));
+    assert_eq!(seen(&served)["over"], Value::Null, "{}", served.events());
+    let pid = supervisord.pid("anything");
+
+    fs::write(served.path("burn"), "").unwrap();
+    after_looks("word of it", || seen(&served)["over"].is_string());
+    let said = seen(&served);
+    assert!(said["over"].as_str().unwrap().contains("% of a processor, and not 20 %, for"), "{said}");
+    assert!(served.order(&["status"]).contains("uses too much: "));
+    let metrics = served.get("admin.sock", "/metrics");
+    for name in ["memory_bytes", "cpu_percent"] {
+        let series = format!("vestibule_program_{name}{{upstream=\"app\",program=\"anything\"}}");
+        assert!(metrics.contains(&series), "{series} in {metrics}");
+    }
+
+    fs::remove_file(served.path("burn")).unwrap();
+    after_looks("its end", || told(&served, "program uses no more than its `watch` allows again") == 1);
+    assert_eq!(seen(&served)["over"], Value::Null);
+    assert_eq!(told(&served, "program uses more than its `watch` allows"), 1, "once: {}", served.events());
+    assert_eq!((supervisord.pid("anything"), &seen(&served)["restarts"]), (pid, &0.into()), "only reported");
+}
+
+#[test]
+fn a_program_that_has_too_much_memory_is_restarted_within_its_budget_and_then_left_alone() {
+    let watch = "watch: { memory: 32MiB, time: 1s, restart: true }, restart: { at_most: 1 }";
+    let Some((supervisord, served)) = running_away(watch) else { return };
+    let first = supervisord.pid("anything");
+
+    after_looks("the restart", || seen(&served)["restarts"] == 1);
+    let second = supervisord.pid("anything");
+    assert!(!lives(first) && second != first);
+    assert_eq!(told(&served, "program uses too much, and is restarted"), 1, "{}", served.events());
+    let said = seen(&served);
+    assert!(said["last_cause"].as_str().unwrap().contains("bytes of memory, and not 33554432, for"), "{said}");
+
+    after_looks("to be told", || told(&served, "is left alone now") == 1);
+    let age = seen(&served)["state_seconds"].as_u64().unwrap();
+    after_looks("some looks more", || seen(&served)["state_seconds"].as_u64() >= Some(age + 8));
+    assert_eq!(supervisord.pid("anything"), second, "it is never a loop: {}", served.events());
+    assert_eq!(told(&served, "is left alone now"), 1);
+}
+
 /// What became of requests while something else happened.
 #[derive(Debug, Default)]
 struct Ledger {

@@ -142,7 +142,9 @@ impl Composer<'_> {
 
     /// docassemble's supervisord, and a program of its.
     fn program(&self, name: &str) -> Node {
-        map(vec![("program", word(name))].into_iter().chain(self.supervisor()))
+        // As docassemble's own watchdog has it, and for any program; whether it is restarted is the administrator's to say.
+        let watch = map([("cpu", word("90"))]);
+        map(vec![("program", word(name)), ("watch", watch)].into_iter().chain(self.supervisor()))
     }
 
     fn redirect(&self, position: Position) -> Vec<(&'static str, Node)> {

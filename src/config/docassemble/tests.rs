@@ -564,7 +564,9 @@ fn the_programs_behind_its_upstreams_are_asked_about_and_an_overlay_has_one_rest
     let plan = plan(text, "upstreams: { app: { supervisor: { restart: { after: 5 } } } }");
     let program = |upstream: &str| plan.upstreams[upstream].program.clone().unwrap();
     for (upstream, name, after) in [("app", "uwsgi", Some(5)), ("websockets", "websockets", None)] {
-        let ProgramPlan { supervisor, restart } = program(upstream);
+        let ProgramPlan { supervisor, restart, watch } = program(upstream);
+        let watch = watch.unwrap();
+        assert_eq!((watch.cpu, watch.memory, watch.restart), (Some(90), None, false), "F97");
         assert_eq!((supervisor.program.as_str(), supervisor.address.to_string().as_str()), (name, "127.0.0.1:9001"));
         assert_eq!(supervisor.password.unwrap().expose(), "s3cr3t");
         assert_eq!(restart.map(|restart| restart.after), after);

@@ -641,6 +641,11 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:64: upstreams.app.supervisor.program: name the program, as `supervisorctl status` does, such as `uwsgi`",
         ),
         (
+            upstream("endpoints: ['a:1'], supervisor: { program: uwsgi, address: 'a:9001', watch: {} }"),
+            "3:97: upstreams.app.supervisor.watch: supervisord runs on another machine, whose programs cannot be measured from \
+             here; write `null`",
+        ),
+        (
             upstream("endpoints: ['127.0.0.1:9001'], supervisor: uwsgi"),
             "3:33: upstreams.app.endpoints[0]: supervisord listens here, and clients would command the programs of this \
              machine",

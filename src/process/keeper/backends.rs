@@ -39,6 +39,7 @@ use uzers::os::unix::UserExt;
 use super::{
     super::message::ToWorker,
     Keeper, State as WorkerState, WorkerId,
+    usage::{self, Meter},
     workers::{OURSELVES, reap},
 };
 use crate::{
@@ -109,14 +110,8 @@ struct Instance {
 /// What an instance uses.
 #[derive(Clone, Copy, Default)]
 struct Usage {
-    /// Bytes.
-    memory: u64,
-    /// Of processor time, in all, when it was last looked at.
-    ticks: u64,
-    looked: Option<Instant>,
-    /// Percents of a processor since the look before.
-    cpu: u32,
-    /// Since when that has been above the limit.
+    meter: Meter,
+    /// Since when it has used more of the processors than its limit.
     busy: Option<Instant>,
     is_told: bool,
     /// It is told that nothing can be known of it.
@@ -465,8 +460,8 @@ impl Instance {
             address: self.address.to_string(),
             state: self.state.name().to_owned(),
             started: timestamp(self.started),
-            memory: self.usage.memory,
-            cpu: self.usage.cpu,
+            memory: self.usage.meter.memory,
+            cpu: self.usage.meter.cpu,
             replaced_for: self.outdated.map(|reason| reason.to_string()),
         }
     }
@@ -475,7 +470,7 @@ impl Instance {
     fn is_beyond(&self) -> Option<Reason> {
         let limits = &self.plan.limits;
         let served = || self.served.values().map(|count| u64::from(*count)).sum::<u64>();
-        if limits.memory.is_some_and(|most| self.usage.memory > most) {
+        if limits.memory.is_some_and(|most| self.usage.meter.memory > most) {
             Some(Reason::Memory)
         } else if limits.requests.is_some_and(|most| served() >= u64::from(most)) {
             Some(Reason::Requests)
@@ -757,7 +752,7 @@ impl Keeper {
             return;
         }
         self.backends.next_look = now + BETWEEN_LOOKS;
-        let used = usage::by_session();
+        let used = usage::by_session(&usage::processes());
         for (name, program) in &mut self.backends.programs {
             let lasts = |one: &Instance| one.state == State::Serving && one.begun.elapsed() >= QUICK;
             if !program.instances.is_empty() && program.instances.iter().all(lasts) {
@@ -770,16 +765,16 @@ impl Keeper {
                     instance.usage.tell_unseen(name);
                 }
                 let (memory, ticks) = found.copied().unwrap_or_default();
-                instance.usage.note(memory, ticks, now);
+                instance.usage.meter.note(memory, ticks, now);
                 let limits = instance.plan.limits;
                 if instance.usage.is_busy(limits.cpu, limits.cpu_time, now) {
-                    tracing::warn!(backend = %name, instance = instance.id, cpu = instance.usage.cpu, limit = limits.cpu, time = ?limits.cpu_time, "an instance uses more of the processors than `limits.cpu`");
+                    tracing::warn!(backend = %name, instance = instance.id, cpu = instance.usage.meter.cpu, limit = limits.cpu, time = ?limits.cpu_time, "an instance uses more of the processors than `limits.cpu`");
                 }
                 if instance.state == State::Serving
                     && instance.outdated.is_none()
                     && let Some(reason) = instance.is_beyond()
                 {
-                    tracing::info!(backend = %name, instance = instance.id, memory = instance.usage.memory, "an instance is replaced: {reason}");
+                    tracing::info!(backend = %name, instance = instance.id, memory = instance.usage.meter.memory, "an instance is replaced: {reason}");
                     instance.outdated = Some(reason);
                     beyond = Some((reason, instance.begun.elapsed()));
                 }
@@ -872,18 +867,9 @@ impl Usage {
         }
     }
 
-    fn note(&mut self, memory: u64, ticks: u64, now: Instant) {
-        if let Some(looked) = self.looked {
-            let used = ticks.saturating_sub(self.ticks) * 1000 / rustix::param::clock_ticks_per_second();
-            let passed = u64::try_from(now.duration_since(looked).as_millis()).unwrap_or(u64::MAX);
-            self.cpu = u32::try_from(used * 100 / passed.max(1)).unwrap_or(u32::MAX);
-        }
-        (self.memory, self.ticks, self.looked) = (memory, ticks, Some(now));
-    }
-
     /// Whether it is to be told that it has been busier than `most` for `time`.
     fn is_busy(&mut self, most: Option<u32>, time: Duration, now: Instant) -> bool {
-        if most.is_none_or(|most| self.cpu <= most) {
+        if most.is_none_or(|most| self.meter.cpu <= most) {
             (self.busy, self.is_told) = (None, false);
             return false;
         }
@@ -985,37 +971,6 @@ async fn tell(backend: String, instance: u32, mut output: pipe::Receiver) {
     end_line(&mut line);
 }
 
-/// What processes use, as the kernel tells it.
-mod usage {
-    use std::{collections::HashMap, fs};
-
-    /// Bytes of memory and ticks of processor time of all processes of each session.
-    pub(super) fn by_session() -> HashMap<i32, (u64, u64)> {
-        let mut all: HashMap<i32, (u64, u64)> = HashMap::new();
-        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            if !process.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
-                continue;
-            }
-            let stat = fs::read_to_string(process.path().join("stat")).unwrap_or_default();
-            if let Some((session, memory, ticks)) = read(&stat) {
-                let entry = all.entry(session).or_default();
-                *entry = (entry.0 + memory, entry.1 + ticks);
-            }
-        }
-        all
-    }
-
-    /// Session, memory and processor time of one line of `/proc/PID/stat`.
-    pub(super) fn read(stat: &str) -> Option<(i32, u64, u64)> {
-        // A name may have any character in it.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-        // Of itself, and of children that it has waited for.
-        let ticks = number(14)? + number(15)? + number(16)? + number(17)?;
-        Some((fields.get(6 - 3)?.parse().ok()?, number(24)? * rustix::param::page_size() as u64, ticks))
-    }
-}
-
 /// Where programs are that are named without a path, where our own environment does not say.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What of our environment a program may need. What the configuration takes from it may be secret.
@@ -1045,15 +1000,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_and_processor_time_are_read_whatever_a_program_is_called() {
-        let line = "7 (a) b) S 1 5 6 0 -1 4194560 1 2 3 4 100 20 3 4 20 0 1 0 50 1000 3 18446744073709551615 0";
-
-        let page = rustix::param::page_size() as u64;
-        assert_eq!(usage::read(line), Some((6, 3 * page, 127)));
-        assert_eq!(usage::read("7 (a"), None);
-    }
-
-    #[test]
     fn pauses_grow_to_a_bound() {
         let pauses = |quick_ends| Program { quick_ends, ..Program::default() }.pause();
 
@@ -1066,15 +1012,16 @@ mod tests {
     fn being_busy_is_told_once_when_it_has_lasted() {
         let (begun, limit, time) = (Instant::now(), Some(50), Duration::from_secs(10));
         let at = |seconds| begun + Duration::from_secs(seconds);
-        let mut usage = Usage { cpu: 51, ..Usage::default() };
+        let mut usage = Usage::default();
+        usage.meter.cpu = 51;
 
         assert!(!usage.is_busy(limit, time, at(0)));
         assert!(!usage.is_busy(limit, time, at(9)));
         assert!(usage.is_busy(limit, time, at(10)));
         assert!(!usage.is_busy(limit, time, at(11)), "once");
-        usage.cpu = 50;
+        usage.meter.cpu = 50;
         assert!(!usage.is_busy(limit, time, at(12)));
-        usage.cpu = 51;
+        usage.meter.cpu = 51;
         assert!(!usage.is_busy(limit, time, at(13)), "from the beginning");
     }
 }

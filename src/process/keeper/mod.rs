@@ -16,6 +16,8 @@ mod places;
 mod service_manager;
 mod stop;
 mod upgrade;
+mod usage;
+mod watched;
 mod workers;
 
 use std::{
@@ -40,6 +42,7 @@ use self::{
     backends::{Backends, InstanceDeed},
     hooks::{Deployed, Hooks, Occasion},
     service_manager::ServiceManager,
+    watched::Watched,
     workers::{Deed, Ending, State, Worker, WorkerId},
 };
 pub(super) use self::{
@@ -131,6 +134,7 @@ pub(super) struct Keeper {
     hooks: Hooks,
     /// Programs of ours.
     backends: Backends,
+    watched: Watched,
     deferred: VecDeque<Event>,
     next_look: Instant,
     /// When a drain becomes a stop.
@@ -261,6 +265,7 @@ impl Keeper {
             orders: Orders::default(),
             hooks: Hooks::default(),
             backends: Backends::default(),
+            watched: Watched::default(),
             deferred: VecDeque::new(),
             next_look: now,
             drained: None,
@@ -441,6 +446,7 @@ impl Keeper {
             Deed::Said(Word::Hung { instance }) => self.instance_hung(instance),
             Deed::Said(Word::Drained { instance }) => self.instance_drained(id, instance),
             Deed::Said(Word::Served { instance, count }) => self.instance_served(id, instance, count),
+            Deed::Said(Word::Watch { pid }) => self.watch(id, pid),
             // Whoever waits for the others has seen them, and nobody else has a use for them.
             Deed::Said(_) => {}
             Deed::Mumbled(mumbled) => {
