@@ -43,8 +43,11 @@ impl Balancer {
     /// Picks one of `endpoints`.
     ///
     /// Backups come into question while no other can be used, and all while none can: being down is a guess, not a verdict.
+    /// One that leaves never does, but for who is stuck to it.
     pub(super) fn pick<'e>(&self, endpoints: &'e [Arc<Endpoint>], affinity: &Affinity) -> Option<&'e Arc<Endpoint>> {
-        if let [only] = endpoints {
+        if let [only] = endpoints
+            && !only.is_leaving()
+        {
             return Some(only);
         }
         let stuck = |endpoint: &&Arc<Endpoint>| {
@@ -55,14 +58,14 @@ impl Balancer {
         }
         let by_client = affinity.by_client || self.balance == Balance::Hash;
         let client = affinity.client.filter(|_| by_client);
-        let best = endpoints.iter().map(Tier::of).min()?;
+        let best = endpoints.iter().map(Tier::of).min().filter(|best| *best != Tier::Leaving)?;
         let fits = |endpoint: &&'e Arc<Endpoint>| Tier::of(endpoint) == best;
         let pick = match client {
             Some(client) => by_hash(endpoints.iter().filter(fits), client),
             None => self.in_turn(endpoints, fits),
         };
         // Between two looks all may have come to be something else.
-        let pick = pick.or_else(|| endpoints.first())?;
+        let pick = pick.or_else(|| endpoints.iter().find(|endpoint| !endpoint.is_leaving()))?;
         let turn = pick.turn.load(Ordering::Relaxed).max(self.turn.load(Ordering::Relaxed));
         self.turn.store(turn, Ordering::Relaxed);
         pick.turn.store(turn + TURN / pick.share(self.slow_start), Ordering::Relaxed);
@@ -96,11 +99,13 @@ enum Tier {
     Usable,
     Backup,
     Unusable,
+    Leaving,
 }
 
 impl Tier {
     fn of(endpoint: &Arc<Endpoint>) -> Self {
         match (endpoint.is_usable(), endpoint.is_backup()) {
+            _ if endpoint.is_leaving() => Self::Leaving,
             (true, false) => Self::Usable,
             (true, true) => Self::Backup,
             (false, _) => Self::Unusable,
@@ -179,6 +184,7 @@ mod tests {
             name: None,
             weight: *weight,
             backup: *backup,
+            leaving: false,
         };
         successors(&[], members.iter().map(member))
     }
