@@ -610,9 +610,9 @@ impl Keeper {
             if let Some(instance) = serving.min_by_key(|instance| (instance.outdated.is_none(), instance.begun)) {
                 let is_of_before = matches!(instance.outdated, Some(Reason::Asked | Reason::Plan));
                 if is_of_before && drain_sessions.is_some() {
-                    instance.linger()
+                    instance.linger();
                 } else {
-                    instance.drain()
+                    instance.drain();
                 }
                 any = true;
             }
@@ -759,7 +759,12 @@ impl Keeper {
             instance.drain();
             return self.tell_instances();
         }
-        if instance.state != State::Serving || instance.outdated.is_some() {
+        if instance.state != State::Serving {
+            return;
+        }
+        if instance.outdated.is_some() {
+            // Another one comes already; this one will stay for nobody.
+            instance.outdated = Some(Reason::Hung);
             return;
         }
         tracing::error!(backend = %name, instance = id, address = %instance.address, "an instance hangs; another one takes its place");
