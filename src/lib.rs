@@ -120,6 +120,7 @@
 //! | what is logged of a program of `backends` | 1000 lines of 1000 bytes a second, of each instance | fixed |
 //! | a program of `backends`: until it is ready, until it has ended, between two that fail | 60 s, 10 s, 60 s | `ready.timeout`, `stop.timeout`; fixed |
 //! | instances of a program of `backends` | 64, and one more while one is replaced | `instances` |
+//! | of these, replaced ones that stay for their sessions, and for how long | as many again, 24 h | `instances`, `drain_sessions`; fixed |
 //! | an archive that certificates are imported from, unpacked | 16 MiB, 64 KiB a file | fixed |
 //! | configurations that are remembered | 20 of 1 MiB at most | fixed |
 //! | docassemble's configuration: what is read, what its reader may say, how long | 1 MiB, 1 MiB, 10 s (50 s where docassemble fetches) | fixed |

@@ -52,7 +52,7 @@ pub struct InstanceReport {
     pub id: u32,
     pub pid: u32,
     pub address: String,
-    /// `starting`, `serving`, `draining` or `stopping`.
+    /// `starting`, `serving`, `lingering`, `draining` or `stopping`.
     pub state: String,
     /// When it began; see [`super::timestamp`].
     pub started: String,
@@ -62,6 +62,8 @@ pub struct InstanceReport {
     pub cpu: u32,
     /// Why it is about to be replaced.
     pub replaced_for: Option<String>,
+    /// Since when it has been there only for clients that were there before it was replaced.
+    pub lingers_since: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -308,7 +308,11 @@ fn render_backends(backends: &[BackendReport], text: &mut String) -> fmt::Result
                 format!("{} MiB", instance.memory >> 20),
                 format!("{}% cpu", instance.cpu),
                 instance.address.clone(),
-                instance.replaced_for.as_ref().map(|why| format!("is replaced: {why}")).unwrap_or_default(),
+                match (&instance.lingers_since, &instance.replaced_for) {
+                    (Some(since), _) => format!("stays for its sessions since {since}"),
+                    (None, Some(why)) => format!("is replaced: {why}"),
+                    (None, None) => String::new(),
+                },
             ]
         });
         table(instances.collect(), text)?;
@@ -617,6 +621,7 @@ mod tests {
                         memory: 100 << 20,
                         cpu: 7,
                         replaced_for: None,
+                        lingers_since: None,
                     }],
                     restarts: 1,
                     last_exit: Some("exit status 3".to_owned()),

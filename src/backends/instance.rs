@@ -28,6 +28,8 @@ pub enum InstanceState {
     Starting,
     /// It is sent requests.
     Serving,
+    /// Another one has taken its place; it is sent requests of those clients only whose cookies name it.
+    Lingering,
     /// It is sent no more, and ends what it has.
     Draining,
     /// It has been told to end.
@@ -35,7 +37,7 @@ pub enum InstanceState {
 }
 
 impl InstanceState {
-    pub const ALL: [Self; 4] = [Self::Starting, Self::Serving, Self::Draining, Self::Stopping];
+    pub const ALL: [Self; 5] = [Self::Starting, Self::Serving, Self::Lingering, Self::Draining, Self::Stopping];
 
     /// As `/status` has it.
     #[must_use]
@@ -43,6 +45,7 @@ impl InstanceState {
         match self {
             Self::Starting => "starting",
             Self::Serving => "serving",
+            Self::Lingering => "lingering",
             Self::Draining => "draining",
             Self::Stopping => "stopping",
         }

@@ -297,6 +297,12 @@ fn backends(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             backend.instances,
             backend.user.as_ref().unwrap_or(&plan.user)
         )?;
+        if let Some(idle) = backend.drain_sessions {
+            writeln!(
+                f,
+                "    one that is replaced stays for clients whose cookie names it, until none has asked for {idle:?}"
+            )?;
+        }
         if !plan.upstreams.values().any(|upstream| upstream.backend.as_ref() == Some(name)) {
             writeln!(f, "    no upstream has it as its `backend`")?;
         }

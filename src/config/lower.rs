@@ -19,7 +19,7 @@ use super::{
         ClientCaPlan, DeployPlan, EabPlan, EjectPlan, EndpointAddress, EndpointPlace, EndpointPlan, ErrorLogPlan,
         ExportFilesPlan, ExportPlan, FetchPlan, HealthPlan, HostName, HttpsRedirect, LimitsPlan, ListenAddress,
         ListenerPlan, LogServerPlan, LogSink, Plan, ProgramPlan, QueuePlan, RestartPlan, RetriesPlan, RotatePlan,
-        RoutePlan, Secret, SharedService, SharedStoragePlan, SpoolPlan, StorePlan, SupervisorPlan, TlsPlan,
+        RoutePlan, Secret, SharedService, SharedStoragePlan, SpoolPlan, Stick, StorePlan, SupervisorPlan, TlsPlan,
         TrustedProxies, UpstreamPlan, WatchPlan,
     },
     raw,
@@ -46,6 +46,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     refuse_circles(&listeners, &upstreams, reading);
     refuse_supervisors_for_clients(&listeners, &upstreams, reading);
     refuse_indexes_that_hold(&listeners, &upstreams, reading);
+    refuse_sessions_without_cookies(&backends, &upstreams, &routes, reading);
     if let (Ok(Some(access)), Ok(Some(errors))) = (&file.access_log, &file.error_log)
         && let (Ok(LogSink::File(access)), Ok(errors)) = (&access.path, &errors.path)
         && *access == errors.0
@@ -126,6 +127,24 @@ fn is_same_place(one: &EndpointAddress, other: &EndpointAddress) -> bool {
             of_one == of_other && (one.eq_ignore_ascii_case(other) || loopback(one) && loopback(other))
         }
         (one, other) => one == other,
+    }
+}
+
+/// Without the cookie nobody is known to have been there before.
+fn refuse_sessions_without_cookies(
+    backends: &Result<BTreeMap<String, BackendPlan>, Told>,
+    upstreams: &Result<BTreeMap<String, UpstreamPlan>, Told>,
+    routes: &Result<Vec<RoutePlan>, Told>,
+    reading: &mut Reading<'_>,
+) {
+    let (Ok(backends), Ok(upstreams), Ok(routes)) = (backends, upstreams, routes) else { return };
+    let of = |route: &RoutePlan| upstreams.get(&route.upstream)?.backend.as_ref();
+    for (name, _) in backends.iter().filter(|(_, backend)| backend.drain_sessions.is_some()) {
+        if !routes.iter().any(|route| route.stick == Some(Stick::Cookie) && of(route) == Some(name)) {
+            let problem =
+                "no route with `stick: cookie` leads to it, so that no client would stay; write that for its routes";
+            reading.refuse_at(&format!("backends.{name}.drain_sessions"), problem);
+        }
     }
 }
 
@@ -960,6 +979,7 @@ fn lower_backend(at: &str, backend: raw::Backend, reading: &mut Reading<'_>) -> 
         stop_signal: stop.signal?,
         stop_timeout: stop.timeout?.0,
         drain: backend.drain?.0,
+        drain_sessions: backend.drain_sessions?.map(|time| time.0),
         hung: backend.hung?.map(|count| count.0),
         limits: BackendLimitsPlan {
             memory: limits.memory?.map(|size| size.0),

@@ -599,6 +599,8 @@ pub struct BackendPlan {
     pub stop_signal: StopSignal,
     pub stop_timeout: Duration,
     pub drain: Duration,
+    /// How long nobody has to have asked one that was replaced until it ends; `None`: it stays for nobody.
+    pub drain_sessions: Option<Duration>,
     /// Missed deadlines in a row that make an instance hung.
     pub hung: Option<u32>,
     pub limits: BackendLimitsPlan,

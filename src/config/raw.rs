@@ -449,6 +449,9 @@ keys! {
         stop: BackendStop = "{}",
         /// How long one that is replaced has for the requests inside.
         drain: Wait = "30s",
+        /// In a restart that is asked for, and after a change of this configuration, one that is replaced stays until no client
+        /// whose cookie names it has asked for anything for so long, or for 24 hours. `null`: it drains at once.
+        drain_sessions: Option<Timeout> = "null",
         /// An instance is replaced after so many answers in a row that did not come within `timeout` of the route, or looks at
         /// `ready.path` that were not answered. `null`: never.
         hung: Option<Count<1, 1_000>> = "3",

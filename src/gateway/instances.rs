@@ -66,16 +66,24 @@ impl Gateway {
     }
 }
 
-/// Has the upstreams of `runtime` send requests to the instances that serve.
+/// Has the upstreams of `runtime` send requests to the instances that serve, and to those that linger what is theirs.
 pub(super) fn assign(runtime: &Runtime, instances: &[Instance]) {
     for upstream in runtime.upstreams.values() {
         let Some(backend) = &upstream.plan.backend else { continue };
-        let serving = instances
-            .iter()
-            .filter(|instance| instance.backend == *backend && matches!(instance.state, InstanceState::Serving));
-        let addresses: Vec<_> = serving.map(|instance| instance.address.clone()).collect();
-        if !upstream.endpoints().iter().map(|endpoint| &endpoint.address).eq(&addresses) {
-            upstream.set_endpoints(addresses.into_iter().map(Member::from));
+        let member = |instance: &Instance| {
+            let leaving = match instance.state {
+                InstanceState::Serving => false,
+                InstanceState::Lingering => true,
+                InstanceState::Starting | InstanceState::Draining | InstanceState::Stopping => return None,
+            };
+            Some(Member { leaving, ..instance.address.clone().into() })
+        };
+        let members: Vec<_> =
+            instances.iter().filter(|instance| instance.backend == *backend).filter_map(member).collect();
+        let endpoints = upstream.endpoints();
+        let known = endpoints.iter().map(|endpoint| (&endpoint.address, endpoint.is_leaving()));
+        if !known.eq(members.iter().map(|member| (&member.address, member.leaving))) {
+            upstream.set_endpoints(members);
         }
     }
 }
@@ -140,7 +148,7 @@ impl Watch {
             }
             match instance.state {
                 InstanceState::Starting => known.unanswered = 0,
-                InstanceState::Serving => {
+                InstanceState::Serving | InstanceState::Lingering => {
                     known.empty = None;
                     let missed = known.endpoints.iter().map(|endpoint| endpoint.silences()).max().unwrap_or(0);
                     if instance.hung.is_some_and(|most| missed >= most || known.unanswered >= most)
@@ -161,7 +169,7 @@ impl Watch {
             }
             let pause = match (instance.state, &instance.ready_path) {
                 (InstanceState::Starting, _) => TICK,
-                (InstanceState::Serving, Some(_)) => LATER,
+                (InstanceState::Serving | InstanceState::Lingering, Some(_)) => LATER,
                 _ => continue,
             };
             if known.looked.is_none_or(|last| last.elapsed() >= pause) && self.looking.insert(instance.id) {

@@ -182,6 +182,7 @@ impl Names {
             name: Some(name.clone()),
             weight: 1,
             backup: false,
+            leaving: false,
         };
         let noted = self.noted(host);
         if !noted.is_empty() {

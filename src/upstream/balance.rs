@@ -47,9 +47,11 @@ impl Balancer {
     /// Picks one of `endpoints`.
     ///
     /// Backups come into question while no other can be used, and all while none can, those last that cannot even be connected
-    /// to: being down is a guess, not a verdict.
+    /// to: being down is a guess, not a verdict. One that leaves never does, but for who is stuck to it.
     pub(super) fn pick<'e>(&self, endpoints: &'e [Arc<Endpoint>], affinity: &Affinity) -> Option<&'e Arc<Endpoint>> {
-        if let [only] = endpoints {
+        if let [only] = endpoints
+            && !only.is_leaving()
+        {
             return Some(only);
         }
         let stuck = |endpoint: &&Arc<Endpoint>| {
@@ -63,14 +65,14 @@ impl Balancer {
         let by_client = affinity.by_client || self.balance == Balance::Hash;
         let client = affinity.client.filter(|_| by_client);
         let tier = |endpoint: &Arc<Endpoint>| Tier::of(endpoint, affinity.avoid);
-        let best = endpoints.iter().map(tier).min()?;
+        let best = endpoints.iter().map(tier).min().filter(|best| *best != Tier::Leaving)?;
         let fits = |endpoint: &&'e Arc<Endpoint>| tier(endpoint) == best;
         let pick = match client {
             Some(client) => by_hash(endpoints.iter().filter(fits), client),
             None => self.in_turn(endpoints, fits),
         };
         // Between two looks all may have come to be something else.
-        let pick = pick.or_else(|| endpoints.first())?;
+        let pick = pick.or_else(|| endpoints.iter().find(|endpoint| !endpoint.is_leaving()))?;
         let turn = pick.turn.load(Ordering::Relaxed).max(self.turn.load(Ordering::Relaxed));
         self.turn.store(turn, Ordering::Relaxed);
         pick.turn.store(turn + TURN / pick.share(self.slow_start), Ordering::Relaxed);
@@ -106,11 +108,13 @@ enum Tier {
     /// Something speaks against it, and it can be connected to.
     Doubtful,
     Unreachable,
+    Leaving,
 }
 
 impl Tier {
     fn of(endpoint: &Endpoint, avoid: Option<u64>) -> Self {
         match (endpoint.is_usable(), endpoint.is_backup()) {
+            _ if endpoint.is_leaving() => Self::Leaving,
             _ if avoid == Some(endpoint.id) => Self::Doubtful,
             (true, false) => Self::Usable,
             (true, true) => Self::Backup,
@@ -191,6 +195,7 @@ mod tests {
             name: None,
             weight: *weight,
             backup: *backup,
+            leaving: false,
         };
         successors(&[], members.iter().map(member))
     }

@@ -214,19 +214,21 @@ impl Upstream {
 
     /// Picks the endpoint for a request, as [`UpstreamPlan::balance`] says, among those that can be used.
     ///
-    /// Backups are used while no other can be, and all are tried again while none can. `None` while there is none.
+    /// Backups are used while no other can be, and all are tried again while none can. One that leaves is used for those
+    /// requests only that `affinity` ties to it. `None` while there is none.
     pub fn select(&self, affinity: &Affinity) -> Option<Arc<Endpoint>> {
         self.balancer.pick(&self.endpoints.load(), affinity).map(Arc::clone)
     }
 
-    /// Whether there is an endpoint other than `endpoint` that can be used, as far as is known.
+    /// Whether there is an endpoint other than `endpoint` that any request can use, as far as is known.
     pub fn has_another(&self, endpoint: &Endpoint) -> bool {
-        self.endpoints.load().iter().any(|other| other.id != endpoint.id && other.is_usable())
+        let is_usable = |other: &Arc<Endpoint>| other.is_usable() && !other.is_leaving();
+        self.endpoints.load().iter().any(|other| other.id != endpoint.id && is_usable(other))
     }
 
     /// Whether there is an endpoint that could be connected to, the last time.
     pub fn is_reachable(&self) -> bool {
-        self.endpoints.load().iter().any(|endpoint| endpoint.unreachable_for().is_none())
+        self.endpoints.load().iter().any(|endpoint| endpoint.unreachable_for().is_none() && !endpoint.is_leaving())
     }
 
     /// Counts a request inside `endpoint`, one of ours, until the guard is dropped.
@@ -309,7 +311,9 @@ impl Upstream {
     fn eject(&self, endpoint: &Endpoint, cause: Cause) {
         let endpoints = self.endpoints.load();
         let plan = &self.plan.eject;
-        let most = (endpoints.len() * plan.most as usize / 100).max(1).min(endpoints.len().saturating_sub(1));
+        // Not to one that leaves can the others' requests go.
+        let staying = endpoints.iter().filter(|endpoint| !endpoint.is_leaving()).count();
+        let most = (staying * plan.most as usize / 100).max(1).min(staying.saturating_sub(1));
         let now = now_micros();
         let ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = |other: &&Arc<Endpoint>| other.id != endpoint.id && !other.is_usable();
@@ -515,11 +519,13 @@ pub struct Member {
     pub name: Option<String>,
     pub weight: u16,
     pub backup: bool,
+    /// Only for those who are there already.
+    pub leaving: bool,
 }
 
 impl From<EndpointAddress> for Member {
     fn from(address: EndpointAddress) -> Self {
-        Self { address, name: None, weight: 1, backup: false }
+        Self { address, name: None, weight: 1, backup: false, leaving: false }
     }
 }
 
@@ -566,6 +572,7 @@ fn successors(known: &[Arc<Endpoint>], members: impl IntoIterator<Item = Member>
         );
         endpoint.weight.store(member.weight.max(1), Ordering::Relaxed);
         endpoint.backup.store(member.backup, Ordering::Relaxed);
+        endpoint.leaving.store(member.leaving, Ordering::Relaxed);
         endpoint
     };
     members.into_iter().map(successor).collect()
@@ -594,6 +601,7 @@ pub struct Endpoint {
     made: u64,
     weight: AtomicU16,
     backup: AtomicBool,
+    leaving: AtomicBool,
     in_flight: AtomicUsize,
     /// When it is its turn; see [`Balancer`].
     turn: AtomicU64,
@@ -631,6 +639,7 @@ impl Endpoint {
             made: now_micros(),
             weight: AtomicU16::new(1),
             backup: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             turn: AtomicU64::new(0),
             growing_since: AtomicU64::new(0),
@@ -683,6 +692,11 @@ impl Endpoint {
     /// Only for while no other can be used.
     pub fn is_backup(&self) -> bool {
         self.backup.load(Ordering::Relaxed)
+    }
+
+    /// Only for requests that an [`Affinity`] ties to it.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
     }
 
     /// Worth an attempt while there is another endpoint.
@@ -942,6 +956,23 @@ mod tests {
         assert_eq!(upstream.endpoints()[1].id, stays.id);
         upstream.set_endpoints([]);
         assert!(upstream.select(&Affinity::default()).is_none());
+    }
+
+    #[test]
+    fn one_that_leaves_gets_requests_of_those_who_are_there_and_no_others() {
+        let upstream = upstream(&["127.0.0.1", "127.0.0.2"]);
+        let [stays, leaves] = &upstream.endpoints()[..] else { panic!("two were given") };
+        let leaving = Member { leaving: true, ..leaves.address.clone().into() };
+        upstream.set_endpoints([stays.address.clone().into(), leaving.clone()]);
+        let stuck = Affinity { endpoint: Some(Arc::clone(leaves)), ..Affinity::default() };
+
+        assert_eq!(upstream.select(&stuck).unwrap().id, leaves.id);
+        stays.refused(UNREACHABLE);
+        assert_eq!(upstream.select(&Affinity::default()).unwrap().id, stays.id, "though it refuses");
+        assert!(!upstream.is_reachable());
+        upstream.set_endpoints([leaving]);
+        assert_eq!(upstream.select(&stuck).unwrap().id, leaves.id);
+        assert!(upstream.select(&Affinity::default()).is_none(), "though it is the only one");
     }
 
     #[test]

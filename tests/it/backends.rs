@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::{
     service_managers::{begin_by, of_service},
     support::{
-        body, connect, patiently, program,
+        body, connect, header, patiently, program,
         served::{Served, folder, signal},
         status,
     },
@@ -452,6 +452,136 @@ fn an_upgrade_keeps_the_instances_and_looks_after_them() {
     });
     served.signal("TERM");
     patiently("the end of all", || !lives(before[1].1));
+}
+
+/// A gateway whose clients stay by a cookie, before one version of an application that says which it is.
+fn serve_versions(keys: &str) -> Served {
+    let folder = folder();
+    write_version(folder.path(), "one");
+    Served::start_in(folder, &configuration(GUNICORN, keys, "").replace("2s }", "2s, stick: cookie }"), |_| {})
+}
+
+fn write_version(folder: &std::path::Path, version: &str) {
+    let text = format!(
+        "def application(environ, start_response):\n    \
+             environ['wsgi.input'].read(int(environ.get('CONTENT_LENGTH') or 0))\n    \
+             start_response('200 OK', [('Content-Length', str(len('{version}')))])\n    \
+             return [b'{version}']\n"
+    );
+    // At once, and with another name of what Python makes of it: it goes by seconds.
+    fs::remove_dir_all(folder.join("__pycache__")).ok();
+    fs::write(folder.join("application.py"), text).unwrap();
+}
+
+/// The version that answers a client with this cookie, and the cookie that it has afterwards.
+fn version(address: SocketAddr, method: &str, cookie: &str) -> (String, String) {
+    let answer = answer(address, method, &format!("/ HTTP/1.1\r\nCookie: {cookie}\r\nX-Rest:"));
+    assert_eq!(status(&answer), 200, "{answer}");
+    let set = header(&answer, "set-cookie").map(|set| set.split(';').next().unwrap().to_owned());
+    (body(&answer), set.unwrap_or_else(|| cookie.to_owned()))
+}
+
+#[test]
+fn after_a_restart_sessions_stay_with_the_version_they_began_with_until_they_are_idle() {
+    if program("gunicorn").is_none() {
+        return;
+    }
+    let served = serve_versions("instances: 2, drain_sessions: 3s");
+    let before = serving(&served, 2);
+    let address = served.address(0);
+    let (first, cookie) = version(address, "GET", "");
+    assert_eq!(first, "one");
+    let load = Load::on(address, &["GET", "POST"]);
+    let stopped = Arc::new(AtomicBool::new(false));
+    let client = thread::spawn({
+        let (stopped, cookie) = (Arc::clone(&stopped), cookie.clone());
+        move || {
+            let mut others = Vec::new();
+            for method in ["GET", "POST"].iter().cycle().take_while(|_| !stopped.load(Ordering::Relaxed)) {
+                let answer = version(address, method, &cookie);
+                others.extend((answer != ("one".to_owned(), cookie.clone())).then_some((method, answer)));
+                thread::park_timeout(Duration::from_millis(20));
+            }
+            others
+        }
+    });
+    write_version(&served.path(""), "two");
+
+    let said = served.order(&["restart", "app"]);
+
+    assert!(said.contains("app: 2 new serving; ") && said.contains("of before stay for their sessions"), "{said}");
+    for method in ["GET", "POST", "GET", "POST"] {
+        assert_eq!(version(address, method, "").0, "two", "a new client");
+    }
+    patiently("the end of the one that nobody stays with", || instances(&served, "lingering").len() == 1);
+    load.goes_on();
+    stopped.store(true, Ordering::Relaxed);
+    assert_eq!(client.join().unwrap(), [], "the client stays");
+    patiently("the end of those before", || before.iter().all(|(_, pid)| !lives(*pid)));
+    assert_eq!(version(address, "POST", &cookie).0, "two");
+    assert_eq!(load.failed(), Vec::<String>::new(), "{}", served.events());
+}
+
+#[test]
+fn of_several_restarts_only_the_last_one_leaves_an_instance_for_its_sessions() {
+    if program("gunicorn").is_none() {
+        return;
+    }
+    let served = serve_versions("drain_sessions: 30m");
+    let first = serving(&served, 1);
+    let address = served.address(0);
+    let (_, cookie) = version(address, "GET", "");
+    write_version(&served.path(""), "two");
+    served.order(&["restart", "app"]);
+    assert_eq!(instances(&served, "lingering"), first);
+    assert!(served.order(&["status"]).contains("stays for its sessions since"));
+    served.order(&["upgrade"]);
+    assert_eq!(instances(&served, "lingering"), first);
+    assert_eq!(version(address, "POST", &cookie), ("one".to_owned(), cookie.clone()));
+    let second = serving(&served, 1);
+    write_version(&served.path(""), "three");
+
+    served.order(&["restart", "app"]);
+
+    assert_eq!(instances(&served, "lingering"), second);
+    assert_eq!(version(address, "POST", &cookie).0, "three");
+    patiently("the end of the first", || !lives(first[0].1));
+    served.signal("TERM");
+    patiently("the end of the second", || !lives(second[0].1));
+}
+
+#[test]
+fn one_that_hangs_stays_for_no_sessions() {
+    if program("gunicorn").is_none() {
+        return;
+    }
+    let served = serve_versions("drain_sessions: 30m, hung: 1");
+    let first = serving(&served, 1);
+    let address = served.address(0);
+    let (_, cookie) = version(address, "GET", "");
+    write_version(&served.path(""), "two");
+    served.order(&["restart", "app"]);
+    for pid in crate::support::served::children(first[0].1) {
+        signal("STOP", pid);
+    }
+
+    let refused = answer(address, "POST", &format!("/ HTTP/1.1\r\nCookie: {cookie}\r\nX-Rest:"));
+
+    assert_eq!(status(&refused), 504, "{refused}");
+    patiently("its end", || instances(&served, "lingering").is_empty());
+    assert_eq!(version(address, "POST", &cookie).0, "two");
+    assert!(served.events().contains("that stayed for its sessions hangs"), "{}", served.events());
+}
+
+#[test]
+fn sessions_without_a_route_with_cookies_are_refused() {
+    let served = serve("[sleep, '1000']", "");
+    served.rewrite(&configuration("[sleep, '1000']", "drain_sessions: 30m", ""));
+
+    let refused = served.run(&["check"]);
+
+    let said = String::from_utf8(refused.stdout).unwrap();
+    assert!(said.contains("backends.app.drain_sessions: no route with `stick: cookie` leads to it"), "{said}");
 }
 
 #[test]

@@ -95,6 +95,8 @@ struct Instance {
     state: State,
     /// Why it is to be replaced.
     outdated: Option<Reason>,
+    /// While it lingers.
+    lingers: Option<Lingers>,
     plan: BackendPlan,
     started: SystemTime,
     begun: Instant,
@@ -105,6 +107,15 @@ struct Instance {
     /// Requests by worker.
     served: HashMap<WorkerId, u32>,
     usage: Usage,
+}
+
+/// An instance that stays for clients that were there before it was replaced.
+#[derive(Clone, Copy)]
+struct Lingers {
+    since: SystemTime,
+    begun: Instant,
+    /// When one of them asked last, as far as is known.
+    asked: Instant,
 }
 
 /// What an instance uses.
@@ -163,6 +174,8 @@ pub(super) struct LeftInstance {
     address: EndpointAddress,
     state: State,
     outdated: Option<Reason>,
+    /// Since when it lingers, for how long, and for how long it was not asked.
+    lingers: Option<(SystemTime, Duration, Duration)>,
     started: SystemTime,
     age: Duration,
     /// A [`BackendPlan`], which a later program may not be able to read.
@@ -197,12 +210,15 @@ impl Backends {
     /// When there is something to be done.
     pub(super) fn due(&self) -> Option<Instant> {
         let programs = self.programs.values().filter(|_| !self.is_ending);
-        let instances =
-            programs.clone().flat_map(|program| &program.instances).filter_map(|instance| match instance.state {
-                State::Starting => Some(instance.begun + instance.plan.ready_timeout),
-                State::Draining => instance.deadline,
-                State::Serving | State::Stopping => None,
-            });
+        let due = |program: &Program, instance: &Instance| match instance.state {
+            State::Starting => Some(instance.begun + instance.plan.ready_timeout),
+            State::Lingering => Some(instance.lingers?.until(program.drain_sessions()?)),
+            State::Draining => instance.deadline,
+            State::Serving | State::Stopping => None,
+        };
+        let instances = programs
+            .clone()
+            .flat_map(|program| program.instances.iter().filter_map(move |instance| due(program, instance)));
         programs.filter_map(|program| program.restart).chain(instances).min()
     }
 
@@ -220,7 +236,8 @@ impl Backends {
             state: instance.state,
             ready_path: instance.plan.ready_path.clone(),
             hung: instance.plan.hung,
-            is_counted: instance.plan.limits.requests.is_some(),
+            // By that it is known whether one that lingers is still asked.
+            is_counted: instance.plan.limits.requests.is_some() || instance.state == State::Lingering,
         };
         let all = self
             .programs
@@ -337,6 +354,7 @@ impl Backends {
             address,
             state: State::Starting,
             outdated: None,
+            lingers: None,
             plan,
             started,
             begun: now.checked_sub(age).unwrap_or(now),
@@ -386,6 +404,9 @@ impl Backends {
                     address: instance.address.clone(),
                     state: instance.state,
                     outdated: instance.outdated,
+                    lingers: instance
+                        .lingers
+                        .map(|lingers| (lingers.since, lingers.begun.elapsed(), lingers.asked.elapsed())),
                     started: instance.started,
                     age: instance.begun.elapsed(),
                     plan: serde_json::to_value(&instance.plan)?,
@@ -425,6 +446,12 @@ impl Backends {
             instance.program = left.program.and_then(Pid::from_raw);
             instance.outdated = outdated;
             instance.state = left.state;
+            let ago = |age| {
+                let now = Instant::now();
+                now.checked_sub(age).unwrap_or(now)
+            };
+            instance.lingers =
+                left.lingers.map(|(since, age, asked)| Lingers { since, begun: ago(age), asked: ago(asked) });
             if left.state == State::Draining {
                 instance.deadline = Some(Instant::now() + instance.plan.drain);
             }
@@ -441,15 +468,21 @@ impl Instance {
 
     /// Has it end; its guard sees to it.
     fn stop(&mut self) {
-        self.state = State::Stopping;
+        (self.state, self.lingers) = (State::Stopping, None);
         if let Err(error) = io::Write::write_all(&mut &self.line, &[STOP]) {
             // Its guard has ended, which comes to be known by itself.
             tracing::debug!(error = &error as &dyn std::error::Error, "the guard of an instance is not told");
         }
     }
 
+    fn linger(&mut self) {
+        self.state = State::Lingering;
+        let now = Instant::now();
+        self.lingers = Some(Lingers { since: SystemTime::now(), begun: now, asked: now });
+    }
+
     fn drain(&mut self) {
-        self.state = State::Draining;
+        (self.state, self.lingers) = (State::Draining, None);
         self.deadline = Some(Instant::now() + self.plan.drain);
     }
 
@@ -463,6 +496,7 @@ impl Instance {
             memory: self.usage.meter.memory,
             cpu: self.usage.meter.cpu,
             replaced_for: self.outdated.map(|reason| reason.to_string()),
+            lingers_since: self.lingers.map(|lingers| timestamp(lingers.since)),
         }
     }
 
@@ -495,9 +529,11 @@ impl Keeper {
             program.plan = plan.cloned();
             (program.restart, program.quick_ends) = (None, 0);
             for instance in &mut program.instances {
-                // How many there are to be is nobody's own matter.
-                let same =
-                    |plan: &BackendPlan| *plan == BackendPlan { instances: plan.instances, ..instance.plan.clone() };
+                // How many there are to be is nobody's own matter, and how those before go that of the plan in force.
+                let same = |plan: &BackendPlan| {
+                    let BackendPlan { instances, drain_sessions, .. } = *plan;
+                    *plan == BackendPlan { instances, drain_sessions, ..instance.plan.clone() }
+                };
                 if !plan.is_some_and(same) {
                     instance.outdated.get_or_insert(Reason::Plan);
                 }
@@ -515,8 +551,7 @@ impl Keeper {
         if self.backends.is_ending {
             return;
         }
-        self.look_at_usage();
-        let mut any = false;
+        let mut any = self.look_at_usage();
         for name in self.backends.programs.keys().cloned().collect::<Vec<_>>() {
             any |= self.tend(&name);
         }
@@ -563,14 +598,36 @@ impl Keeper {
         }
         let wanted = program.plan.as_ref().map_or(0, |plan| plan.instances);
         let count = |program: &Program, state| program.instances.iter().filter(|one| one.state == state).count();
+        let drain_sessions = program.drain_sessions();
         // More than enough serve, or none is wanted: the outdated go first, and the oldest of them.
         while count(program, State::Serving) > wanted {
             let serving = program.instances.iter_mut().filter(|instance| instance.state == State::Serving);
             if let Some(instance) = serving.min_by_key(|instance| (instance.outdated.is_none(), instance.begun)) {
+                let is_of_before = matches!(instance.outdated, Some(Reason::Asked | Reason::Plan));
+                if is_of_before && drain_sessions.is_some() {
+                    instance.linger();
+                } else {
+                    instance.drain();
+                }
+                any = true;
+            }
+        }
+        let lingering = |instance: &&mut Instance| instance.state == State::Lingering;
+        for instance in program.instances.iter_mut().filter(lingering) {
+            let until = instance.lingers.zip(drain_sessions).map(|(lingers, idle)| lingers.until(idle));
+            if until.is_none_or(|until| now >= until) {
+                tracing::info!(backend = name, instance = instance.id, "an instance stays no longer for its sessions");
                 instance.drain();
                 any = true;
             }
         }
+        // However many restarts there are, the number of processes has a bound.
+        while count(program, State::Lingering) > wanted {
+            let oldest = program.instances.iter_mut().filter(lingering).min_by_key(|instance| instance.begun);
+            oldest.into_iter().for_each(Instance::drain);
+            any = true;
+        }
+        let lingering = count(program, State::Lingering);
         while wanted == 0 && count(program, State::Starting) > 0 {
             let starting = program.instances.iter_mut().find(|instance| instance.state == State::Starting);
             starting.into_iter().for_each(Instance::stop);
@@ -608,7 +665,13 @@ impl Keeper {
             }
         }
         for (worker, id) in asked {
-            self.answer(worker, id, Ok(format!("{name}: {wanted} new serving; those before end what they began")));
+            let before = match drain_sessions.filter(|_| lingering > 0) {
+                Some(idle) => {
+                    format!("{lingering} of before stay for their sessions, until nobody has asked for {idle:?}")
+                }
+                None => "those before end what they began".to_owned(),
+            };
+            self.answer(worker, id, Ok(format!("{name}: {wanted} new serving; {before}")));
         }
         let refused = self.backends.programs.get_mut(name).map(Program::take_refused).unwrap_or_default();
         for (worker, id, why) in refused {
@@ -642,7 +705,7 @@ impl Keeper {
                 match instance.state {
                     State::Stopping => tracing::info!(backend = %name, instance = id, how, "an instance has ended"),
                     _ if is_ending => {}
-                    State::Draining => {
+                    State::Lingering | State::Draining => {
                         tracing::warn!(backend = %name, instance = id, how, "an instance has ended before it had drained");
                     }
                     State::Starting | State::Serving => {
@@ -686,7 +749,17 @@ impl Keeper {
     pub(super) fn instance_hung(&mut self, id: u32) {
         let Some((name, program, position)) = self.backends.instance(id) else { return };
         let instance = &mut program.instances[position];
-        if instance.state != State::Serving || instance.outdated.is_some() {
+        if instance.state == State::Lingering {
+            tracing::warn!(backend = %name, instance = instance.id, address = %instance.address, "an instance that stayed for its sessions hangs; it ends");
+            instance.drain();
+            return self.tell_instances();
+        }
+        if instance.state != State::Serving {
+            return;
+        }
+        if instance.outdated.is_some() {
+            // Another one comes already; this one will stay for nobody.
+            instance.outdated = Some(Reason::Hung);
             return;
         }
         tracing::error!(backend = %name, instance = id, address = %instance.address, "an instance hangs; another one takes its place");
@@ -719,7 +792,11 @@ impl Keeper {
     /// A worker has sent so many requests to an instance.
     pub(super) fn instance_served(&mut self, worker: WorkerId, id: u32, count: u32) {
         if let Some((_, program, position)) = self.backends.instance(id) {
-            program.instances[position].served.insert(worker, count);
+            let instance = &mut program.instances[position];
+            instance.served.insert(worker, count);
+            if let Some(lingers) = &mut instance.lingers {
+                lingers.asked = Instant::now();
+            }
         }
     }
 
@@ -745,12 +822,13 @@ impl Keeper {
         self.tend_backends();
     }
 
-    /// Looks at what instances use, from time to time, and which are beyond a limit.
-    fn look_at_usage(&mut self) {
+    /// Looks at what instances use, from time to time, and which are beyond a limit; answers whether one drains for that.
+    fn look_at_usage(&mut self) -> bool {
         let now = Instant::now();
         if now < self.backends.next_look || self.backends.programs.is_empty() {
-            return;
+            return false;
         }
+        let mut any = false;
         self.backends.next_look = now + BETWEEN_LOOKS;
         let used = usage::by_session(&usage::processes());
         for (name, program) in &mut self.backends.programs {
@@ -770,10 +848,13 @@ impl Keeper {
                 if instance.usage.is_busy(limits.cpu, limits.cpu_time, now) {
                     tracing::warn!(backend = %name, instance = instance.id, cpu = instance.usage.meter.cpu, limit = limits.cpu, time = ?limits.cpu_time, "an instance uses more of the processors than `limits.cpu`");
                 }
-                if instance.state == State::Serving
-                    && instance.outdated.is_none()
-                    && let Some(reason) = instance.is_beyond()
-                {
+                let Some(reason) = instance.is_beyond() else { continue };
+                if instance.state == State::Lingering {
+                    tracing::info!(backend = %name, instance = instance.id, memory = instance.usage.meter.memory, "an instance stays no longer for its sessions: {reason}");
+                    instance.drain();
+                    any = true;
+                }
+                if instance.state == State::Serving && instance.outdated.is_none() {
                     tracing::info!(backend = %name, instance = instance.id, memory = instance.usage.meter.memory, "an instance is replaced: {reason}");
                     instance.outdated = Some(reason);
                     beyond = Some((reason, instance.begun.elapsed()));
@@ -787,6 +868,7 @@ impl Keeper {
             }
         }
         self.report();
+        any
     }
 
     /// Ends all programs, each within its own time, and waits for that.
@@ -819,7 +901,19 @@ impl Keeper {
     }
 }
 
+impl Lingers {
+    /// When that ends, where nobody asks before.
+    fn until(self, idle: Duration) -> Instant {
+        (self.asked + idle).min(self.begun + LONGEST_STAY)
+    }
+}
+
 impl Program {
+    /// How long those before stay without being asked.
+    fn drain_sessions(&self) -> Option<Duration> {
+        self.plan.as_ref()?.drain_sessions
+    }
+
     /// An instance has ended unasked, or did not get ready.
     fn failed(&mut self, name: &str, id: u32, why: &str, now: Instant) {
         self.restarts += 1;
@@ -990,6 +1084,8 @@ const TOLD: u32 = 5;
 /// Between two instances that end unasked again and again: from this, doubled, up to that.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// For an instance that was replaced, however often it is still asked.
+const LONGEST_STAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Between two looks at what instances use.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
 /// For a guard, beyond the time of its program.
