@@ -136,7 +136,7 @@ impl Program {
                 tracing::warn!(program = self.name(), pid, uses = over, "program uses more than its `watch` allows");
             }
             (Some(_), None) => {
-                tracing::info!(program = self.name(), pid, "program uses no more than its `watch` allows again")
+                tracing::info!(program = self.name(), pid, "program uses no more than its `watch` allows again");
             }
             _ => {}
         }

@@ -24,22 +24,26 @@ struct Process {
     /// When a worker has last asked.
     asked: Instant,
     /// What the last look has found, until it is told.
-    found: Option<Option<Used>>,
+    found: Option<Found>,
 }
+
+/// `None`: it is not there, or hidden from us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Found(Option<Used>);
 
 impl Keeper {
     /// A worker wants to know what a process uses. It is told what there is since it was told last: however often it asks,
     /// we look, and answer, once in a while.
     pub(super) fn watch(&mut self, worker: WorkerId, pid: u32) {
         let found = self.watched.ask(pid, Instant::now());
-        if let (Some(used), Some(worker)) = (found, self.worker(worker)) {
+        if let (Some(Found(used)), Some(worker)) = (found, self.worker(worker)) {
             worker.tell(ToWorker::Used { pid, used });
         }
     }
 }
 
 impl Watched {
-    fn ask(&mut self, pid: u32, now: Instant) -> Option<Option<Used>> {
+    fn ask(&mut self, pid: u32, now: Instant) -> Option<Found> {
         self.processes.retain(|_, process| now.duration_since(process.asked) < FORGOTTEN);
         if self.processes.len() >= MOST && !self.processes.contains_key(&pid) {
             return None;
@@ -57,14 +61,14 @@ impl Watched {
         let all = usage::processes();
         for (pid, process) in &mut self.processes {
             let Some((memory, ticks)) = i32::try_from(*pid).ok().and_then(|pid| usage::of_tree(&all, pid)) else {
-                (process.meter, process.found) = (Meter::default(), Some(None));
+                (process.meter, process.found) = (Meter::default(), Some(Found(None)));
                 continue;
             };
             // What share of a processor it has is known with the second look.
             let is_known = process.meter.looked.is_some();
             process.meter.note(memory, ticks, now);
             let Meter { memory, cpu, .. } = process.meter;
-            process.found = is_known.then_some(Some(Used { memory, cpu }));
+            process.found = is_known.then_some(Found(Some(Used { memory, cpu })));
         }
     }
 }
@@ -84,7 +88,7 @@ mod tests {
         let (mut watched, now, us) = (Watched::default(), Instant::now(), std::process::id());
         assert_eq!(watched.ask(us, now), None, "the first look");
         assert_eq!(watched.ask(us, now), None);
-        let used = watched.ask(us, now + BETWEEN_LOOKS).flatten();
+        let used = watched.ask(us, now + BETWEEN_LOOKS).and_then(|Found(used)| used);
         assert!(used.is_some_and(|used| used.memory > 0), "{used:?}");
         assert_eq!(watched.ask(us, now + BETWEEN_LOOKS), None, "it is told already");
 
@@ -92,7 +96,7 @@ mod tests {
             watched.ask(u32::MAX - pid, now + BETWEEN_LOOKS);
         }
         assert_eq!(watched.processes.len(), MOST);
-        assert_eq!(watched.ask(u32::MAX, now + 2 * BETWEEN_LOOKS), Some(None), "there is none");
+        assert_eq!(watched.ask(u32::MAX, now + 2 * BETWEEN_LOOKS), Some(Found(None)), "there is none");
         watched.ask(us, now + 3 * FORGOTTEN);
         assert_eq!(watched.processes.len(), 1);
     }
