@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     admin::{LONGEST_WAIT, Outcome, Report},
     backends::Instance,
-    config::{ListenAddress, ListenerPlan, LogSink, Plan},
+    config::{ListenAddress, ListenerPlan, LogSink, Plan, Secret},
     files::{Denied, Roots},
     keeper::{
         Provisions,
@@ -145,7 +145,11 @@ impl Handover {
         descriptors.push(provisions.spool);
         let admin = provisions.admin.is_some();
         descriptors.extend(provisions.admin.map(OwnedFd::from));
-        let (plan, certificates) = (plan.clone(), provisions.certificates);
+        let (mut plan, certificates) = (plan.clone(), provisions.certificates);
+        // The programs are the keeper's. Names and commands stay for `/config`, which tells no value.
+        for value in plan.backends.values_mut().flat_map(|backend| backend.environment.values_mut()) {
+            *value = Secret::new(String::new());
+        }
         let (client_authorities, stick) = (provisions.client_authorities, provisions.stick);
         let denied = Arc::unwrap_or_clone(provisions.denied);
         (
@@ -416,6 +420,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config;
 
     #[test]
     fn every_word_is_read_as_it_was_said() {
@@ -450,6 +455,33 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_is_not_told_what_is_in_the_environment_of_a_program() {
+        let text = "listeners: [{ address: '127.0.0.1:0' }]\n\
+                    backends: { app: { command: [app], environment: { DATABASE: 'db:hush' } } }\n\
+                    upstreams: { app: { backend: app } }\n\
+                    routes: [{ prefix: /, upstream: app }]\n";
+        let plan = config::parse("/etc/v.yml", text, &|_| None).unwrap();
+        let provisions = Provisions {
+            listeners: Vec::new(),
+            certificates: Vec::new(),
+            client_authorities: ClientAuthorities::new(),
+            access_log: None,
+            error_log: None,
+            spool: tempfile::tempfile().unwrap().into(),
+            admin: None,
+            denied: Arc::default(),
+            files: Vec::new(),
+            stick: None,
+        };
+
+        let tickets = TicketKeys::generate().unwrap();
+        let (handover, _) = Handover::new(1, &plan, provisions, None, BTreeMap::new(), tickets, Vec::new());
+
+        assert!(!serde_json::to_string(&handover.plan).unwrap().contains("hush"));
+        assert_eq!(config::without_passwords(&handover.plan), config::without_passwords(&plan), "as `/config` has it");
+    }
+
+    #[test]
     fn what_is_no_word_is_refused_by_what_is_wrong_with_it() {
         assert_eq!(Word::decode(b"/etc/shadow"), Err(NoWord::Length));
         assert_eq!(Word::decode(&[1; 4096]), Err(NoWord::Length));
@@ -471,7 +503,7 @@ mod tests {
         }
 
         #[test]
-        fn near_words_are_words_or_refused(kind in 0u32..23, id in any::<u32>(), argument in any::<u64>()) {
+        fn near_words_are_words_or_refused(kind in 0u32..25, id in any::<u32>(), argument in any::<u64>()) {
             let mut bytes = [0; WORD];
             bytes[..4].copy_from_slice(&kind.to_le_bytes());
             bytes[4..8].copy_from_slice(&id.to_le_bytes());
