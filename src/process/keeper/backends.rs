@@ -10,7 +10,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    env, fmt, fs, io,
+    env,
+    ffi::OsString,
+    fmt, fs, io,
     net::TcpListener,
     os::{
         fd::{AsFd, OwnedFd},
@@ -21,7 +23,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, SystemTime},
 };
 
@@ -45,7 +47,7 @@ use crate::{
     admin::{BackendReport, InstanceReport, tag, timestamp},
     backends::{
         Instance as Known, InstanceState as State,
-        guard::{BEGUN, ENDED, Guarded, STOP},
+        guard::{BEGUN, ENDED, Guarded, STOP, environment_file},
     },
     config::{BackendPlan, EndpointAddress, Plan},
     keeper::user::User,
@@ -278,24 +280,27 @@ impl Backends {
             Some(user) => uzers::get_user_by_uid(user.uid().as_raw()).map(|user| user.home_dir().into()),
             None => env::var_os("HOME"),
         };
+        // What is said last counts.
+        let mut environment = vec![("PATH".into(), env::var_os("PATH").unwrap_or_else(|| PATH.into()))];
+        environment.extend(PASSED_ON.iter().filter_map(|name| Some((name.into(), env::var_os(name)?))));
+        environment.extend(home.map(|home: OsString| ("HOME".into(), home)));
+        environment.push((variable.into(), place.clone().into()));
+        let own = backend.environment.iter();
+        environment.extend(own.map(|(name, value)| (name.into(), value.expose().replace(key, &place).into())));
         let (line, theirs) = UnixStream::pair()?;
         let (output, written) = io::pipe()?;
         let guard = Command::new(OURSELVES)
             .arg0("vestibule")
             .args(["backend-guard", &serde_json::to_string(&guarded)?, "--"])
             .args(backend.command.iter().map(|argument| argument.replace(key, &place)))
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(written.try_clone()?)
+            .stdin(environment_file(&environment)?)
+            .stdout(OwnedFd::from(theirs))
             .stderr(written)
             .current_dir("/")
             // A Ctrl-C at our terminal is ours to pass on.
             .process_group(0)
+            // That of the program is not for root to obey: it comes into force when its user has been become.
             .env_clear()
-            .env("PATH", env::var_os("PATH").unwrap_or_else(|| PATH.into()))
-            .envs(PASSED_ON.iter().filter_map(|name| Some((name, env::var_os(name)?))))
-            .envs(home.map(|home| ("HOME", home)))
-            .env(variable, &place)
-            .envs(backend.environment.iter().map(|(name, value)| (name, value.expose().replace(key, &place))))
             .spawn()?;
         let guard = i32::try_from(guard.id()).ok().and_then(Pid::from_raw).expect("ids of processes fit");
         tracing::debug!(backend = name, instance = id, %address, "an instance is begun");
