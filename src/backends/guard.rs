@@ -10,7 +10,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Seek, Write},
+    io::{self, Read, Seek, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
@@ -60,6 +60,8 @@ pub(crate) fn environment_file(environment: &[(OsString, OsString)]) -> io::Resu
 
 /// What the keeper says to a guard.
 pub(crate) const STOP: u8 = b's';
+/// Not to wait any more.
+pub(crate) const KILL: u8 = b'k';
 
 /// Begins `command` and sees to its end. Standard output is the line to the keeper, on which a line of text says what the
 /// number of the program is ([`BEGUN`]), and another how it ended ([`ENDED`]). Standard input has the environment of the
@@ -85,7 +87,7 @@ pub(crate) fn guard(guarded: &str, command: &[OsString]) -> io::Result<()> {
     let program = i32::try_from(program.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
     // Where the keeper has gone meanwhile, that is seen next.
     writeln!(keeper, "{BEGUN} {}", program.as_raw_pid()).ok();
-    let ended = watch(&parsed, program, &mut keeper);
+    let ended = watch(&parsed, program, &keeper);
     end_all(program);
     if let Some(socket) = &parsed.socket {
         fs::remove_file(socket).ok();
@@ -136,39 +138,43 @@ pub(crate) fn become_program(guard: i32, guarded: &str, command: &[OsString]) ->
 
 /// Waits until the program has ended, unasked or as it was told; answers how. Its status is not taken: as long as it has one,
 /// nobody else has its number.
-fn watch(guarded: &Guarded, program: Pid, keeper: &mut UnixStream) -> io::Result<String> {
+fn watch(guarded: &Guarded, program: Pid, mut keeper: &UnixStream) -> io::Result<String> {
     let process = pidfd_open(program, PidfdFlags::empty())?;
     let mut deadline = None;
-    let mut ended = None;
+    let (mut ended, mut hears) = (None, true);
     loop {
-        if ended.is_none() {
-            let wakes = &mut [PollFd::new(&process, PollFlags::IN), PollFd::new(keeper, PollFlags::IN)];
-            // Whoever is told once has nothing more to hear.
-            let wakes = if deadline.is_none() { &mut wakes[..] } else { &mut wakes[..1] };
-            let tick = Timespec::try_from(TICK).expect("a part of a second fits");
-            match poll(wakes, Some(&tick)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            if deadline.is_none() && !wakes[1].revents().is_empty() {
-                // Told to, which is all that it says, or the keeper has gone.
+        let wakes = &mut [PollFd::new(keeper, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
+        // What has come is not waited for.
+        let waited_for = &mut wakes[usize::from(!hears)..if ended.is_none() { 2 } else { 1 }];
+        let tick = Timespec::try_from(if ended.is_none() { TICK } else { SOON }).expect("a part of a second fits");
+        match poll(waited_for, Some(&tick)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if hears && !wakes[0].revents().is_empty() {
+            let mut word = [0];
+            hears = matches!(keeper.read(&mut word), Ok(1));
+            if word == [KILL] {
+                deadline = Some(Instant::now());
+            } else if deadline.is_none() {
+                // Told to, or the keeper has gone.
                 deadline = Some(Instant::now() + guarded.patience);
                 kill_process(program, signal(guarded.signal)).ok();
             }
+        }
+        if ended.is_none() {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
             ended = waitid(WaitId::PidFd(process.as_fd()), options)?.map(|status| said(&status));
             if ended.is_some() && deadline.is_some() {
                 // Who has not been told by it.
                 kill_process_group(program, Signal::TERM).ok();
             }
-        } else {
-            pause();
         }
         let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
         match ended {
             // Unasked, what it has begun goes with it at once.
             Some(status) if others(program).is_empty() || is_late || deadline.is_none() => return Ok(status),
-            None if is_late => return Ok(format!("it did not end within {:?} and was killed", guarded.patience)),
+            None if is_late => return Ok("it did not end in its time and was killed".to_owned()),
             _ => {}
         }
     }
