@@ -232,6 +232,33 @@ fn nothing_of_a_program_outlives_us_however_we_end() {
 }
 
 #[test]
+fn told_to_stop_again_we_wait_for_no_program() {
+    let mark = format!("{}", 8_000_000 + std::process::id());
+    let script = format!("trap \"\" TERM; setsid sleep {mark} & echo begun; while true; do sleep {mark}; done");
+    let mut served = serve(&format!("[sh, -c, '{script}']"), "stop: { timeout: 10m }");
+    patiently("all of it", || served.events().contains("begun") && named(&mark).len() >= 3);
+
+    patiently("the end of all of it", || {
+        served.signal("TERM");
+        named(&mark).is_empty()
+    });
+
+    served.ended();
+    assert!(served.events().contains("are killed"), "{}", served.events());
+}
+
+#[test]
+fn a_program_that_writes_without_end_waits_for_the_log() {
+    let begun = std::time::Instant::now();
+    let served = serve("[yes, over and over]", "");
+    patiently("a second of it", || served.events().matches("over and over").count() > 1000);
+
+    let lines = served.events().matches("over and over").count();
+
+    assert!(lines as u64 <= 1000 * (begun.elapsed().as_secs() + 2), "{lines} lines");
+}
+
+#[test]
 fn killed_at_whatever_moment_of_the_start_we_leave_nothing() {
     let mark = format!("{}", 6_000_000 + std::process::id());
     let text = configuration(&format!("[sleep, '{mark}']"), "instances: 3", "");
