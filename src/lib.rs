@@ -117,9 +117,9 @@
 //! | an idle tunnel | none beyond its sockets | |
 //! | what workers have said and the keeper has not heard | 64 words, and what a socket holds | fixed |
 //! | a command of the operator's: what is logged of each output, how long it may take | 64 KiB in lines of 1000 characters; 5 min for DNS records | fixed; `tls.deploy` |
-//! | what is logged of a program of `backends` | 1000 lines of 1000 bytes a second, of each instance | fixed |
+//! | what is logged of a program of `backends` | 1000 lines of 1000 bytes and 256 KiB a second, of each instance; it waits then | fixed |
 //! | a program of `backends`: until it is ready, until it has ended, between two that fail | 60 s, 10 s, 60 s | `ready.timeout`, `stop.timeout`; fixed |
-//! | instances of a program of `backends` | 64, and one more while one is replaced | `instances` |
+//! | instances of a program of `backends` | 64, and one more while one is replaced; with those that end, twice as many and one | `instances` |
 //! | of these, replaced ones that stay for their sessions, and for how long | as many again, 24 h | `instances`, `drain_sessions`; fixed |
 //! | an archive that certificates are imported from, unpacked | 16 MiB, 64 KiB a file | fixed |
 //! | configurations that are remembered | 20 of 1 MiB at most | fixed |

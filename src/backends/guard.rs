@@ -1,6 +1,7 @@
 //! Who stands between the keeper and a program of ours, so that nothing of it outlives us: `vestibule backend-guard`.
 //!
-//! One for each instance, of the keeper's own user, so that the program cannot end it. It begins the program in a session
+//! One for each instance, of the keeper's own user, so that the program cannot end it, and with an empty environment, so that
+//! nobody who may say what is in that of the program (`LD_PRELOAD`) is obeyed by it. It begins the program in a session
 //! and a process group of its own, is told by a line from the keeper to end it, and takes the end of that line, which is
 //! the keeper's end, however it came, for the same. All that the program has begun, in whatever group, comes to be its child when
 //! its parent ends (`PR_SET_CHILD_SUBREAPER`), and is killed before it ends itself. Should it be killed, the kernel kills the program
@@ -8,10 +9,10 @@
 
 use std::{
     ffi::OsString,
-    fs,
-    io::{self, Write},
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
     os::{
-        fd::AsFd,
+        fd::{AsFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
     },
     path::PathBuf,
@@ -21,12 +22,16 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    fs::{MemfdFlags, memfd_create},
     io::Errno,
     process::{
         Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, getpid, kill_process,
         kill_process_group, pidfd_open, set_child_subreaper, set_parent_process_death_signal, setsid, waitid, waitpid,
     },
-    thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
+    thread::{
+        CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities, set_thread_groups,
+        set_thread_res_gid, set_thread_res_uid,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,11 +50,22 @@ pub(crate) struct Guarded {
     pub(crate) socket: Option<PathBuf>,
 }
 
+/// The environment of a program, for the standard input of its guard: values may be secret, and a command line is everybody's.
+pub(crate) fn environment_file(environment: &[(OsString, OsString)]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create("vestibule", MemfdFlags::CLOEXEC)?);
+    serde_json::to_writer(&mut file, environment)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
 /// What the keeper says to a guard.
 pub(crate) const STOP: u8 = b's';
+/// Not to wait any more.
+pub(crate) const KILL: u8 = b'k';
 
-/// Begins `command` and sees to its end. Standard input is the line to the keeper, on which a line of text says what the
-/// number of the program is ([`BEGUN`]), and another how it ended ([`ENDED`]).
+/// Begins `command` and sees to its end. Standard output is the line to the keeper, on which a line of text says what the
+/// number of the program is ([`BEGUN`]), and another how it ended ([`ENDED`]). Standard input has the environment of the
+/// program ([`environment_file`]), and standard error takes all output.
 ///
 /// # Errors
 ///
@@ -58,19 +74,20 @@ pub(crate) fn guard(guarded: &str, command: &[OsString]) -> io::Result<()> {
     // What is meant for the keeper, and sent to all of us, is not for us to obey.
     process::hold_signals();
     let parsed: Guarded = serde_json::from_str(guarded)?;
-    let mut keeper = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut keeper = UnixStream::from(io::stdout().as_fd().try_clone_to_owned()?);
     set_child_subreaper(Some(getpid()))?;
     // The output of the program is ours as well: what goes wrong before it runs comes into the same log.
     let program = Command::new("/proc/self/exe")
         .arg0("vestibule")
         .args(["backend-program", &getpid().as_raw_pid().to_string(), guarded])
         .args(command)
-        .stdin(Stdio::null())
+        .stdin(Stdio::inherit())
+        .stdout(io::stderr().as_fd().try_clone_to_owned()?)
         .spawn()?;
     let program = i32::try_from(program.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
     // Where the keeper has gone meanwhile, that is seen next.
     writeln!(keeper, "{BEGUN} {}", program.as_raw_pid()).ok();
-    let ended = watch(&parsed, program, &mut keeper);
+    let ended = watch(&parsed, program, &keeper);
     end_all(program);
     if let Some(socket) = &parsed.socket {
         fs::remove_file(socket).ok();
@@ -80,7 +97,8 @@ pub(crate) fn guard(guarded: &str, command: &[OsString]) -> io::Result<()> {
     Ok(())
 }
 
-/// Becomes the program behind the guard with that number: the user, a session of its own, the folder, and that it ends with the guard.
+/// Becomes the program behind the guard with that number: the user, a session of its own, the folder, and that it ends with the
+/// guard; last of all its environment, which comes by standard input.
 ///
 /// # Errors
 ///
@@ -88,6 +106,7 @@ pub(crate) fn guard(guarded: &str, command: &[OsString]) -> io::Result<()> {
 pub(crate) fn become_program(guard: i32, guarded: &str, command: &[OsString]) -> io::Result<()> {
     let guarded: Guarded = serde_json::from_str(guarded)?;
     let Some((program, arguments)) = command.split_first() else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let environment: Vec<(OsString, OsString)> = serde_json::from_reader(io::stdin().lock())?;
     process::release_signals();
     setsid()?;
     if let Some(user) = &guarded.user {
@@ -95,6 +114,13 @@ pub(crate) fn become_program(guard: i32, guarded: &str, command: &[OsString]) ->
         set_thread_groups(&user.groups())?;
         set_thread_res_gid(user.gid(), user.gid(), user.gid())?;
         set_thread_res_uid(user.uid(), user.uid(), user.uid())?;
+    }
+    if !guarded.user.as_ref().is_some_and(|user| user.uid().is_root()) {
+        // What the service manager gives us (`AmbientCapabilities=`) is for us. That set-uid programs (sudo, sendmail) give
+        // more is not forbidden (`no_new_privs`): applications use them.
+        clear_ambient_capability_set()?;
+        let own = capabilities(None)?;
+        set_capabilities(None, CapabilitySets { inheritable: CapabilitySet::empty(), ..own })?;
     }
     // After the change of user, which takes it back.
     set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -106,45 +132,49 @@ pub(crate) fn become_program(guard: i32, guarded: &str, command: &[OsString]) ->
     let cannot = |what: String| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
     std::env::set_current_dir(&guarded.directory)
         .map_err(cannot(format!("cannot begin in {}", guarded.directory.display())))?;
-    let error = Command::new(program).args(arguments).exec();
+    let error = Command::new(program).args(arguments).env_clear().envs(environment).stdin(Stdio::null()).exec();
     Err(cannot(format!("cannot run `{name}`"))(error))
 }
 
 /// Waits until the program has ended, unasked or as it was told; answers how. Its status is not taken: as long as it has one,
 /// nobody else has its number.
-fn watch(guarded: &Guarded, program: Pid, keeper: &mut UnixStream) -> io::Result<String> {
+fn watch(guarded: &Guarded, program: Pid, mut keeper: &UnixStream) -> io::Result<String> {
     let process = pidfd_open(program, PidfdFlags::empty())?;
     let mut deadline = None;
-    let mut ended = None;
+    let (mut ended, mut hears) = (None, true);
     loop {
-        if ended.is_none() {
-            let wakes = &mut [PollFd::new(&process, PollFlags::IN), PollFd::new(keeper, PollFlags::IN)];
-            // Whoever is told once has nothing more to hear.
-            let wakes = if deadline.is_none() { &mut wakes[..] } else { &mut wakes[..1] };
-            let tick = Timespec::try_from(TICK).expect("a part of a second fits");
-            match poll(wakes, Some(&tick)) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            if deadline.is_none() && !wakes[1].revents().is_empty() {
-                // Told to, which is all that it says, or the keeper has gone.
+        let wakes = &mut [PollFd::new(keeper, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
+        // What has come is not waited for.
+        let waited_for = &mut wakes[usize::from(!hears)..if ended.is_none() { 2 } else { 1 }];
+        let tick = Timespec::try_from(if ended.is_none() { TICK } else { SOON }).expect("a part of a second fits");
+        match poll(waited_for, Some(&tick)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if hears && !wakes[0].revents().is_empty() {
+            let mut word = [0];
+            hears = matches!(keeper.read(&mut word), Ok(1));
+            if word == [KILL] {
+                deadline = Some(Instant::now());
+            } else if deadline.is_none() {
+                // Told to, or the keeper has gone.
                 deadline = Some(Instant::now() + guarded.patience);
                 kill_process(program, signal(guarded.signal)).ok();
             }
+        }
+        if ended.is_none() {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
             ended = waitid(WaitId::PidFd(process.as_fd()), options)?.map(|status| said(&status));
             if ended.is_some() && deadline.is_some() {
                 // Who has not been told by it.
                 kill_process_group(program, Signal::TERM).ok();
             }
-        } else {
-            pause();
         }
         let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
         match ended {
             // Unasked, what it has begun goes with it at once.
             Some(status) if others(program).is_empty() || is_late || deadline.is_none() => return Ok(status),
-            None if is_late => return Ok(format!("it did not end within {:?} and was killed", guarded.patience)),
+            None if is_late => return Ok("it did not end in its time and was killed".to_owned()),
             _ => {}
         }
     }

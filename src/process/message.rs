@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     admin::{LONGEST_WAIT, Outcome, Report},
     backends::{Instance, Used},
-    config::{ListenAddress, ListenerPlan, LogSink, Plan},
+    config::{ListenAddress, ListenerPlan, LogSink, Plan, Secret},
     files::{Denied, Roots},
     keeper::{
         Provisions,
@@ -147,7 +147,11 @@ impl Handover {
         descriptors.push(provisions.spool);
         let admin = provisions.admin.is_some();
         descriptors.extend(provisions.admin.map(OwnedFd::from));
-        let (plan, certificates) = (plan.clone(), provisions.certificates);
+        let (mut plan, certificates) = (plan.clone(), provisions.certificates);
+        // The programs are the keeper's. Names and commands stay for `/config`, which tells no value.
+        for value in plan.backends.values_mut().flat_map(|backend| backend.environment.values_mut()) {
+            *value = Secret::new(String::new());
+        }
         let (client_authorities, stick) = (provisions.client_authorities, provisions.stick);
         let denied = Arc::unwrap_or_clone(provisions.denied);
         (
@@ -424,6 +428,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config;
 
     #[test]
     fn every_word_is_read_as_it_was_said() {
@@ -456,6 +461,33 @@ mod tests {
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }
+    }
+
+    #[test]
+    fn a_worker_is_not_told_what_is_in_the_environment_of_a_program() {
+        let text = "listeners: [{ address: '127.0.0.1:0' }]\n\
+                    backends: { app: { command: [app], environment: { DATABASE: 'db:hush' } } }\n\
+                    upstreams: { app: { backend: app } }\n\
+                    routes: [{ prefix: /, upstream: app }]\n";
+        let plan = config::parse("/etc/v.yml", text, &|_| None).unwrap();
+        let provisions = Provisions {
+            listeners: Vec::new(),
+            certificates: Vec::new(),
+            client_authorities: ClientAuthorities::new(),
+            access_log: None,
+            error_log: None,
+            spool: tempfile::tempfile().unwrap().into(),
+            admin: None,
+            denied: Arc::default(),
+            files: Vec::new(),
+            stick: None,
+        };
+
+        let tickets = TicketKeys::generate().unwrap();
+        let (handover, _) = Handover::new(1, &plan, provisions, None, BTreeMap::new(), tickets, Vec::new());
+
+        assert!(!serde_json::to_string(&handover.plan).unwrap().contains("hush"));
+        assert_eq!(config::without_passwords(&handover.plan), config::without_passwords(&plan), "as `/config` has it");
     }
 
     #[test]

@@ -81,6 +81,11 @@ fn lives(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+fn parent(pid: u32) -> u32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
 /// Processes whose command line has `text` in it.
 fn named(text: &str) -> Vec<u32> {
     let own = std::process::id();
@@ -189,6 +194,26 @@ fn a_program_has_its_user_its_own_environment_and_little_of_ours() {
 }
 
 #[test]
+fn what_is_in_the_environment_of_a_program_is_not_obeyed_by_us() {
+    let served = serve(
+        "[sh, -c, 'echo begun; while true; do sleep 1000; done']",
+        "environment: { LD_PRELOAD: /no/such/library.so, PATH: '/usr/bin:/bin' }",
+    );
+    patiently("its output", || served.events().contains("begun"));
+    patiently("its number", || instances(&served, "starting").first().is_some_and(|(_, pid)| *pid != 0));
+    let [(_, pid)] = instances(&served, "starting")[..] else { panic!("one") };
+    let guard = parent(pid);
+
+    let of = |pid: u32| fs::read(format!("/proc/{pid}/environ")).unwrap();
+
+    let has = |environment: &[u8], text: &str| String::from_utf8_lossy(environment).contains(text);
+    assert!(has(&of(pid), "LD_PRELOAD=/no/such/library.so"));
+    assert_eq!(of(guard), b"");
+    let line = fs::read(format!("/proc/{guard}/cmdline")).unwrap();
+    assert!(has(&line, "backend-guard") && !has(&line, "library"), "no secret is in a command line");
+}
+
+#[test]
 fn nothing_of_a_program_outlives_us_however_we_end() {
     for how in ["KILL", "TERM"] {
         let mark = format!("{}{}", 7_000_000 + std::process::id(), how.len());
@@ -204,6 +229,33 @@ fn nothing_of_a_program_outlives_us_however_we_end() {
 
         patiently("the end of all of it", || named(&mark).is_empty());
     }
+}
+
+#[test]
+fn told_to_stop_again_we_wait_for_no_program() {
+    let mark = format!("{}", 8_000_000 + std::process::id());
+    let script = format!("trap \"\" TERM; setsid sleep {mark} & echo begun; while true; do sleep {mark}; done");
+    let mut served = serve(&format!("[sh, -c, '{script}']"), "stop: { timeout: 10m }");
+    patiently("all of it", || served.events().contains("begun") && named(&mark).len() >= 3);
+
+    patiently("the end of all of it", || {
+        served.signal("TERM");
+        named(&mark).is_empty()
+    });
+
+    served.ended();
+    assert!(served.events().contains("are killed"), "{}", served.events());
+}
+
+#[test]
+fn a_program_that_writes_without_end_waits_for_the_log() {
+    let begun = std::time::Instant::now();
+    let served = serve("[yes, over and over]", "");
+    patiently("a second of it", || served.events().matches("over and over").count() > 1000);
+
+    let lines = served.events().matches("over and over").count();
+
+    assert!(lines as u64 <= 1000 * (begun.elapsed().as_secs() + 2), "{lines} lines");
 }
 
 #[test]
@@ -228,8 +280,7 @@ fn a_killed_guard_takes_its_program_along_and_another_one_is_begun() {
     }
     let served = serve(GUNICORN, "");
     let [(id, pid)] = serving(&served, 1)[..] else { panic!("one") };
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let guard = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
+    let guard = parent(pid);
     let workers = crate::support::served::children(pid);
 
     signal("KILL", guard);

@@ -10,7 +10,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    env, fmt, fs, io,
+    env,
+    ffi::OsString,
+    fmt, fs, io,
     net::TcpListener,
     os::{
         fd::{AsFd, OwnedFd},
@@ -21,7 +23,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, SystemTime},
 };
 
@@ -32,13 +34,13 @@ use tokio::{
     net::unix::pipe,
     sync::mpsc::{Receiver, Sender, channel},
     task::{spawn_blocking, spawn_local},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 use uzers::os::unix::UserExt;
 
 use super::{
     super::message::ToWorker,
-    Keeper, State as WorkerState, WorkerId,
+    Keeper, Signal as Told, State as WorkerState, WorkerId,
     usage::{self, Meter},
     workers::{OURSELVES, reap},
 };
@@ -46,7 +48,7 @@ use crate::{
     admin::{BackendReport, InstanceReport, tag, timestamp},
     backends::{
         Instance as Known, InstanceState as State,
-        guard::{BEGUN, ENDED, Guarded, STOP},
+        guard::{BEGUN, ENDED, Guarded, KILL, STOP, environment_file},
     },
     config::{BackendPlan, EndpointAddress, Plan},
     keeper::user::User,
@@ -74,12 +76,16 @@ struct Program {
     instances: Vec<Instance>,
     /// Not before this is another one begun.
     restart: Option<Instant>,
-    /// Instances in a row that ended soon after their beginning.
+    /// Rounds in a row whose instances ended soon after their beginning.
     quick_ends: u32,
+    /// When the last of them was counted: what has been begun before then is of the same round.
+    counted: Option<Instant>,
+    /// When an order last made an end of the pauses.
+    pardoned: Option<Instant>,
     restarts: u64,
     last_exit: Option<String>,
     /// Who waits for all instances to be replaced.
-    asked: Vec<(WorkerId, u32)>,
+    asked: Vec<(WorkerId, u32, Instant)>,
     /// Why one that was to take another one's place does not.
     refused: Option<String>,
 }
@@ -219,7 +225,8 @@ impl Backends {
         let instances = programs
             .clone()
             .flat_map(|program| program.instances.iter().filter_map(move |instance| due(program, instance)));
-        programs.filter_map(|program| program.restart).chain(instances).min()
+        let asked = programs.clone().flat_map(|program| &program.asked).map(|(_, _, until)| *until);
+        programs.filter_map(|program| program.restart).chain(instances).chain(asked).min()
     }
 
     /// Has no other instance begun from now on.
@@ -290,24 +297,27 @@ impl Backends {
             Some(user) => uzers::get_user_by_uid(user.uid().as_raw()).map(|user| user.home_dir().into()),
             None => env::var_os("HOME"),
         };
+        // What is said last counts.
+        let mut environment = vec![("PATH".into(), env::var_os("PATH").unwrap_or_else(|| PATH.into()))];
+        environment.extend(PASSED_ON.iter().filter_map(|name| Some((name.into(), env::var_os(name)?))));
+        environment.extend(home.map(|home: OsString| ("HOME".into(), home)));
+        environment.push((variable.into(), place.clone().into()));
+        let own = backend.environment.iter();
+        environment.extend(own.map(|(name, value)| (name.into(), value.expose().replace(key, &place).into())));
         let (line, theirs) = UnixStream::pair()?;
         let (output, written) = io::pipe()?;
         let guard = Command::new(OURSELVES)
             .arg0("vestibule")
             .args(["backend-guard", &serde_json::to_string(&guarded)?, "--"])
             .args(backend.command.iter().map(|argument| argument.replace(key, &place)))
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(written.try_clone()?)
+            .stdin(environment_file(&environment)?)
+            .stdout(OwnedFd::from(theirs))
             .stderr(written)
             .current_dir("/")
             // A Ctrl-C at our terminal is ours to pass on.
             .process_group(0)
+            // That of the program is not for root to obey: it comes into force when its user has been become.
             .env_clear()
-            .env("PATH", env::var_os("PATH").unwrap_or_else(|| PATH.into()))
-            .envs(PASSED_ON.iter().filter_map(|name| Some((name, env::var_os(name)?))))
-            .envs(home.map(|home| ("HOME", home)))
-            .env(variable, &place)
-            .envs(backend.environment.iter().map(|(name, value)| (name, value.expose().replace(key, &place))))
             .spawn()?;
         let guard = i32::try_from(guard.id()).ok().and_then(Pid::from_raw).expect("ids of processes fit");
         tracing::debug!(backend = name, instance = id, %address, "an instance is begun");
@@ -466,10 +476,18 @@ impl Instance {
         matches!(self.state, State::Starting | State::Serving)
     }
 
+    fn is_well(&self) -> bool {
+        self.state == State::Serving && self.outdated.is_none()
+    }
+
     /// Has it end; its guard sees to it.
     fn stop(&mut self) {
         (self.state, self.lingers) = (State::Stopping, None);
-        if let Err(error) = io::Write::write_all(&mut &self.line, &[STOP]) {
+        self.say(STOP);
+    }
+
+    fn say(&self, word: u8) {
+        if let Err(error) = io::Write::write_all(&mut &self.line, &[word]) {
             // Its guard has ended, which comes to be known by itself.
             tracing::debug!(error = &error as &dyn std::error::Error, "the guard of an instance is not told");
         }
@@ -577,7 +595,8 @@ impl Keeper {
                     any = true;
                     let id = instance.id;
                     program.refused = Some(why.clone());
-                    program.failed(name, id, &why, now);
+                    let begun = instance.begun;
+                    program.failed(name, id, begun, &why, now);
                 }
                 State::Starting if instance.outdated.is_some() => {
                     instance.stop();
@@ -637,6 +656,8 @@ impl Keeper {
         let outdated = program.instances.iter().filter(|instance| is_outdated(instance)).count();
         let (serving, starting) = (count(program, State::Serving), count(program, State::Starting));
         let is_done = outdated == 0 && serving >= wanted;
+        let late = program.asked.extract_if(.., |(_, _, until)| !is_done && *until <= now);
+        let late: Vec<_> = late.map(|(worker, id, _)| (worker, id)).collect();
         let asked = if is_done { std::mem::take(&mut program.asked) } else { Vec::new() };
         // One more than wanted where another one is to go.
         let current = serving + starting;
@@ -644,6 +665,8 @@ impl Keeper {
             0 if outdated > 0 && starting == 0 && current == wanted => 1,
             missing => missing,
         };
+        // Those that end count: a worker that has been taken over can say what makes us begin others, without end.
+        let missing = missing.min((2 * wanted + 1).saturating_sub(program.instances.len()));
         if program.restart.is_none_or(|at| at <= now) {
             program.restart = None;
             if let Some(backend) = program.plan.clone() {
@@ -657,14 +680,18 @@ impl Keeper {
                             let why = format!("it cannot be begun: {error}");
                             let program = self.backends.programs.entry(name.to_owned()).or_default();
                             program.refused = Some(why.clone());
-                            program.failed(name, 0, &why, now);
+                            program.failed(name, 0, now, &why, now);
                             break;
                         }
                     }
                 }
             }
         }
-        for (worker, id) in asked {
+        for (worker, id) in late {
+            let hint = "it goes on, and `vestibule status` says how far it is";
+            self.answer(worker, id, Err(format!("{name}: not all are replaced within {ANSWERED:?}; {hint}")));
+        }
+        for (worker, id, _) in asked {
             let before = match drain_sessions.filter(|_| lingering > 0) {
                 Some(idle) => {
                     format!("{lingering} of before stay for their sessions, until nobody has asked for {idle:?}")
@@ -717,7 +744,7 @@ impl Keeper {
                         if instance.outdated.is_none() && instance.state == State::Starting {
                             program.refused = Some(how.clone());
                         }
-                        program.failed(&name, id, &how, Instant::now());
+                        program.failed(&name, id, instance.begun, &how, Instant::now());
                     }
                 }
                 drop(instance);
@@ -754,12 +781,7 @@ impl Keeper {
             instance.drain();
             return self.tell_instances();
         }
-        if instance.state != State::Serving {
-            return;
-        }
-        if instance.outdated.is_some() {
-            // Another one comes already; this one will stay for nobody.
-            instance.outdated = Some(Reason::Hung);
+        if instance.state != State::Serving || instance.outdated == Some(Reason::Hung) {
             return;
         }
         tracing::error!(backend = %name, instance = id, address = %instance.address, "an instance hangs; another one takes its place");
@@ -768,12 +790,11 @@ impl Keeper {
         program.last_exit = Some(Reason::Hung.to_string());
         // One that hangs soon, again and again, is not replaced in a loop.
         if program.instances[position].begun.elapsed() < QUICK {
-            program.quick_ends += 1;
-            program.restart = Some(Instant::now() + program.pause());
+            program.quick_end(program.instances[position].begun, Instant::now());
         }
-        let others = program.instances.iter().filter(|other| other.state == State::Serving && other.id != id).count();
-        if others > 0 {
-            // There are others to ask meanwhile.
+        let others = program.instances.iter().filter(|other| other.id != id && other.state != State::Stopping);
+        if others.clone().count() > 0 && others.clone().all(Instance::is_well) {
+            // There are others to ask meanwhile. Where they hang as well, or are being replaced, a new one comes first.
             program.instances[position].drain();
         }
         self.tend_backends();
@@ -813,9 +834,12 @@ impl Keeper {
             return self.answer(worker, id, Err("it is being restarted already".to_owned()));
         }
         tracing::info!(backend = %name, "all instances are replaced, as was asked for");
-        // What has failed before is tried again.
-        (program.quick_ends, program.restart, program.refused) = (0, None, None);
-        program.asked.push((worker, id));
+        program.refused = None;
+        // What has failed before is tried again; orders without end change nothing about the pauses.
+        if program.pardoned.is_none_or(|last| last.elapsed() >= BETWEEN_PARDONS) {
+            (program.quick_ends, program.restart, program.pardoned) = (0, None, Some(Instant::now()));
+        }
+        program.asked.push((worker, id, Instant::now() + ANSWERED));
         for instance in program.instances.iter_mut().filter(|instance| instance.is_current()) {
             instance.outdated.get_or_insert(Reason::Asked);
         }
@@ -883,7 +907,19 @@ impl Keeper {
         }
         let deadline = Instant::now() + patience + GRACE;
         while self.backends.programs.values().any(|program| !program.instances.is_empty()) {
-            let Ok(Some((id, deed))) = timeout_at(deadline, self.backends.deeds.recv()).await else {
+            let heard = tokio::select! {
+                biased;
+                told = self.signals.next() => {
+                    if told == Told::Stop {
+                        tracing::warn!("told to stop once more: programs of `backends` are killed");
+                        let programs = self.backends.programs.values();
+                        programs.flat_map(|program| &program.instances).for_each(|instance| instance.say(KILL));
+                    }
+                    continue;
+                }
+                heard = timeout_at(deadline, self.backends.deeds.recv()) => heard,
+            };
+            let Ok(Some((id, deed))) = heard else {
                 tracing::error!("a guard does not end; it is left to itself");
                 break;
             };
@@ -915,17 +951,16 @@ impl Program {
     }
 
     /// An instance has ended unasked, or did not get ready.
-    fn failed(&mut self, name: &str, id: u32, why: &str, now: Instant) {
+    fn failed(&mut self, name: &str, id: u32, begun: Instant, why: &str, now: Instant) {
         self.restarts += 1;
-        self.quick_ends += 1;
         self.last_exit = Some(why.to_owned());
-        let pause = self.pause();
-        self.restart = Some(now + pause);
+        let is_counted = self.quick_end(begun, now);
+        let pause = self.restart.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         match self.quick_ends {
             ..TOLD => {
                 tracing::error!(backend = name, instance = id, next_in = ?pause, "an instance has failed: {why}");
             }
-            TOLD => tracing::error!(
+            TOLD if is_counted => tracing::error!(
                 backend = name,
                 instance = id,
                 "an instance has failed: {why}; as this goes on and on, it is begun again with pauses up to {LONGEST_PAUSE:?}, \
@@ -933,6 +968,19 @@ impl Program {
             ),
             _ => tracing::debug!(backend = name, instance = id, next_in = ?pause, "an instance has failed: {why}"),
         }
+    }
+
+    /// Counts the round of an instance that was begun then, unless one of the same round has been counted, and has the next one
+    /// wait; answers whether it was counted.
+    fn quick_end(&mut self, begun: Instant, now: Instant) -> bool {
+        let is_next = self.counted.is_none_or(|last| begun > last);
+        if is_next {
+            self.quick_ends += 1;
+            (self.counted, self.restart) = (Some(now), None);
+        }
+        let next = now + self.pause();
+        self.restart.get_or_insert(next);
+        is_next
     }
 
     /// Until the next instance, with a part that is left to chance, so that what fails together does not begin together.
@@ -947,7 +995,7 @@ impl Program {
         for instance in self.instances.iter_mut().filter(|instance| instance.outdated == Some(Reason::Asked)) {
             instance.outdated = None;
         }
-        std::mem::take(&mut self.asked).into_iter().map(|(worker, id)| (worker, id, why.clone())).collect()
+        std::mem::take(&mut self.asked).into_iter().map(|(worker, id, _)| (worker, id, why.clone())).collect()
     }
 }
 
@@ -1036,29 +1084,28 @@ async fn hear(id: u32, line: tokio::net::UnixStream, guard: OwnedFd, deeds: Send
 /// Writes what an instance says into the log, line by line.
 async fn tell(backend: String, instance: u32, mut output: pipe::Receiver) {
     let (mut read, mut line) = ([0; 4096], Vec::new());
-    let (mut second, mut said, mut left_out) = (Instant::now(), 0_u32, 0_u64);
-    let mut end_line = |line: &mut Vec<u8>| {
+    let (mut since, mut lines, mut bytes) = (Instant::now(), 0, 0);
+    let end_line = |line: &mut Vec<u8>| {
         let text: String = String::from_utf8_lossy(line).chars().filter(|c| !c.is_control()).collect();
         line.clear();
-        if text.is_empty() {
-            return;
+        if !text.is_empty() {
+            tracing::info!(backend, instance, "{text}");
         }
-        if second.elapsed() >= Duration::from_secs(1) {
-            if left_out > 0 {
-                tracing::warn!(backend, instance, left_out, "lines that an instance has written are left out");
-            }
-            (second, said, left_out) = (Instant::now(), 0, 0);
-        }
-        said += 1;
-        if said > LINES { left_out += 1 } else { tracing::info!(backend, instance, "{text}") }
     };
     while let Ok(length @ 1..) = output.read(&mut read).await {
         for byte in &read[..length] {
             if *byte == b'\n' || line.len() == LINE {
                 end_line(&mut line);
+                lines += 1;
             }
             if *byte != b'\n' {
                 line.push(*byte);
+            }
+            bytes += 1;
+            if lines >= LINES || bytes >= BYTES {
+                // The pipe fills meanwhile, and the program waits: all else that is to be done here does not.
+                sleep_until(since + Duration::from_secs(1)).await;
+                (since, lines, bytes) = (Instant::now(), 0, 0);
             }
         }
     }
@@ -1074,9 +1121,12 @@ const FOLDER: &str = "vestibule-backends-";
 const DEEDS: usize = 64;
 /// Operators that wait for the same restart.
 const ASKED: usize = 16;
-/// Of what is logged of an instance: bytes of a line, lines in a second.
+/// How long they wait; whoever asks for them waits a little longer.
+const ANSWERED: Duration = Duration::from_secs(100);
+/// Of what is logged of an instance: bytes of a line, lines and bytes in a second.
 const LINE: usize = 1000;
 const LINES: u32 = 1000;
+const BYTES: u32 = 256 * 1024;
 /// An instance that ends within this time of its beginning is taken to have a habit of it.
 const QUICK: Duration = Duration::from_secs(60);
 /// Quick ends in a row that are told one by one.
@@ -1088,12 +1138,29 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_STAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Between two looks at what instances use.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
+/// Between two orders that make an end of the pauses.
+const BETWEEN_PARDONS: Duration = Duration::from_secs(10);
 /// For a guard, beyond the time of its program.
 const GRACE: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn instances_of_one_round_that_fail_are_counted_once() {
+        let first = Instant::now();
+        let at = |seconds| first + Duration::from_secs(seconds);
+        let mut program = Program::default();
+
+        program.failed("app", 1, at(0), "why", at(1));
+        let restart = program.restart;
+        program.failed("app", 2, at(0), "why", at(2));
+        assert_eq!((program.quick_ends, program.restarts, program.restart), (1, 2, restart));
+
+        program.failed("app", 3, at(3), "why", at(4));
+        assert_eq!(program.quick_ends, 2);
+    }
 
     #[test]
     fn pauses_grow_to_a_bound() {
