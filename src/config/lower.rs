@@ -35,7 +35,10 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     let backend_names: Result<BTreeSet<String>, Told> =
         file.backends.as_ref().map(|backends| backends.keys().cloned().collect()).map_err(|told| *told);
     let upstreams = file.upstreams.and_then(|upstreams| lower_upstreams(upstreams, &backend_names, reading));
-    let backends = file.backends.and_then(|backends| lower_backends(backends, reading));
+    let mut backends = file.backends.and_then(|backends| lower_backends(backends, reading));
+    if let (Ok(backends), Ok(upstreams)) = (&mut backends, &upstreams) {
+        take_health_pages(backends, upstreams);
+    }
     let listeners =
         file.listeners.and_then(|listeners| lower_listeners(listeners, &file.host, &trusted_proxies, &names, reading));
     let only_logs =
@@ -942,6 +945,18 @@ fn lower_backends(
         Ok((name, plan))
     };
     backends.into_iter().map(lower).collect::<Vec<_>>().into_iter().collect()
+}
+
+/// Without a page of its own, a backend is ready by that of its only upstream, where 200 is what is well there, too.
+fn take_health_pages(backends: &mut BTreeMap<String, BackendPlan>, upstreams: &BTreeMap<String, UpstreamPlan>) {
+    for (name, backend) in backends {
+        let mut before = upstreams.values().filter(|upstream| upstream.backend.as_ref() == Some(name));
+        if let (Some(only), None, None) = (before.next(), before.next(), &backend.ready_path)
+            && only.health.status == [200]
+        {
+            backend.ready_path.clone_from(&only.health_path);
+        }
+    }
 }
 
 fn lower_backend(at: &str, backend: raw::Backend, reading: &mut Reading<'_>) -> Result<BackendPlan, Told> {

@@ -695,10 +695,15 @@ fn the_capabilities_of_the_sample_unit_are_enough_for_programs() {
     let dir = place.path().to_owned();
     let mut served =
         Served::start_in(place, &configuration(&format!("[python3, -c, '{script}']"), "", ""), |command| {
-            begin_by(command, &dir, &["setpriv", "--no-new-privs", &set]);
+            let ours = ["--inh-caps=+net_bind_service", "--ambient-caps=+net_bind_service"];
+            begin_by(command, &dir, &["setpriv", "--no-new-privs", &set, ours[0], ours[1]]);
         });
 
     let [(_, pid)] = serving(&served, 1)[..] else { panic!("one") };
+    let has = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    for none in ["CapInh:\t0000000000000000", "CapAmb:\t0000000000000000", "CapPrm:\t0000000000000000"] {
+        assert!(has.contains(none), "{has}");
+    }
     let sockets = format!("/run/vestibule-backends-{}", served.pid());
     assert!(fs::exists(&sockets).unwrap());
     served.order(&["restart", "app"]);
