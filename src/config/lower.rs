@@ -9,6 +9,7 @@ use std::{
     num::NonZeroUsize,
     path::PathBuf,
     thread,
+    time::Duration,
 };
 
 use super::{
@@ -36,14 +37,14 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         file.backends.as_ref().map(|backends| backends.keys().cloned().collect()).map_err(|told| *told);
     let upstreams = file.upstreams.and_then(|upstreams| lower_upstreams(upstreams, &backend_names, reading));
     let mut backends = file.backends.and_then(|backends| lower_backends(backends, reading));
-    if let (Ok(backends), Ok(upstreams)) = (&mut backends, &upstreams) {
-        take_health_pages(backends, upstreams);
-    }
     let listeners =
         file.listeners.and_then(|listeners| lower_listeners(listeners, &file.host, &trusted_proxies, &names, reading));
     let only_logs =
         listeners.as_ref().is_ok_and(|listeners| listeners.iter().all(|listener| listener.log_server.is_some()));
     let routes = file.routes.and_then(|routes| lower_routes(routes, &names, only_logs, reading));
+    if let (Ok(backends), Ok(upstreams)) = (&mut backends, &upstreams) {
+        take_health_pages(backends, upstreams, &routes);
+    }
     refuse_routes_for_nobody(&listeners, &routes, reading);
     let tls = file.tls.and_then(|tls| lower_tls(tls, &listeners, reading));
     refuse_circles(&listeners, &upstreams, reading);
@@ -947,12 +948,23 @@ fn lower_backends(
     backends.into_iter().map(lower).collect::<Vec<_>>().into_iter().collect()
 }
 
-/// Without a page of its own, a backend is ready by that of its only upstream, where 200 is what is well there, too.
-fn take_health_pages(backends: &mut BTreeMap<String, BackendPlan>, upstreams: &BTreeMap<String, UpstreamPlan>) {
+/// Without a page of its own, a backend is ready by that of its only upstream, where 200 within five seconds is what is well
+/// there, too, and the application knows the page by the name that browsers have for it.
+fn take_health_pages(
+    backends: &mut BTreeMap<String, BackendPlan>,
+    upstreams: &BTreeMap<String, UpstreamPlan>,
+    routes: &Result<Vec<RoutePlan>, Told>,
+) {
+    let is_stripped = |upstream: &UpstreamPlan| {
+        let strips = |route: &RoutePlan| route.strip_prefix && route.upstream == upstream.name;
+        routes.as_ref().is_ok_and(|routes| routes.iter().any(strips))
+    };
     for (name, backend) in backends {
         let mut before = upstreams.values().filter(|upstream| upstream.backend.as_ref() == Some(name));
         if let (Some(only), None, None) = (before.next(), before.next(), &backend.ready_path)
             && only.health.status == [200]
+            && only.health.timeout <= Duration::from_secs(5)
+            && !is_stripped(only)
         {
             backend.ready_path.clone_from(&only.health_path);
         }

@@ -122,6 +122,8 @@ pub(super) async fn look_at_endpoints(current: Arc<Current>) {
 async fn look_at(runtime: Arc<Runtime>, upstream: Arc<Upstream>, endpoint: Arc<Endpoint>, target: String) -> u64 {
     let host = runtime.plan.host.as_ref().map_or("localhost", HostName::as_str);
     let target = as_sent(&runtime, &upstream, host, &target);
+    // Whether the application hangs is seen by its page for that, where it has one; instances of ours have looks of their own.
+    let tells = upstream.plan.ready_path.is_none() && upstream.plan.backend.is_none();
     match look(&endpoint, &upstream.plan, &target, host).await {
         Look::Well => {
             endpoint.answered();
@@ -129,17 +131,20 @@ async fn look_at(runtime: Arc<Runtime>, upstream: Arc<Upstream>, endpoint: Arc<E
             upstream.looked_at_endpoint(&endpoint, Ok(()));
         }
         Look::Failing(why) => {
-            endpoint.answered();
             upstream.connected(&endpoint);
             upstream.looked_at_endpoint(&endpoint, Err(&why));
         }
         Look::Silent(time) => {
-            endpoint.did_not_answer();
+            if tells {
+                endpoint.did_not_answer();
+            }
             upstream.connected(&endpoint);
             upstream.looked_at_endpoint(&endpoint, Err(&format!("no answer within {time:?}")));
         }
         Look::Unreachable(error) => {
-            endpoint.did_not_answer();
+            if tells {
+                endpoint.did_not_answer();
+            }
             upstream.refused(&endpoint, &error);
             upstream.looked_at_endpoint(&endpoint, Err("no connection"));
         }

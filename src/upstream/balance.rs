@@ -68,8 +68,9 @@ impl Balancer {
         let best = endpoints.iter().map(tier).min().filter(|best| *best != Tier::Leaving)?;
         let fits = |endpoint: &&'e Arc<Endpoint>| tier(endpoint) == best;
         let pick = match client {
-            Some(client) => by_hash(endpoints.iter().filter(fits), client),
-            None => self.in_turn(endpoints, fits),
+            // Of those that cannot be connected to, each in turn, to find the one that is back.
+            Some(client) if best != Tier::Unreachable => by_hash(endpoints.iter().filter(fits), client),
+            _ => self.in_turn(endpoints, fits),
         };
         // Between two looks all may have come to be something else.
         let pick = pick.or_else(|| endpoints.iter().find(|endpoint| !endpoint.is_leaving()))?;
@@ -107,6 +108,8 @@ enum Tier {
     Backup,
     /// Something speaks against it, and it can be connected to.
     Doubtful,
+    /// It has just failed this very request.
+    Avoided,
     Unreachable,
     Leaving,
 }
@@ -115,11 +118,11 @@ impl Tier {
     fn of(endpoint: &Endpoint, avoid: Option<u64>) -> Self {
         match (endpoint.is_usable(), endpoint.is_backup()) {
             _ if endpoint.is_leaving() => Self::Leaving,
-            _ if avoid == Some(endpoint.id) => Self::Doubtful,
+            (usable, _) if !usable && endpoint.unreachable_for().is_some() => Self::Unreachable,
+            _ if avoid == Some(endpoint.id) => Self::Avoided,
             (true, false) => Self::Usable,
             (true, true) => Self::Backup,
-            (false, _) if endpoint.unreachable_for().is_none() => Self::Doubtful,
-            (false, _) => Self::Unreachable,
+            (false, _) => Self::Doubtful,
         }
     }
 }
@@ -305,6 +308,17 @@ mod tests {
 
         assert_eq!(&*balancer.pick(&endpoints, &again).unwrap().label, "b:1");
         assert_eq!(&*balancer.pick(&endpoints, &stuck).unwrap().label, "a:1");
+    }
+
+    #[test]
+    fn who_has_failed_a_request_and_is_gone_comes_after_who_answers_badly() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 1, false)]);
+        endpoints[0].refused(UNREACHABLE);
+        endpoints[1].pass_over(UNREACHABLE);
+        endpoints[1].in_flight.store(9, Ordering::Relaxed);
+        let again = Affinity { avoid: Some(endpoints[0].id), ..Affinity::default() };
+
+        assert_eq!(&*balancer(Balance::Least).pick(&endpoints, &again).unwrap().label, "b:1");
     }
 
     #[test]

@@ -339,7 +339,8 @@ impl Upstream {
     pub fn admit(&self) -> Result<Option<Trial<'_>>, Silent> {
         let endpoints = self.endpoints.load();
         let silent = |endpoint: &Arc<Endpoint>| endpoint.health.is_silent(self.plan.eject.failures);
-        if endpoints.is_empty() || !endpoints.iter().all(silent) {
+        let mut staying = staying(&endpoints).peekable();
+        if staying.peek().is_none() || !staying.all(silent) {
             if self.silent.load(Ordering::Relaxed) && self.silent.swap(false, Ordering::Relaxed) {
                 tracing::info!(upstream = %self.name, "answers again");
             }
@@ -379,7 +380,7 @@ impl Upstream {
     /// Takes note that a connection was refused; with all of them refused the application is not there.
     pub fn cannot_be_reached(&self) {
         if let Some(readiness) = &self.readiness
-            && self.endpoints.load().iter().all(|endpoint| endpoint.unreachable_for().is_some())
+            && staying(&self.endpoints.load()).all(|endpoint| endpoint.unreachable_for().is_some())
         {
             self.tell(readiness.found(Finding::Refused), Finding::Refused);
         }
@@ -500,7 +501,7 @@ impl Upstream {
             return Some(Missing { name, state, since: readiness.since() });
         }
         let endpoints = self.endpoints.load();
-        let unreachable: Option<Vec<_>> = endpoints.iter().map(|endpoint| endpoint.unreachable_for()).collect();
+        let unreachable: Option<Vec<_>> = staying(&endpoints).map(|endpoint| endpoint.unreachable_for()).collect();
         let since = unreachable?.into_iter().min()?;
         Some(Missing { name, state: "cannot be reached", since })
     }
@@ -509,6 +510,11 @@ impl Upstream {
     pub fn in_flight(&self) -> usize {
         self.endpoints.load().iter().map(|endpoint| endpoint.in_flight()).sum()
     }
+}
+
+/// Those of `endpoints` that any request may go to.
+fn staying(endpoints: &[Arc<Endpoint>]) -> impl Iterator<Item = &Arc<Endpoint>> {
+    endpoints.iter().filter(|endpoint| !endpoint.is_leaving())
 }
 
 /// An endpoint that there is to be.
@@ -831,7 +837,7 @@ fn micros(duration: Duration) -> u64 {
 
 /// The bit of an endpoint that has answered.
 const HEARD: u32 = 1 << 31;
-/// How long an endpoint that refused a connection, or closed one under a request, is passed over while another one answers.
+/// How long an endpoint that refused a connection is passed over while another one answers.
 const UNREACHABLE: Duration = Duration::from_secs(1);
 /// One that comes so much later than others comes among those that are at work.
 const SETTLED: Duration = Duration::from_secs(5);

@@ -666,7 +666,16 @@ impl Keeper {
             missing => missing,
         };
         // Those that end count: a worker that has been taken over can say what makes us begin others, without end.
-        let missing = missing.min((2 * wanted + 1).saturating_sub(program.instances.len()));
+        let room = (2 * wanted + 1).saturating_sub(program.instances.len());
+        let is_lost = current < wanted || program.instances.iter().any(|one| one.outdated == Some(Reason::Hung));
+        if missing > room && is_lost {
+            // Nobody is served by what is missing, and somebody by what drains: that ends sooner.
+            let drains = program.instances.iter_mut().filter(|instance| instance.state == State::Draining);
+            if let Some(oldest) = drains.min_by_key(|instance| instance.begun) {
+                oldest.stop();
+            }
+        }
+        let missing = missing.min(room);
         if program.restart.is_none_or(|at| at <= now) {
             program.restart = None;
             if let Some(backend) = program.plan.clone() {

@@ -47,7 +47,8 @@ pub(super) fn processes() -> Vec<Process> {
     let pid = |process: &fs::DirEntry| process.file_name().to_str()?.parse::<i32>().ok();
     let read = |process: fs::DirEntry| {
         let pid = pid(&process)?;
-        read(pid, &fs::read_to_string(process.path().join("stat")).ok()?)
+        // A name need not be text.
+        read(pid, &String::from_utf8_lossy(&fs::read(process.path().join("stat")).ok()?))
     };
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(read).collect()
 }
