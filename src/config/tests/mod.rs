@@ -980,19 +980,22 @@ fn a_syntax_error_is_told_in_the_words_of_the_parser() {
 
 #[test]
 fn a_backend_is_ready_by_the_health_page_of_its_only_upstream() {
-    let path = |upstreams: &str, ready: &str| {
+    let behind = |route: &str, upstreams: &str, ready: &str| {
         let text = format!(
             "listeners: [{{ address: '127.0.0.1:80' }}]\n\
              backends: {{ app: {{ command: [app], {ready} }} }}\n\
              upstreams: {{ {upstreams} }}\n\
-             routes: [{{ prefix: /, upstream: app }}]\n"
+             routes: [{{ {route}, upstream: app }}]\n"
         );
         plan(&text).backends["app"].ready_path.clone()
     };
+    let path = |upstreams: &str, ready: &str| behind("prefix: /", upstreams, ready);
     let one = "app: { backend: app, health: { path: /well } }";
 
     assert_eq!(path(one, "").as_deref(), Some("/well"));
     assert_eq!(path(one, "ready: { path: /own }").as_deref(), Some("/own"));
     assert_eq!(path("app: { backend: app, health: { path: /well, status: [204] } }", ""), None);
+    assert_eq!(path("app: { backend: app, health: { path: /well, timeout: 20s } }", ""), None);
     assert_eq!(path(&format!("{one}, other: {{ backend: app }}"), ""), None);
+    assert_eq!(behind("prefix: /da, strip_prefix: true", one, ""), None, "the application has another name for it");
 }
