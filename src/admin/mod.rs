@@ -35,7 +35,7 @@ pub use order::{LONGEST_WAIT, Order, Orders, Outcome, tag};
 pub use report::{Applied, BackendReport, InstanceReport, Refusal, Report, WorkerReport};
 pub use status::{
     CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, ProgramStatus, Status,
-    UpstreamStatus, WorkersStatus, render_certificates, render_hops, render_status, timestamp,
+    UpstreamStatus, render_certificates, render_hops, render_status, timestamp,
 };
 
 /// What the admin endpoint is asked about, and who carries out what it is told. Called on the control runtime; an answer

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, Order,
-    Orders, Outcome, ProgramStatus, Report, Status, UpstreamStatus, WorkersStatus, tag, timestamp,
+    Orders, Outcome, ProgramStatus, Report, Status, UpstreamStatus, tag, timestamp,
 };
 use crate::{
     backends::InstanceState,
@@ -21,7 +21,7 @@ use crate::{
     runtime::{Current, Runtime},
     service::{Hop, Hops, Seen},
     tls::CertificateStore,
-    upstream::{Endpoint, Program, Sight, State, Upstream, Workers},
+    upstream::{Endpoint, Program, Sight, State, Upstream},
 };
 
 /// Looks at what the gateway is made of.
@@ -93,7 +93,7 @@ impl AdminState for Observer {
             queue_limit: upstream.plan.queue.limit as u64,
             readiness: upstream.readiness.as_ref().map(|readiness| readiness.phase().name().to_owned()),
             readiness_seconds: upstream.readiness.as_ref().map(|readiness| readiness.since().as_secs()),
-            workers: workers(upstream),
+            workers: upstream.stats.as_ref().and_then(|stats| stats.last()),
             stats_unread_seconds: unread(upstream).map(|(time, _)| time.as_secs()),
             stats_fault: unread(upstream).map(|(_, why)| why),
             program: upstream.program.as_ref().map(|program| program_status(program)),
@@ -186,12 +186,6 @@ impl AdminState for Observer {
         self.metrics.backends(backends);
         self.metrics.encode()
     }
-}
-
-fn workers(upstream: &Upstream) -> Option<WorkersStatus> {
-    let Workers { workers, threads, busy, listen_queue, exceptions, spawns, harakiris } =
-        upstream.stats.as_ref()?.last()?;
-    Some(WorkersStatus { workers, threads, busy, listen_queue, exceptions, spawns, harakiris })
 }
 
 fn unread(upstream: &Upstream) -> Option<(Duration, String)> {

@@ -10,7 +10,10 @@ use jiff::{Timestamp, TimestampRound, Unit};
 use serde::{Deserialize, Serialize};
 
 use super::{BackendReport, Report};
-use crate::tls::{OrderReport, OrderState};
+use crate::{
+    tls::{OrderReport, OrderState},
+    upstream::Workers,
+};
 
 /// The gateway at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -102,7 +105,7 @@ pub struct UpstreamStatus {
     pub readiness_seconds: Option<u64>,
     /// What `stats` said last; `None` where it is not asked, or has not answered yet.
     #[serde(default)]
-    pub workers: Option<WorkersStatus>,
+    pub workers: Option<Workers>,
     /// For how long `stats` could not be read; `None` while it can.
     #[serde(default)]
     pub stats_unread_seconds: Option<u64>,
@@ -112,25 +115,6 @@ pub struct UpstreamStatus {
     /// The program of supervisord's behind it; `None` where none is named.
     #[serde(default)]
     pub program: Option<ProgramStatus>,
-}
-
-/// The workers of uWSGI.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct WorkersStatus {
-    /// Those that run.
-    pub workers: u64,
-    /// Requests that they take at once.
-    pub threads: u64,
-    /// Requests that they have.
-    pub busy: u64,
-    /// Connections in uWSGI's own queue.
-    pub listen_queue: u64,
-    /// All from here on since uWSGI was started.
-    pub exceptions: u64,
-    /// Workers that were started.
-    pub spawns: u64,
-    /// Workers that were killed over a request.
-    pub harakiris: u64,
 }
 
 /// What supervisord says of a program.
@@ -235,9 +219,7 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         if let (Some(readiness), Some(seconds)) = (&upstream.readiness, upstream.readiness_seconds) {
             writeln!(text, "    {readiness} for {}", duration(seconds))?;
         }
-        if let Some(WorkersStatus { workers, threads, busy, listen_queue, exceptions, harakiris, .. }) =
-            &upstream.workers
-        {
+        if let Some(Workers { workers, threads, busy, listen_queue, exceptions, harakiris, .. }) = &upstream.workers {
             let killed = if *harakiris > 0 { format!(", {harakiris} killed over a request") } else { String::new() };
             writeln!(
                 text,
@@ -528,7 +510,7 @@ mod tests {
                     queue_limit: 512,
                     readiness: Some("starting".to_owned()),
                     readiness_seconds: Some(63),
-                    workers: Some(WorkersStatus {
+                    workers: Some(Workers {
                         workers: 1,
                         threads: 6,
                         busy: 5,

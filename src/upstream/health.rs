@@ -341,13 +341,13 @@ const SHARE_OF: u32 = 20;
 const SHARE_WITHIN: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const EJECT: EjectPlan = EjectPlan { failures: 3, time: Duration::from_secs(10), most: 50 };
     const SECOND: u64 = 1_000_000;
 
-    fn looks() -> HealthPlan {
+    pub(in crate::upstream) fn looks() -> HealthPlan {
         HealthPlan {
             interval: Duration::from_secs(5),
             timeout: Duration::from_secs(5),

@@ -74,7 +74,7 @@ pub struct Upstream {
     ejecting: Mutex<()>,
     /// It takes requests and answers none: nearly all are refused.
     silent: AtomicBool,
-    /// When a request may next go there all the same; far away while one does.
+    /// When a request may next go there all the same.
     next_trial: AtomicU64,
 }
 
@@ -116,8 +116,10 @@ impl Upstream {
         let queue =
             before.map(|before| Arc::clone(&before.queue)).filter(|queue| queue.resize(concurrency, &plan.queue));
         // Of the same application, as far as can be told.
-        let application = |plan: &UpstreamPlan| (plan.ready_path.clone(), plan.endpoints.clone(), plan.backend.clone());
-        let kept = before.filter(|before| application(&before.plan) == application(plan));
+        let kept = before.filter(|before| {
+            let UpstreamPlan { ready_path, endpoints, backend, .. } = &before.plan;
+            (ready_path, endpoints, backend) == (&plan.ready_path, &plan.endpoints, &plan.backend)
+        });
         let readiness = match kept {
             Some(before) => before.readiness.clone(),
             None => plan.ready_path.as_ref().map(|_| Arc::default()),
@@ -222,13 +224,12 @@ impl Upstream {
 
     /// Whether there is an endpoint other than `endpoint` that any request can use, as far as is known.
     pub fn has_another(&self, endpoint: &Endpoint) -> bool {
-        let is_usable = |other: &Arc<Endpoint>| other.is_usable() && !other.is_leaving();
-        self.endpoints.load().iter().any(|other| other.id != endpoint.id && is_usable(other))
+        staying(&self.endpoints.load()).any(|other| other.id != endpoint.id && other.is_usable())
     }
 
     /// Whether there is an endpoint that could be connected to, the last time.
     pub fn is_reachable(&self) -> bool {
-        self.endpoints.load().iter().any(|endpoint| endpoint.unreachable_for().is_none() && !endpoint.is_leaving())
+        staying(&self.endpoints.load()).any(|endpoint| endpoint.unreachable_for().is_none())
     }
 
     /// Counts a request inside `endpoint`, one of ours, until the guard is dropped.
@@ -312,7 +313,7 @@ impl Upstream {
         let endpoints = self.endpoints.load();
         let plan = &self.plan.eject;
         // Not to one that leaves can the others' requests go.
-        let staying = endpoints.iter().filter(|endpoint| !endpoint.is_leaving()).count();
+        let staying = staying(&endpoints).count();
         let most = (staying * plan.most as usize / 100).max(1).min(staying.saturating_sub(1));
         let now = now_micros();
         let ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -414,14 +415,14 @@ impl Upstream {
                 (Turn::Unread, Err(error)) => {
                     let error = error as &dyn Error;
                     tracing::warn!(
-                        upstream,
+                        %upstream,
                         error,
                         places,
                         "the workers of uWSGI are not known (stats); the bound stays"
                     );
                 }
                 (Turn::Queued(connections), _) => tracing::warn!(
-                    upstream,
+                    %upstream,
                     connections,
                     "requests wait in uWSGI's own queue, where nothing is in order: others ask it too, or more are let in than \
                      it has threads (concurrency)"
@@ -852,7 +853,7 @@ const CLOSES: Duration = Duration::from_secs(60);
 mod tests {
     use super::*;
     use crate::{
-        config::{Balance, EjectPlan, HealthPlan, Protocol, QueuePlan, RetriesPlan},
+        config::{Balance, EjectPlan, Protocol, QueuePlan, RetriesPlan},
         metrics::Metrics,
     };
 
@@ -877,14 +878,7 @@ mod tests {
             hold: Duration::ZERO,
             connect_timeout: Duration::from_secs(1),
             program: None,
-            health: HealthPlan {
-                interval: Duration::from_secs(5),
-                timeout: Duration::from_secs(5),
-                status: vec![200],
-                body: None,
-                failures: 3,
-                successes: 2,
-            },
+            health: health::tests::looks(),
             eject: EjectPlan { failures: 5, time: Duration::from_secs(10), most: 50 },
             retries: RetriesPlan { budget: 20, floor: 10 },
         };

@@ -7,14 +7,14 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncReadExt, time::timeout};
 
 use super::UpstreamStream;
 use crate::{config::EndpointAddress, metrics::WORKERS};
 
-/// The workers of an application at one moment; of several servers, of all together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The workers of an application at one moment, as `/status` has them; of several servers, of all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workers {
     /// Those that run. Not those that `cheaper` keeps back.
     pub workers: u64,
