@@ -186,7 +186,7 @@ const FEW: usize = 8;
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{super::UNREACHABLE, *};
+    use super::{super::endpoint::UNREACHABLE, *};
     use crate::{
         config::{EndpointAddress, EndpointPlan},
         upstream::{Member, now_micros, successors},

@@ -5,6 +5,7 @@
 //! its own [`Pool`]. What is said over a connection is [`crate::proxy`]'s business.
 
 mod balance;
+mod endpoint;
 mod health;
 mod line;
 mod pool;
@@ -22,7 +23,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -30,7 +31,8 @@ use std::{
 use arc_swap::ArcSwap;
 pub use balance::Affinity;
 use balance::Balancer;
-use health::Health;
+use endpoint::HEARD;
+pub use endpoint::{Endpoint, InFlight, Member};
 pub use health::{Cause, Failure, State};
 use http::StatusCode;
 pub use line::{Class, Client, Who};
@@ -46,9 +48,9 @@ pub use stick::{Cookies, StickKey};
 pub use stream::UpstreamStream;
 
 use crate::{
-    config::{EndpointAddress, EndpointPlace, EndpointPlan, UpstreamPlan},
+    config::{EndpointPlace, EndpointPlan, UpstreamPlan},
     http::page::Missing,
-    metrics::{Held, UpstreamMetrics},
+    metrics::UpstreamMetrics,
 };
 
 /// A named set of endpoints that are one application.
@@ -518,24 +520,6 @@ fn staying(endpoints: &[Arc<Endpoint>]) -> impl Iterator<Item = &Arc<Endpoint>> 
     endpoints.iter().filter(|endpoint| !endpoint.is_leaving())
 }
 
-/// An endpoint that there is to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    pub address: EndpointAddress,
-    /// The host and port that its address was found by.
-    pub name: Option<String>,
-    pub weight: u16,
-    pub backup: bool,
-    /// Only for those who are there already.
-    pub leaving: bool,
-}
-
-impl From<EndpointAddress> for Member {
-    fn from(address: EndpointAddress) -> Self {
-        Self { address, name: None, weight: 1, backup: false, leaving: false }
-    }
-}
-
 /// What is known of a place that has to be resolved.
 #[derive(Clone, Debug, Default)]
 struct Answer {
@@ -590,210 +574,6 @@ fn places(workers: Workers) -> Option<NonZeroUsize> {
     NonZeroUsize::new(usize::try_from(workers.threads).unwrap_or(usize::MAX).max(1))
 }
 
-/// One address of an upstream, and what is known of it.
-#[derive(Debug)]
-pub struct Endpoint {
-    pub address: EndpointAddress,
-    /// The host and port that its address was found by.
-    pub name: Option<String>,
-    /// As it is written in the configuration, and its address where that is another; for logs and metrics.
-    pub label: Arc<str>,
-    /// Its address, which is the same to every front door.
-    identity: Box<str>,
-    /// Stands for that where clients are shared out by hash.
-    tag: u64,
-    /// Tells this endpoint from all others ever made; the key of the pools.
-    pub(super) id: u64,
-    /// When this was made.
-    made: u64,
-    weight: AtomicU16,
-    backup: AtomicBool,
-    leaving: AtomicBool,
-    in_flight: AtomicUsize,
-    /// When it is its turn; see [`Balancer`].
-    turn: AtomicU64,
-    /// Since when its share grows; 0 where that is whole.
-    growing_since: AtomicU64,
-    /// Requests so far.
-    sent: AtomicU32,
-    /// Since when no connection could be made, in microseconds on [`now_micros`]'s clock; 0 when one could, or none
-    /// was tried.
-    unreachable_since: AtomicU64,
-    /// Until when it is passed over.
-    passed_over_until: AtomicU64,
-    /// The same for its closing connections without having said so.
-    closes_until: AtomicU64,
-    /// Requests and looks in a row that were not answered in time; with [`HEARD`], since its last answer.
-    silences: AtomicU32,
-    health: Health,
-}
-
-impl Endpoint {
-    pub(crate) fn new(member: &Member) -> Arc<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let identity = member.address.to_string();
-        let label = match &member.name {
-            Some(name) => format!("{name} ({})", identity.rsplit_once(':').map_or(&*identity, |(host, _)| host)),
-            None => identity.clone(),
-        };
-        Arc::new(Self {
-            address: member.address.clone(),
-            name: member.name.clone(),
-            label: label.into(),
-            tag: balance::tag(&identity),
-            identity: identity.into(),
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            made: now_micros(),
-            weight: AtomicU16::new(1),
-            backup: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
-            turn: AtomicU64::new(0),
-            growing_since: AtomicU64::new(0),
-            sent: AtomicU32::new(0),
-            unreachable_since: AtomicU64::new(0),
-            passed_over_until: AtomicU64::new(0),
-            closes_until: AtomicU64::new(0),
-            silences: AtomicU32::new(0),
-            health: Health::default(),
-        })
-    }
-
-    /// Tells this endpoint from all others ever made.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// The host that its address was found by.
-    pub fn host(&self) -> Option<&str> {
-        self.name.as_deref().and_then(|name| name.rsplit_once(':')).map(|(host, _)| host)
-    }
-
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
-    /// Requests that were sent there, whatever came of them.
-    pub fn sent(&self) -> u32 {
-        self.sent.load(Ordering::Relaxed)
-    }
-
-    /// Requests and looks in a row that it has let pass without an answer.
-    pub fn silences(&self) -> u32 {
-        self.silences.load(Ordering::Relaxed) & !HEARD
-    }
-
-    /// How long no connection could be made; `None` when the last one could, or none was tried.
-    pub fn unreachable_for(&self) -> Option<Duration> {
-        match self.unreachable_since.load(Ordering::Relaxed) {
-            0 => None,
-            since => Some(Duration::from_micros(now_micros().saturating_sub(since))),
-        }
-    }
-
-    /// Its share beside the others; never 0.
-    pub fn weight(&self) -> u16 {
-        self.weight.load(Ordering::Relaxed)
-    }
-
-    /// Only for while no other can be used.
-    pub fn is_backup(&self) -> bool {
-        self.backup.load(Ordering::Relaxed)
-    }
-
-    /// Only for requests that an [`Affinity`] ties to it.
-    pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Relaxed)
-    }
-
-    /// Worth an attempt while there is another endpoint.
-    pub fn is_usable(&self) -> bool {
-        let now = now_micros();
-        self.passed_over_until.load(Ordering::Relaxed) <= now && !self.health.is_passed_over(now)
-    }
-
-    /// Has its share grow from nothing, over the time that [`UpstreamPlan::slow_start`] says.
-    pub fn begins_slowly(&self) {
-        self.growing_since.store(now_micros(), Ordering::Relaxed);
-    }
-
-    /// Its weight, of which it has a part only until it has been there for `slow_start`: as much as it has been there of that
-    /// time, and a sixteenth from the beginning.
-    fn share(&self, slow_start: Duration) -> u64 {
-        let whole = u64::from(self.weight()) << 10;
-        let since = self.growing_since.load(Ordering::Relaxed);
-        if since == 0 || slow_start.is_zero() {
-            return whole;
-        }
-        let (age, time) = (now_micros().saturating_sub(since), micros(slow_start));
-        if age >= time {
-            self.growing_since.store(0, Ordering::Relaxed);
-            return whole;
-        }
-        let part = u128::from(whole) * u128::from(age) / u128::from(time);
-        u64::try_from(part).unwrap_or(whole).max(whole >> 4)
-    }
-
-    /// How it stands.
-    pub fn state(&self) -> State {
-        match self.unreachable_for() {
-            Some(time) => State::Unreachable(time),
-            None => self.health.state(now_micros()).unwrap_or(State::Up),
-        }
-    }
-
-    /// Leaves it alone for this long, where there is another one.
-    pub fn pass_over(&self, time: Duration) {
-        self.passed_over_until.store(now_micros() + micros(time), Ordering::Relaxed);
-    }
-
-    /// A connection was made; answers whether that is news.
-    fn connected(&self) -> bool {
-        self.passed_over_until.store(0, Ordering::Relaxed);
-        let back = self.unreachable_since.load(Ordering::Relaxed) != 0
-            && self.unreachable_since.swap(0, Ordering::Relaxed) != 0;
-        if back {
-            self.begins_slowly();
-        }
-        back
-    }
-
-    /// No connection could be made; answers whether that is news. The longer it has been so the longer it is passed over
-    /// until the next attempt, up to `longest`.
-    fn refused(&self, longest: Duration) -> bool {
-        let now = now_micros();
-        let time = self.unreachable_for().unwrap_or_default().min(longest).max(UNREACHABLE);
-        self.pass_over(time);
-        self.unreachable_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
-
-    /// It has answered a request or a look, whatever it said.
-    pub fn answered(&self) {
-        self.health.heard();
-        // Read first: with every answer, and hardly ever another value.
-        if self.silences.load(Ordering::Relaxed) != HEARD {
-            self.silences.store(HEARD, Ordering::Relaxed);
-        }
-    }
-
-    /// It has let a request or a look pass without an answer.
-    pub fn did_not_answer(&self) {
-        if self.silences() < HEARD / 2 {
-            self.silences.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// The endpoint closes connections after a response without announcing it, as uWSGI's HTTP socket does.
-    pub fn closes_unannounced(&self) -> bool {
-        self.closes_until.load(Ordering::Relaxed) > now_micros()
-    }
-
-    /// Remembers that it just did.
-    pub fn closed_unannounced(&self) {
-        self.closes_until.store(now_micros() + micros(CLOSES), Ordering::Relaxed);
-    }
-}
-
 /// All endpoints take requests and answer none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silent;
@@ -813,19 +593,6 @@ impl Drop for Trial<'_> {
     }
 }
 
-/// A request inside an endpoint; counted until it is dropped.
-#[derive(Debug)]
-pub struct InFlight {
-    endpoint: Arc<Endpoint>,
-    _counted: Held,
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Microseconds since this was first called, from 1.
 fn now_micros() -> u64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
@@ -836,24 +603,17 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 2)
 }
 
-/// The bit of an endpoint that has answered.
-const HEARD: u32 = 1 << 31;
-/// How long an endpoint that refused a connection is passed over while another one answers.
-const UNREACHABLE: Duration = Duration::from_secs(1);
 /// One that comes so much later than others comes among those that are at work.
 const SETTLED: Duration = Duration::from_secs(5);
 /// How long one trial keeps others from being made.
 const TRIAL: Duration = Duration::from_secs(5);
 /// From the end of one trial to the next.
 const BETWEEN_TRIALS: Duration = Duration::from_secs(1);
-/// How long an endpoint that closed an idle connection at once gets a new connection for each request.
-const CLOSES: Duration = Duration::from_secs(60);
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{endpoint::UNREACHABLE, *};
     use crate::{
-        config::{Balance, EjectPlan, Protocol, QueuePlan, RetriesPlan},
+        config::{Balance, EjectPlan, EndpointAddress, Protocol, QueuePlan, RetriesPlan},
         metrics::Metrics,
     };
 
