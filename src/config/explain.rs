@@ -118,6 +118,9 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             )?;
         }
         writeln!(f, "    it has {} to begin its answer; then the client is told 504", show_time(route.timeout))?;
+        if let Some(time) = route.connect_timeout {
+            writeln!(f, "    each try to connect may take {} here, whatever its upstream says", show_time(time))?;
+        }
         match route.body_limit {
             Some(limit) => writeln!(f, "    a request body may have {}; more is answered 413", show_size(limit))?,
             None => writeln!(f, "    a request body may have any size that the spool holds")?,

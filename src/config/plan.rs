@@ -774,6 +774,8 @@ pub struct RoutePlan {
     pub stick: Option<Stick>,
     /// From the request being sent to the response head.
     pub timeout: Duration,
+    /// In the place of that of the upstream.
+    pub connect_timeout: Option<Duration>,
     /// In the place of those of the limits.
     pub progress_timeout: Option<Duration>,
     pub minimum_rate: Option<u64>,

@@ -579,6 +579,8 @@ keys! {
         upstream: String = required,
         /// The longest wait for the response head, from when the request has been sent; then 504.
         timeout: Timeout = "60s",
+        /// In place of `connect_timeout` of the upstream. `null`: that.
+        connect_timeout: Option<Timeout> = "null",
         /// In place of `limits.progress_timeout`. `null`: that.
         progress_timeout: Option<Timeout> = "null",
         /// In place of `limits.minimum_rate`. `null`: that.

@@ -54,6 +54,8 @@ pub struct Outbound<'a> {
     pub affinity: Affinity,
     /// A websocket handshake: `Connection: upgrade` is sent and `101` understood.
     pub upgrade: bool,
+    /// The longest wait for one connection.
+    pub connect_timeout: Duration,
     /// The longest pause while the request is sent or the response read.
     pub progress: Duration,
     /// From the request being sent to the response head.
@@ -134,7 +136,8 @@ pub async fn send(
         upstream.admit().map_err(|_| silent(&upstream.name)).inspect_err(|_| counted.outcome = Outcome::Refused)?;
     loop {
         let began = Instant::now();
-        let connected = connect(upstream, pool, &outbound.affinity, again > 0 && outbound.method.is_idempotent()).await;
+        let can_repeat = again > 0 && outbound.method.is_idempotent();
+        let connected = connect(upstream, pool, &outbound.affinity, outbound.connect_timeout, can_repeat).await;
         let (endpoint, lease) = connected.inspect_err(|_| counted.outcome = Outcome::ErrorConnect)?;
         trace.connect = Some(began.elapsed());
         trace.endpoint = Some(Arc::clone(&endpoint));
@@ -192,6 +195,7 @@ async fn connect(
     upstream: &Upstream,
     pool: &Pool,
     affinity: &Affinity,
+    connect_timeout: Duration,
     can_repeat: bool,
 ) -> Result<(Arc<Endpoint>, Lease), GatewayError> {
     let held = Instant::now();
@@ -199,13 +203,13 @@ async fn connect(
     let mut refusals = 0;
     loop {
         let refused = match upstream.select(affinity) {
-            Some(endpoint) => match connect_to(&endpoint, upstream, pool, can_repeat).await {
+            Some(endpoint) => match connect_to(&endpoint, upstream, pool, connect_timeout, can_repeat).await {
                 Ok(lease) => return Ok((endpoint, lease)),
                 Err(error) => unavailable(format!("endpoint {} cannot be connected to", endpoint.label)).source(error),
             },
             None => unavailable(format!("no endpoint of {} is there", upstream.name)),
         };
-        let within = upstream.plan.hold.max(upstream.plan.connect_timeout * 2);
+        let within = upstream.plan.hold.max(connect_timeout * 2);
         refusals += 1;
         if refusals < upstream.endpoints().len() && held.elapsed() < within && upstream.is_reachable() {
             continue;
@@ -226,6 +230,7 @@ async fn connect_to(
     endpoint: &Endpoint,
     upstream: &Upstream,
     pool: &Pool,
+    connect_timeout: Duration,
     can_repeat: bool,
 ) -> Result<Lease, io::Error> {
     if can_repeat && let Some(lease) = pool.take(endpoint) {
@@ -233,9 +238,9 @@ async fn connect_to(
     }
     // One that could not be connected to is tried by one request, for which the others do not wait.
     if endpoint.unreachable_for().is_some() {
-        endpoint.pass_over(upstream.plan.connect_timeout);
+        endpoint.pass_over(connect_timeout);
     }
-    let connected = timeout(upstream.plan.connect_timeout, UpstreamStream::connect(&endpoint.address)).await;
+    let connected = timeout(connect_timeout, UpstreamStream::connect(&endpoint.address)).await;
     let error = match connected {
         Ok(Ok(stream)) => {
             upstream.connected(endpoint);

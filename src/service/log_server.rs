@@ -134,6 +134,7 @@ async fn ask(
         payload: Payload::Collected(Collected::EMPTY),
         affinity: Affinity::default(),
         upgrade: false,
+        connect_timeout: upstream.plan.connect_timeout,
         progress: runtime.plan.limits.progress_timeout,
         timeout: COLLECTED_WITHIN,
     };

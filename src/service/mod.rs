@@ -479,6 +479,7 @@ async fn exchange(
         payload,
         affinity,
         upgrade,
+        connect_timeout: route.plan.connect_timeout.unwrap_or(route.upstream.plan.connect_timeout),
         progress: view.progress,
         timeout: route.plan.timeout,
     };

@@ -15,7 +15,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use hickory_resolver::proto::{
@@ -107,6 +107,24 @@ fn a_refused_connection_is_followed_by_the_next_endpoint_at_once() {
     let gateway = TestGateway::start(&before(&endpoints, "hold: 0", ""));
 
     assert_eq!(answers(&gateway, 10)["one"], 10);
+}
+
+#[test]
+fn a_route_may_have_less_patience_for_a_connection_than_its_upstream() {
+    // Nobody accepts, and its queue is full: a connection to it is neither made nor refused.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let _queued: Vec<_> =
+        (0..4).map(|_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(50))).collect();
+    let upstream = "hold: 0, connect_timeout: 60s";
+    let gateway = TestGateway::start(&before(&format!("'{address}'"), upstream, "connect_timeout: 100ms"));
+
+    let began = Instant::now();
+
+    assert_eq!(gateway.get("/").0, 503);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
 #[test]

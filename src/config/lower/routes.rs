@@ -58,6 +58,7 @@ fn lower_route(route: raw::Route) -> Result<RoutePlan, Told> {
         upstream: route.upstream?,
         stick: route.stick?,
         timeout: route.timeout?.0,
+        connect_timeout: route.connect_timeout?.map(|time| time.0),
         progress_timeout: route.progress_timeout?.map(|time| time.0),
         minimum_rate: route.minimum_rate?.map(|rate| rate.0),
         body_limit: route.body_limit?.map(|limit| limit.0),

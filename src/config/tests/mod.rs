@@ -43,6 +43,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         upstream: "app".to_owned(),
         stick: None,
         timeout: Duration::from_secs(60),
+        connect_timeout: None,
         progress_timeout: None,
         minimum_rate: None,
         body_limit: Some(16 << 20),
