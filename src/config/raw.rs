@@ -20,7 +20,7 @@ use super::{
     units::{Count, Percent, Size, Timeout, Wait},
     words::{
         AccelPrefix, AutoPort, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath,
-        Https, MailAddress, PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace,
+        Https, MailAddress, PagePath, PageTarget, ReadyPage, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace,
         StorePlace, TlsVersion, UserName, Workers,
     },
 };
@@ -464,8 +464,9 @@ keys! {
     /// When an instance gets requests: once it can be connected to, and answers.
     struct BackendReady {
         /// A page that answers 200 when it is ready, with or without a query. It is looked at every five seconds afterwards.
-        /// `null`: it is ready when it can be connected to.
-        path: Option<PageTarget> = "null",
+        /// `auto`: `health.path` of the upstream, where it is the only one with this backend and its `health.status` is `[200]`;
+        /// else, and with `null`, it is ready when it can be connected to.
+        path: Option<ReadyPage> = "auto",
         /// How long that may take; then the instance is ended, and another one begun.
         timeout: Timeout = "60s",
     }

@@ -380,6 +380,25 @@ impl Scalar for PageTarget {
     }
 }
 
+/// The page by which a program of ours is found to be ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ReadyPage {
+    /// That of the upstream before it.
+    Auto,
+    At(PageTarget),
+}
+
+impl Scalar for ReadyPage {
+    const EXPECTED: &'static str = "`auto`, or the path of a page, such as `/health_check?ready=1`";
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => PageTarget::parse(text, base).map(Self::At).map_err(|_| unexpected::<Self>(text)),
+        }
+    }
+}
+
 /// The origin of a site, as browsers send it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SiteOrigin(pub(super) String);

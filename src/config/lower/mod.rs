@@ -22,7 +22,7 @@ use super::{
 use listeners::lower_listeners;
 use routes::lower_routes;
 use tls::lower_tls;
-use upstreams::{lower_backends, lower_upstreams, take_health_pages};
+use upstreams::{lower_backends, lower_upstreams, take_health_pages, without_word_of_pages};
 
 /// What `file` means. Every broken rule is told to `reading`.
 pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, Told> {
@@ -32,6 +32,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     let backend_names: Result<BTreeSet<String>, Told> =
         file.backends.as_ref().map(|backends| backends.keys().cloned().collect()).map_err(|told| *told);
     let upstreams = file.upstreams.and_then(|upstreams| lower_upstreams(upstreams, &backend_names, reading));
+    let without_word = without_word_of_pages(&file.backends);
     let mut backends = file.backends.and_then(|backends| lower_backends(backends, reading));
     let listeners =
         file.listeners.and_then(|listeners| lower_listeners(listeners, &file.host, &trusted_proxies, &names, reading));
@@ -39,7 +40,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         listeners.as_ref().is_ok_and(|listeners| listeners.iter().all(|listener| listener.log_server.is_some()));
     let routes = file.routes.and_then(|routes| lower_routes(routes, &names, only_logs, reading));
     if let (Ok(backends), Ok(upstreams)) = (&mut backends, &upstreams) {
-        take_health_pages(backends, upstreams, &routes);
+        take_health_pages(backends.iter_mut().filter(|(name, _)| without_word.contains(*name)), upstreams, &routes);
     }
     rules::refuse_routes_for_nobody(&listeners, &routes, reading);
     let tls = file.tls.and_then(|tls| lower_tls(tls, &listeners, reading));

@@ -10,7 +10,7 @@ use crate::config::{
     },
     raw,
     read::{Reading, Told, suggestion},
-    words::Concurrency,
+    words::{Concurrency, ReadyPage},
 };
 
 pub(super) fn lower_upstreams(
@@ -197,10 +197,19 @@ pub(super) fn lower_backends(
     backends.into_iter().map(lower).collect::<Vec<_>>().into_iter().collect()
 }
 
-/// Without a page of its own, a backend is ready by that of its only upstream, where 200 within five seconds is what is well
+/// The backends that leave it to us by which page they are ready.
+pub(super) fn without_word_of_pages(backends: &Result<BTreeMap<String, raw::Backend>, Told>) -> BTreeSet<String> {
+    let is_auto = |backend: &raw::Backend| {
+        backend.ready.as_ref().is_ok_and(|ready| matches!(ready.path, Ok(Some(ReadyPage::Auto))))
+    };
+    let all = backends.iter().flatten();
+    all.filter(|(_, backend)| is_auto(backend)).map(|(name, _)| name.clone()).collect()
+}
+
+/// A backend that leaves it to us is ready by the page of its only upstream, where 200 within five seconds is what is well
 /// there, too, and the application knows the page by the name that browsers have for it.
-pub(super) fn take_health_pages(
-    backends: &mut BTreeMap<String, BackendPlan>,
+pub(super) fn take_health_pages<'b>(
+    backends: impl Iterator<Item = (&'b String, &'b mut BackendPlan)>,
     upstreams: &BTreeMap<String, UpstreamPlan>,
     routes: &Result<Vec<RoutePlan>, Told>,
 ) {
@@ -210,7 +219,7 @@ pub(super) fn take_health_pages(
     };
     for (name, backend) in backends {
         let mut before = upstreams.values().filter(|upstream| upstream.backend.as_ref() == Some(name));
-        if let (Some(only), None, None) = (before.next(), before.next(), &backend.ready_path)
+        if let (Some(only), None) = (before.next(), before.next())
             && only.health.status == [200]
             && only.health.timeout <= Duration::from_secs(5)
             && !is_stripped(only)
@@ -250,7 +259,10 @@ fn lower_backend(at: &str, backend: raw::Backend, reading: &mut Reading<'_>) -> 
         directory: backend.directory?.0,
         instances: backend.instances?.get(),
         has_port,
-        ready_path: ready.path?.map(|target| target.0),
+        ready_path: match ready.path? {
+            Some(ReadyPage::At(target)) => Some(target.0),
+            Some(ReadyPage::Auto) | None => None,
+        },
         ready_timeout: ready.timeout?.0,
         stop_signal: stop.signal?,
         stop_timeout: stop.timeout?.0,

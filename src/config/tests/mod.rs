@@ -994,7 +994,9 @@ fn a_backend_is_ready_by_the_health_page_of_its_only_upstream() {
     let one = "app: { backend: app, health: { path: /well } }";
 
     assert_eq!(path(one, "").as_deref(), Some("/well"));
+    assert_eq!(path(one, "ready: { path: auto }").as_deref(), Some("/well"));
     assert_eq!(path(one, "ready: { path: /own }").as_deref(), Some("/own"));
+    assert_eq!(path(one, "ready: { path: null }"), None, "none is wanted");
     assert_eq!(path("app: { backend: app, health: { path: /well, status: [204] } }", ""), None);
     assert_eq!(path("app: { backend: app, health: { path: /well, timeout: 20s } }", ""), None);
     assert_eq!(path(&format!("{one}, other: {{ backend: app }}"), ""), None);
