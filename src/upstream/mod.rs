@@ -315,12 +315,12 @@ impl Upstream {
         let endpoints = self.endpoints.load();
         let plan = &self.plan.eject;
         // Not to one that leaves can the others' requests go.
-        let staying = staying(&endpoints).count();
-        let most = (staying * plan.most as usize / 100).max(1).min(staying.saturating_sub(1));
+        let count = staying(&endpoints).count();
+        let most = (count * plan.most as usize / 100).max(1).min(count.saturating_sub(1));
         let now = now_micros();
         let ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = |other: &&Arc<Endpoint>| other.id != endpoint.id && !other.is_usable();
-        if endpoint.health.is_ejected(now) || endpoints.iter().filter(missing).count() >= most {
+        if endpoint.health.is_ejected(now) || staying(&endpoints).filter(missing).count() >= most {
             return;
         }
         let Some(time) = endpoint.health.eject(cause, plan, now) else { return };
@@ -678,6 +678,21 @@ mod tests {
             let ejected = all.iter().filter(|endpoint| matches!(endpoint.state(), State::Ejected(..))).count();
             assert_eq!(ejected, most, "of {endpoints:?}");
         }
+    }
+
+    #[test]
+    fn one_that_leaves_and_is_not_well_keeps_no_other_from_being_ejected() {
+        let upstream = upstream(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
+        let [bad, good, leaves] = &upstream.endpoints()[..] else { panic!("three were given") };
+        let leaving = Member { leaving: true, ..leaves.address.clone().into() };
+        upstream.set_endpoints([bad.address.clone().into(), good.address.clone().into(), leaving]);
+        leaves.refused(UNREACHABLE);
+
+        (0..10).for_each(|_| upstream.failed(bad, Failure::Unanswered));
+        assert!(matches!(bad.state(), State::Ejected(..)), "{:?}", bad.state());
+
+        (0..10).for_each(|_| upstream.failed(good, Failure::Unanswered));
+        assert_eq!(good.state(), State::Up, "it is the last one that any request may go to");
     }
 
     #[test]
