@@ -663,6 +663,8 @@ pub enum Balance {
     RoundRobin,
     /// By the client's address.
     Hash,
+    /// Likewise, but for those that have far more than their share.
+    BoundedHash,
 }
 
 /// Where requests of an upstream may go, and how many of them.

@@ -307,8 +307,9 @@ keys! {
         /// Instead of `endpoints`: the name of one of `backends`, whose instances are its endpoints. `null`: none.
         backend: Option<String> = "null",
         /// Which endpoint a request goes to. `least`: the one with the fewest requests inside; `round_robin`: one after the
-        /// other; `hash`: by the client's address, the same one on every front door with these endpoints. All of them heed
-        /// weights, and pass over an endpoint that cannot be used.
+        /// other; `hash`: by the client's address, the same one on every front door with these endpoints; `bounded_hash`: likewise,
+        /// and to the next one where that has more than 1.25 of its share of the requests inside. All of them heed weights, and
+        /// pass over an endpoint that cannot be used.
         balance: Balance = "least",
         /// An endpoint that is new beside others, or that could not be used before, comes to its weight over this time. Not with
         /// `balance: hash`. `0`: at once.

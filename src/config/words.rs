@@ -34,14 +34,20 @@ impl Scalar for Protocol {
 }
 
 impl Scalar for Balance {
-    const EXPECTED: &'static str = "`least`, `round_robin` or `hash`";
+    const EXPECTED: &'static str = "`least`, `round_robin`, `hash` or `bounded_hash`";
 
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
-        one_of(text, &[("least", Self::Least), ("round_robin", Self::RoundRobin), ("hash", Self::Hash)])
+        let all = [
+            ("least", Self::Least),
+            ("round_robin", Self::RoundRobin),
+            ("hash", Self::Hash),
+            ("bounded_hash", Self::BoundedHash),
+        ];
+        one_of(text, &all)
     }
 
     fn schema() -> Json {
-        json!({ "enum": ["least", "round_robin", "hash"] })
+        json!({ "enum": ["least", "round_robin", "hash", "bounded_hash"] })
     }
 }
 

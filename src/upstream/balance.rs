@@ -62,14 +62,19 @@ impl Balancer {
         if let Some(stuck) = endpoints.iter().find(stuck) {
             return Some(stuck);
         }
-        let by_client = affinity.by_client || self.balance == Balance::Hash;
+        let by_client = affinity.by_client || matches!(self.balance, Balance::Hash | Balance::BoundedHash);
         let client = affinity.client.filter(|_| by_client);
+        // A session that is found by the hash is nowhere else, however much is inside there.
+        let is_bounded = self.balance == Balance::BoundedHash && !affinity.by_client;
         let tier = |endpoint: &Arc<Endpoint>| Tier::of(endpoint, affinity.avoid);
         let best = endpoints.iter().map(tier).min().filter(|best| *best != Tier::Leaving)?;
         let fits = |endpoint: &&'e Arc<Endpoint>| tier(endpoint) == best;
         let pick = match client {
             // Of those that cannot be connected to, each in turn, to find the one that is back.
-            Some(client) if best != Tier::Unreachable => by_hash(endpoints.iter().filter(fits), client),
+            Some(client) if best != Tier::Unreachable => {
+                let bounded = if is_bounded { within_bound(endpoints, fits, client) } else { None };
+                bounded.or_else(|| by_hash(endpoints.iter().filter(fits), client))
+            }
             _ => self.in_turn(endpoints, fits),
         };
         // Between two looks all may have come to be something else.
@@ -153,6 +158,24 @@ fn by_hash<'e>(endpoints: impl Iterator<Item = &'e Arc<Endpoint>>, client: IpAdd
     endpoints.min_by(|one, other| score(one).total_cmp(&score(other)))
 }
 
+/// The same, but for those that have as many requests inside as [`MOST`] of their share, with the one that is to come: theirs go
+/// to the next one in the hash's order. There is always one that has fewer, unless it has just been given one by another thread.
+fn within_bound<'e>(
+    endpoints: &'e [Arc<Endpoint>],
+    fits: impl Fn(&&'e Arc<Endpoint>) -> bool,
+    client: IpAddr,
+) -> Option<&'e Arc<Endpoint>> {
+    let sum = |(inside, weights), endpoint: &Arc<Endpoint>| {
+        (inside + endpoint.in_flight() as u64, weights + u64::from(endpoint.weight()))
+    };
+    let (inside, weights) = endpoints.iter().filter(&fits).fold((1, 0), sum);
+    let has_room = |endpoint: &&'e Arc<Endpoint>| {
+        let most = (inside * u64::from(endpoint.weight()) * MOST.0).div_ceil(weights.max(1) * MOST.1);
+        fits(endpoint) && (endpoint.in_flight() as u64) < most
+    };
+    by_hash(endpoints.iter().filter(has_room), client)
+}
+
 /// The same for all addresses that one client takes: of IPv6 its network, in which it changes the rest by itself.
 fn client_hash(client: IpAddr) -> u64 {
     match client.to_canonical() {
@@ -179,6 +202,8 @@ fn mixed(value: u64) -> u64 {
 const TURN: u64 = 1 << 30;
 /// A request inside an endpoint, likewise.
 const LOAD: u64 = 1 << 20;
+/// Of its share of what is inside, what an endpoint has at most where hashes are bounded.
+const MOST: (u64, u64) = (5, 4);
 /// As many are looked at one by one; it takes more for chance to be fairer.
 const FEW: usize = 8;
 
@@ -347,6 +372,36 @@ mod tests {
             *shares.entry(before).or_default() += 1;
         }
         assert!((900..1100).contains(&shares["a:1"]) && (1850..2150).contains(&shares["c:1"]), "{shares:?}");
+    }
+
+    #[test]
+    fn with_a_bound_no_endpoint_has_much_more_than_its_share_and_clients_keep_theirs_while_there_is_room() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 1, false), ("c", 2, false)]);
+        let (hash, bounded) = (balancer(Balance::Hash), balancer(Balance::BoundedHash));
+        for request in 1..=400_u32 {
+            // Most of what there is comes from one client.
+            let client = from(if request % 4 == 0 { request } else { 7 }.to_be_bytes());
+            let first = hash.pick(&endpoints, &client).unwrap();
+            let most = |endpoint: &Endpoint| (request * u32::from(endpoint.weight()) * 5).div_ceil(4 * 4) as usize;
+            let has_room = first.in_flight() < most(first);
+
+            let pick = bounded.pick(&endpoints, &client).unwrap();
+
+            assert_eq!(Arc::ptr_eq(first, pick), has_room, "{request}");
+            pick.in_flight.fetch_add(1, Ordering::Relaxed);
+            assert!(pick.in_flight() <= most(pick), "{request}: {} in {}", pick.in_flight(), pick.label);
+        }
+    }
+
+    #[test]
+    fn who_has_to_come_to_one_endpoint_does_so_however_much_is_inside() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 1, false)]);
+        let client = Affinity { by_client: true, ..from([192, 0, 2, 1]) };
+        let balancer = balancer(Balance::BoundedHash);
+        let first = balancer.pick(&endpoints, &client).unwrap();
+        first.in_flight.store(1000, Ordering::Relaxed);
+
+        assert!(Arc::ptr_eq(balancer.pick(&endpoints, &client).unwrap(), first));
     }
 
     #[test]

@@ -579,7 +579,7 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
         ),
         (
             upstream("endpoints: ['a:1'], balance: random"),
-            "3:50: upstreams.app.balance: expected `least`, `round_robin` or `hash`, found `random`",
+            "3:50: upstreams.app.balance: expected `least`, `round_robin`, `hash` or `bounded_hash`, found `random`",
         ),
         (
             format!("{}\nresolver: ['10.0.0.1']", upstream("endpoints: ['a:1']")),
