@@ -17,7 +17,7 @@ use crate::{
     config::{Protocol, SupervisorPlan, without_passwords},
     drain::Drain,
     listener::Connections,
-    metrics::{ListenerMetrics, Metrics},
+    metrics::{EndpointCounts, ListenerMetrics, Metrics},
     runtime::{Current, Runtime},
     service::{Hop, Hops, Seen},
     tls::CertificateStore,
@@ -172,9 +172,14 @@ impl AdminState for Observer {
         self.metrics.programs(runtime.upstreams.values().filter_map(used));
         let mut endpoints = Vec::new();
         for upstream in runtime.upstreams.values() {
-            let up =
-                |endpoint: &Arc<Endpoint>| (&*upstream.name, endpoint.label.to_string(), endpoint.state() == State::Up);
-            endpoints.extend(upstream.endpoints().iter().map(up));
+            let counts = |endpoint: &Arc<Endpoint>| EndpointCounts {
+                endpoint: endpoint.label.to_string(),
+                up: endpoint.state() == State::Up,
+                in_flight: endpoint.in_flight(),
+                requests: endpoint.sent(),
+                failures: endpoint.failures(),
+            };
+            endpoints.extend(upstream.endpoints().iter().map(|endpoint| (&*upstream.name, counts(endpoint))));
         }
         self.metrics.endpoints(endpoints.into_iter());
         let backends = report.backends.iter().map(|backend| {

@@ -141,7 +141,8 @@ impl Watch {
                     }
                 }
             }
-            let served = known.endpoints.iter().fold(0_u32, |all, endpoint| all.wrapping_add(endpoint.sent()));
+            // As much of it as a word has room for: beyond any limit, it begins anew.
+            let served = known.endpoints.iter().map(|endpoint| endpoint.sent()).sum::<u64>() as u32;
             if instance.is_counted && served != known.served {
                 known.served = served;
                 tell(instance.id, InstanceNews::Served(served));

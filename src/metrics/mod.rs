@@ -10,7 +10,7 @@ mod sharded;
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::{AtomicU64, Ordering}},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -40,6 +40,9 @@ pub struct Metrics {
     upstream_ejections: Family<UpstreamEjection, Counter>,
     upstream_retries: Family<UpstreamOutcome, Counter>,
     upstream_endpoint_up: Family<EndpointLabel, gauge::Gauge>,
+    upstream_endpoint_in_flight: Family<EndpointLabel, gauge::Gauge>,
+    upstream_endpoint_requests: Family<EndpointLabel, counter::Counter>,
+    upstream_endpoint_failures: Family<EndpointLabel, counter::Counter>,
     connections: Family<ListenerLabel, Gauge>,
     connections_total: Family<ListenerLabel, Counter>,
     connections_shed: Family<ListenerLabel, Counter>,
@@ -123,6 +126,15 @@ impl Metrics {
         let upstream_endpoint_up = Family::<EndpointLabel, gauge::Gauge>::default();
         let help = "1 if nothing speaks against an endpoint, 0 if it is unreachable, failing or ejected";
         registry.register("upstream_endpoint_up", help, upstream_endpoint_up.clone());
+        let upstream_endpoint_in_flight = Family::<EndpointLabel, gauge::Gauge>::default();
+        let help = "Requests inside an endpoint";
+        registry.register("upstream_endpoint_in_flight", help, upstream_endpoint_in_flight.clone());
+        let upstream_endpoint_requests = Family::<EndpointLabel, counter::Counter>::default();
+        let help = "Requests that were sent to an endpoint, since it is one";
+        registry.register("upstream_endpoint_requests", help, upstream_endpoint_requests.clone());
+        let upstream_endpoint_failures = Family::<EndpointLabel, counter::Counter>::default();
+        let help = "Those that an endpoint did not answer, and connections to it that could not be made";
+        registry.register("upstream_endpoint_failures", help, upstream_endpoint_failures.clone());
 
         let connections = Family::default();
         registry.register("connections", "Open connections", connections.clone());
@@ -191,6 +203,9 @@ impl Metrics {
             upstream_ejections,
             upstream_retries,
             upstream_endpoint_up,
+            upstream_endpoint_in_flight,
+            upstream_endpoint_requests,
+            upstream_endpoint_failures,
             connections,
             connections_total,
             connections_shed,
@@ -372,12 +387,19 @@ impl Metrics {
         }
     }
 
-    /// Takes note of how endpoints stand: upstream, endpoint, and whether nothing speaks against it.
-    pub fn endpoints<'a>(&self, endpoints: impl Iterator<Item = (&'a str, String, bool)>) {
+    /// Takes note of how endpoints stand, by upstream. One that is none any more is not told of.
+    pub fn endpoints<'a>(&self, endpoints: impl Iterator<Item = (&'a str, EndpointCounts)>) {
         self.upstream_endpoint_up.clear();
-        for (upstream, endpoint, up) in endpoints {
+        self.upstream_endpoint_in_flight.clear();
+        self.upstream_endpoint_requests.clear();
+        self.upstream_endpoint_failures.clear();
+        for (upstream, EndpointCounts { endpoint, up, in_flight, requests, failures }) in endpoints {
             let label = EndpointLabel { upstream: upstream.to_owned(), endpoint };
             self.upstream_endpoint_up.get_or_create(&label).set(up.into());
+            let in_flight = i64::try_from(in_flight).unwrap_or(i64::MAX);
+            self.upstream_endpoint_in_flight.get_or_create(&label).set(in_flight);
+            self.upstream_endpoint_requests.get_or_create(&label).inner().store(requests, Ordering::Relaxed);
+            self.upstream_endpoint_failures.get_or_create(&label).inner().store(failures, Ordering::Relaxed);
         }
     }
 
@@ -490,6 +512,17 @@ impl UpstreamMetrics {
     pub fn refused(&self, reason: Refusal) {
         self.refusals[reason as usize].inc();
     }
+}
+
+/// What is counted of one endpoint, by itself.
+#[derive(Clone, Debug)]
+pub struct EndpointCounts {
+    pub endpoint: String,
+    /// Nothing speaks against it.
+    pub up: bool,
+    pub in_flight: usize,
+    pub requests: u64,
+    pub failures: u64,
 }
 
 /// What is counted of one listener.
@@ -834,6 +867,24 @@ mod tests {
         let after: BTreeMap<_, _> =
             parsed(&metrics.encode()).into_iter().filter(|(series, _)| !series.contains("handshakes")).collect();
         assert_eq!(after, parsed(&before));
+    }
+
+    #[test]
+    fn an_endpoint_that_has_gone_leaves_the_exposition() {
+        let metrics = Metrics::new(SystemTime::now());
+        let counts = |endpoint: &str, requests| {
+            let endpoint = endpoint.to_owned();
+            ("app", EndpointCounts { endpoint, up: true, in_flight: 2, requests, failures: 1 })
+        };
+        metrics.endpoints([counts("10.0.0.1:80", 3), counts("10.0.0.2:80", 4)].into_iter());
+        metrics.endpoints([counts("10.0.0.2:80", 5)].into_iter());
+
+        let samples = parsed(&metrics.encode());
+        for (name, value) in [("up", 1.0), ("in_flight", 2.0), ("requests_total", 5.0), ("failures_total", 1.0)] {
+            let series = format!(r#"vestibule_upstream_endpoint_{name}{{upstream="app",endpoint="10.0.0.2:80"}}"#);
+            assert_eq!(samples.get(&series), Some(&value), "{series} in {samples:#?}");
+        }
+        assert!(!samples.keys().any(|series| series.contains("10.0.0.1")), "{samples:#?}");
     }
 
     #[test]

@@ -249,6 +249,7 @@ async fn connect_to(
         Ok(Err(error)) => error,
         Err(elapsed) => elapsed.into(),
     };
+    endpoint.count_failure();
     upstream.refused(endpoint, &error);
     Err(error)
 }

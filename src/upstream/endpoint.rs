@@ -40,7 +40,9 @@ pub struct Endpoint {
     /// Since when its share grows; 0 where that is whole.
     pub(super) growing_since: AtomicU64,
     /// Requests so far.
-    pub(super) sent: AtomicU32,
+    pub(super) sent: AtomicU64,
+    /// Those of them that were not answered, and connections that could not be made for one.
+    pub(super) failures: AtomicU64,
     /// Since when no connection could be made, in microseconds on [`now_micros`]'s clock; 0 when one could, or none
     /// was tried.
     pub(super) unreachable_since: AtomicU64,
@@ -48,7 +50,8 @@ pub struct Endpoint {
     pub(super) passed_over_until: AtomicU64,
     /// The same for its closing connections without having said so.
     pub(super) closes_until: AtomicU64,
-    /// Requests and looks in a row that were not answered in time; with [`HEARD`], since its last answer.
+    /// Requests and looks in a row that were not answered in time; with [`HEARD`], since its last answer. For whoever restarts
+    /// it; a connection that is refused changes nothing about that, and is an end of the silence that [`Health`] counts.
     pub(super) silences: AtomicU32,
     pub(super) health: Health,
 }
@@ -75,7 +78,8 @@ impl Endpoint {
             in_flight: AtomicUsize::new(0),
             turn: AtomicU64::new(0),
             growing_since: AtomicU64::new(0),
-            sent: AtomicU32::new(0),
+            sent: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             unreachable_since: AtomicU64::new(0),
             passed_over_until: AtomicU64::new(0),
             closes_until: AtomicU64::new(0),
@@ -99,8 +103,18 @@ impl Endpoint {
     }
 
     /// Requests that were sent there, whatever came of them.
-    pub fn sent(&self) -> u32 {
+    pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that were not answered, and connections that could not be made for one.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Counts one of these.
+    pub fn count_failure(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Requests and looks in a row that it has let pass without an answer.

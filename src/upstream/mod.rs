@@ -281,6 +281,7 @@ impl Upstream {
 
     /// Takes note of a request that `endpoint` has failed.
     pub fn failed(&self, endpoint: &Endpoint, failure: Failure) {
+        endpoint.count_failure();
         if let Failure::Silent { began, .. } = failure
             && endpoint.health.was_silent(began)
         {
