@@ -113,8 +113,8 @@ pub enum News {
     Sought,
     /// Of an instance of a program of ours.
     Instance { id: u32, found: InstanceNews },
-    /// A process of a program that is to be measured.
-    Watched { pid: u32 },
+    /// A process of a program that is to be measured, if it is the one that was begun then, in seconds since 1970.
+    Watched { pid: u32, started: i64 },
 }
 
 /// The log that a plan goes on with.

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{Gateway, News};
-use crate::backends::{ProgramState, Used};
+use crate::backends::{ProgramState, Unmeasured, Used};
 
 impl Gateway {
     /// Has programs with a `watch` measured, again and again until we leave: then it is another worker's business.
@@ -28,15 +28,15 @@ impl Gateway {
                 for program in watched.filter(|program| program.plan.watch.is_some()) {
                     let info = program.seen().info.filter(|info| info.state == ProgramState::Running && info.pid != 0);
                     if let Some(info) = info {
-                        news.send(News::Watched { pid: info.pid }).ok();
+                        news.send(News::Watched { pid: info.pid, started: info.started }).ok();
                     }
                 }
             }
         });
     }
 
-    /// Takes note of what the process `pid` of a program uses; `None`: it cannot be seen.
-    pub fn note_used(&self, pid: u32, used: Option<Used>) {
+    /// Takes note of what the process `pid` of a program uses, or why that is not known.
+    pub fn note_used(&self, pid: u32, used: Result<Used, Unmeasured>) {
         for upstream in self.current.load().upstreams.values() {
             if let Some(program) = &upstream.program {
                 program.note_used(pid, used);

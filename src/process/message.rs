@@ -69,6 +69,8 @@ pub(super) enum ToWorker {
     Instances(Vec<Instance>),
     /// What a process that is watched uses.
     Used { pid: u32, used: Option<Used> },
+    /// It is another process than that which was asked about.
+    Another { pid: u32 },
 }
 
 /// A plan and what goes with it. Descriptors come in the order of the fields.
@@ -317,9 +319,11 @@ pub(super) enum Word {
         instance: u32,
         count: u32,
     },
-    /// Look what a process uses, with all that it began; nothing else comes of it.
+    /// Look what a process uses, with all that it began, if it is the one that was begun then, in seconds since 1970; 0: at
+    /// whatever time. Nothing else comes of it.
     Watch {
         pid: u32,
+        started: u64,
     },
 }
 
@@ -365,7 +369,7 @@ impl Word {
             Self::Hung { instance } => (21, instance, 0),
             Self::Drained { instance } => (22, instance, 0),
             Self::Served { instance, count } => (23, instance, u64::from(count)),
-            Self::Watch { pid } => (24, pid, 0),
+            Self::Watch { pid, started } => (24, pid, started),
         };
         let mut bytes = [0; WORD];
         bytes[..4].copy_from_slice(&u32::to_le_bytes(kind));
@@ -410,7 +414,7 @@ impl Word {
             21 => Self::Hung { instance: id },
             22 => Self::Drained { instance: id },
             23 => Self::Served { instance: id, count: small()? },
-            24 => Self::Watch { pid: id },
+            24 => Self::Watch { pid: id, started: argument },
             kind => return Err(NoWord::Kind(kind)),
         };
         // What a word does not use is zero.
@@ -457,7 +461,8 @@ mod tests {
             Word::Hung { instance: 7 },
             Word::Drained { instance: 7 },
             Word::Served { instance: 7, count: 1 },
-            Word::Watch { pid: u32::MAX },
+            Word::Watch { pid: u32::MAX, started: 0 },
+            Word::Watch { pid: 7, started: u64::MAX },
         ] {
             assert_eq!(Word::decode(&word.encode()), Ok(word));
         }

@@ -247,7 +247,8 @@ impl Worker {
             }
             ToWorker::Certificates(materials) => self.gateway.serve_certificates(&materials),
             ToWorker::Instances(instances) => self.gateway.set_instances(instances),
-            ToWorker::Used { pid, used } => self.gateway.note_used(pid, used),
+            ToWorker::Used { pid, used } => self.gateway.note_used(pid, used.ok_or(Unmeasured::Hidden)),
+            ToWorker::Another { pid } => self.gateway.note_used(pid, Err(Unmeasured::Another)),
             ToWorker::Tickets(keys) => self.gateway.set_tickets(&keys),
             ToWorker::Beat(beat) => self.gateway.beat(beat, self.news.clone()),
         }
@@ -327,6 +328,6 @@ fn word(news: News) -> Word {
             InstanceNews::Drained => Word::Drained { instance: id },
             InstanceNews::Served(count) => Word::Served { instance: id, count },
         },
-        News::Watched { pid } => Word::Watch { pid },
+        News::Watched { pid, started } => Word::Watch { pid, started: u64::try_from(started).unwrap_or(0) },
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use crate::{
-    backends::{ProgramInfo, ProgramState, Used},
+    backends::{ProgramInfo, ProgramState, Unmeasured, Used},
     config::ProgramPlan,
 };
 
@@ -94,23 +94,21 @@ impl Program {
     }
 
     /// Takes note of what the process `pid` uses, and tells when that has been beyond a limit for long, or is not any more.
-    pub fn note_used(&self, pid: u32, used: Option<Used>) {
+    pub fn note_used(&self, pid: u32, used: Result<Used, Unmeasured>) {
         let (Some(watch), mut sight) = (self.plan.watch, self.sight()) else { return };
         if sight.info.as_ref().is_none_or(|info| info.pid != pid) {
             return;
         }
-        let Some(used) = used else {
-            sight.unseen = sight.unseen.saturating_add(1);
-            if sight.unseen == UNSEEN {
-                tracing::warn!(
-                    program = self.name(),
-                    pid,
-                    "what the program uses is hidden from us in /proc, so that `watch` does nothing; with systemd, \
-                     `ProtectProc=default` shows it"
-                );
+        let used = match used {
+            Ok(used) => used,
+            Err(why) => {
+                sight.unseen = sight.unseen.saturating_add(1);
+                if sight.unseen == UNSEEN {
+                    tracing::warn!(program = self.name(), pid, "{why}, so that `watch` does nothing");
+                }
+                (sight.used, sight.over, sight.beyond) = (None, None, [None; 2]);
+                return;
             }
-            (sight.used, sight.over, sight.beyond) = (None, None, [None; 2]);
-            return;
         };
         (sight.used, sight.unseen) = (Some(used), 0);
         let limits = [
@@ -206,8 +204,23 @@ const UNSEEN: u32 = 3;
 
 #[cfg(test)]
 mod tests {
+    use std::{io, sync::Arc};
+
     use super::*;
     use crate::config::{EndpointAddress, SupervisorPlan, WatchPlan};
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
 
     fn program() -> Program {
         let supervisor = SupervisorPlan {
@@ -263,20 +276,41 @@ mod tests {
         let over = |program: &Program| program.seen().over;
         program.found(Ok(&ProgramInfo { pid: 7, ..seen(ProgramState::Running, 9) }));
 
-        program.note_used(8, Some(Used { memory: 11, cpu: 0 }));
+        program.note_used(8, Ok(Used { memory: 11, cpu: 0 }));
         assert_eq!(over(&program), None, "another process");
-        program.note_used(7, Some(Used { memory: 10, cpu: 50 }));
+        program.note_used(7, Ok(Used { memory: 10, cpu: 50 }));
         assert_eq!(over(&program), None, "as much as it may");
-        program.note_used(7, Some(Used { memory: 11, cpu: 51 }));
+        program.note_used(7, Ok(Used { memory: 11, cpu: 51 }));
         assert_eq!(over(&program).as_deref(), Some("11 bytes of memory, and not 10, for 0 s"));
-        program.note_used(7, Some(Used { memory: 9, cpu: 51 }));
+        program.note_used(7, Ok(Used { memory: 9, cpu: 51 }));
         assert_eq!(over(&program).as_deref(), Some("51 % of a processor, and not 50 %, for 0 s"));
         program.found(Ok(&ProgramInfo { started: 2, pid: 9, ..seen(ProgramState::Running, 0) }));
         assert_eq!(over(&program), None, "it was restarted");
 
         program.plan.watch = Some(WatchPlan { time: Duration::from_secs(3600), ..watch });
-        program.note_used(9, Some(Used { memory: 11, cpu: 51 }));
+        program.note_used(9, Ok(Used { memory: 11, cpu: 51 }));
         assert_eq!(over(&program), None, "not for long yet");
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_no_measure_and_is_told_of_once() {
+        let mut program = program();
+        program.plan.watch = Some(WatchPlan { memory: Some(10), cpu: None, time: Duration::ZERO, restart: false });
+        program.found(Ok(&ProgramInfo { pid: 7, ..seen(ProgramState::Running, 9) }));
+        program.note_used(7, Ok(Used { memory: 11, cpu: 0 }));
+        assert!(program.seen().over.is_some());
+        for (why, words) in [(Unmeasured::Hidden, "ProtectProc"), (Unmeasured::Another, "another container")] {
+            let log = Log::default();
+            let kept = log.clone();
+            let writing = tracing_subscriber::fmt().with_writer(move || kept.clone()).finish();
+            tracing::subscriber::with_default(writing, || (0..9).for_each(|_| program.note_used(7, Err(why))));
+
+            let told = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            assert_eq!((program.seen().used, program.seen().over), (None, None), "{why:?}");
+            assert_eq!(told.matches("`watch` does nothing").count(), 1, "{told}");
+            assert!(told.contains(words), "{told}");
+            program.forget_used();
+        }
     }
 
     #[test]

@@ -446,7 +446,7 @@ impl Keeper {
             Deed::Said(Word::Hung { instance }) => self.instance_hung(instance),
             Deed::Said(Word::Drained { instance }) => self.instance_drained(id, instance),
             Deed::Said(Word::Served { instance, count }) => self.instance_served(id, instance, count),
-            Deed::Said(Word::Watch { pid }) => self.watch(id, pid),
+            Deed::Said(Word::Watch { pid, started }) => self.watch(id, pid, started),
             // Whoever waits for the others has seen them, and nobody else has a use for them.
             Deed::Said(_) => {}
             Deed::Mumbled(mumbled) => {

@@ -5,6 +5,7 @@ use std::{
     fs,
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
 /// A process as `/proc` shows it.
@@ -17,6 +18,8 @@ pub(super) struct Process {
     memory: u64,
     /// Of processor time, with that of children it has waited for.
     ticks: u64,
+    /// When it was begun, in ticks since the machine was.
+    begun: u64,
 }
 
 /// What some processes use together, look after look.
@@ -76,6 +79,14 @@ pub(super) fn of_tree(processes: &[Process], root: i32) -> Option<(u64, u64)> {
     Some(members.fold((0, 0), |(memory, ticks), process| (memory + process.memory, ticks + process.ticks)))
 }
 
+/// When `pid` was begun, in seconds since 1970; `None` where it is not seen.
+pub(super) fn begun(processes: &[Process], pid: i32) -> Option<i64> {
+    let process = processes.iter().find(|process| process.pid == pid)?;
+    let seconds = |clock| clock_gettime(clock).tv_sec;
+    let machine = seconds(ClockId::Realtime) - seconds(ClockId::Boottime);
+    Some(machine + i64::try_from(process.begun / rustix::param::clock_ticks_per_second()).ok()?)
+}
+
 /// The process `pid`, of one line of `/proc/PID/stat`.
 fn read(pid: i32, stat: &str) -> Option<Process> {
     // A name may have any character in it.
@@ -87,6 +98,7 @@ fn read(pid: i32, stat: &str) -> Option<Process> {
         session: fields.get(6 - 3)?.parse().ok()?,
         memory: number(24)? * rustix::param::page_size() as u64,
         ticks: number(14)? + number(15)? + number(16)? + number(17)?,
+        begun: number(22)?,
     })
 }
 
@@ -99,13 +111,26 @@ mod tests {
         let line = "7 (a) b) S 1 5 6 0 -1 4194560 1 2 3 4 100 20 3 4 20 0 1 0 50 1000 3 18446744073709551615 0";
 
         let memory = 3 * rustix::param::page_size() as u64;
-        assert_eq!(read(7, line), Some(Process { pid: 7, parent: 1, session: 6, memory, ticks: 127 }));
+        assert_eq!(read(7, line), Some(Process { pid: 7, parent: 1, session: 6, memory, ticks: 127, begun: 50 }));
         assert_eq!(read(7, "7 (a"), None);
     }
 
     #[test]
+    fn when_a_process_was_begun_is_known_by_the_clock_of_everybody() {
+        let child = std::process::Command::new("sleep").arg("60").spawn();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let mut child = child.unwrap();
+
+        let begun = begun(&processes(), i32::try_from(child.id()).unwrap());
+
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(begun.is_some_and(|begun| begun.abs_diff(i64::try_from(now).unwrap()) <= 2), "{begun:?} and not {now}");
+    }
+
+    #[test]
     fn a_tree_is_a_process_and_all_that_it_began() {
-        let process = |pid, parent| Process { pid, parent, session: 1, memory: 10, ticks: 1 };
+        let process = |pid, parent| Process { pid, parent, session: 1, memory: 10, ticks: 1, begun: 0 };
         let all = [process(1, 0), process(5, 1), process(7, 6), process(6, 5), process(8, 1)];
 
         assert_eq!(of_tree(&all, 5), Some((30, 3)));

@@ -10,7 +10,7 @@ use super::{
     Keeper, WorkerId,
     usage::{self, Meter},
 };
-use crate::backends::Used;
+use crate::backends::{Unmeasured, Used};
 
 /// The processes.
 #[derive(Default)]
@@ -20,6 +20,8 @@ pub(super) struct Watched {
 }
 
 struct Process {
+    /// When it was begun, as whoever asked last knows it, in seconds since 1970; 0: it is not said.
+    started: u64,
     meter: Meter,
     /// When a worker has last asked.
     asked: Instant,
@@ -27,29 +29,33 @@ struct Process {
     found: Option<Found>,
 }
 
-/// `None`: it is not there, or hidden from us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Found(Option<Used>);
+struct Found(Result<Used, Unmeasured>);
 
 impl Keeper {
     /// A worker wants to know what a process uses. It is told what there is since it was told last: however often it asks,
     /// we look, and answer, once in a while.
-    pub(super) fn watch(&mut self, worker: WorkerId, pid: u32) {
-        let found = self.watched.ask(pid, Instant::now());
-        if let (Some(Found(used)), Some(worker)) = (found, self.worker(worker)) {
-            worker.tell(ToWorker::Used { pid, used });
+    pub(super) fn watch(&mut self, worker: WorkerId, pid: u32, started: u64) {
+        let found = self.watched.ask(pid, started, Instant::now());
+        if let (Some(Found(found)), Some(worker)) = (found, self.worker(worker)) {
+            worker.tell(match found {
+                Ok(used) => ToWorker::Used { pid, used: Some(used) },
+                Err(Unmeasured::Hidden) => ToWorker::Used { pid, used: None },
+                Err(Unmeasured::Another) => ToWorker::Another { pid },
+            });
         }
     }
 }
 
 impl Watched {
-    fn ask(&mut self, pid: u32, now: Instant) -> Option<Found> {
+    fn ask(&mut self, pid: u32, started: u64, now: Instant) -> Option<Found> {
         self.processes.retain(|_, process| now.duration_since(process.asked) < FORGOTTEN);
         if self.processes.len() >= MOST && !self.processes.contains_key(&pid) {
             return None;
         }
-        let new = || Process { meter: Meter::default(), asked: now, found: None };
-        self.processes.entry(pid).or_insert_with(new).asked = now;
+        let new = || Process { started, meter: Meter::default(), asked: now, found: None };
+        let process = self.processes.entry(pid).or_insert_with(new);
+        (process.started, process.asked) = (started, now);
         if self.next_look.is_none_or(|at| at <= now) {
             self.next_look = Some(now + BETWEEN_LOOKS);
             self.look(now);
@@ -60,15 +66,21 @@ impl Watched {
     fn look(&mut self, now: Instant) {
         let all = usage::processes();
         for (pid, process) in &mut self.processes {
-            let Some((memory, ticks)) = i32::try_from(*pid).ok().and_then(|pid| usage::of_tree(&all, pid)) else {
-                (process.meter, process.found) = (Meter::default(), Some(Found(None)));
+            let pid = i32::try_from(*pid).unwrap_or(0);
+            let (Some((memory, ticks)), Some(begun)) = (usage::of_tree(&all, pid), usage::begun(&all, pid)) else {
+                (process.meter, process.found) = (Meter::default(), Some(Found(Err(Unmeasured::Hidden))));
                 continue;
             };
+            // A supervisord in another namespace of processes has other numbers for them than we.
+            if process.started != 0 && begun.saturating_sub_unsigned(process.started).unsigned_abs() > TOLERANCE {
+                (process.meter, process.found) = (Meter::default(), Some(Found(Err(Unmeasured::Another))));
+                continue;
+            }
             // What share of a processor it has is known with the second look.
             let is_known = process.meter.looked.is_some();
             process.meter.note(memory, ticks, now);
             let Meter { memory, cpu, .. } = process.meter;
-            process.found = is_known.then_some(Found(Some(Used { memory, cpu })));
+            process.found = is_known.then_some(Found(Ok(Used { memory, cpu })));
         }
     }
 }
@@ -78,6 +90,8 @@ const MOST: usize = 64;
 const FORGOTTEN: Duration = Duration::from_secs(60);
 /// Between two looks: less than workers take.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(4);
+/// Seconds by which two may differ in when one process was begun.
+const TOLERANCE: u64 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -86,18 +100,31 @@ mod tests {
     #[test]
     fn whoever_asks_is_told_once_a_look_and_no_more_are_watched_than_there_is_room_for() {
         let (mut watched, now, us) = (Watched::default(), Instant::now(), std::process::id());
-        assert_eq!(watched.ask(us, now), None, "the first look");
-        assert_eq!(watched.ask(us, now), None);
-        let used = watched.ask(us, now + BETWEEN_LOOKS).and_then(|Found(used)| used);
+        assert_eq!(watched.ask(us, 0, now), None, "the first look");
+        assert_eq!(watched.ask(us, 0, now), None);
+        let used = watched.ask(us, 0, now + BETWEEN_LOOKS).and_then(|Found(used)| used.ok());
         assert!(used.is_some_and(|used| used.memory > 0), "{used:?}");
-        assert_eq!(watched.ask(us, now + BETWEEN_LOOKS), None, "it is told already");
+        assert_eq!(watched.ask(us, 0, now + BETWEEN_LOOKS), None, "it is told already");
 
         for pid in 0..1000 {
-            watched.ask(u32::MAX - pid, now + BETWEEN_LOOKS);
+            watched.ask(u32::MAX - pid, 0, now + BETWEEN_LOOKS);
         }
         assert_eq!(watched.processes.len(), MOST);
-        assert_eq!(watched.ask(u32::MAX, now + 2 * BETWEEN_LOOKS), Some(Found(None)), "there is none");
-        watched.ask(us, now + 3 * FORGOTTEN);
+        assert_eq!(watched.ask(u32::MAX, 0, now + 2 * BETWEEN_LOOKS), Some(Found(Err(Unmeasured::Hidden))), "there is none");
+        watched.ask(us, 0, now + 3 * FORGOTTEN);
         assert_eq!(watched.processes.len(), 1);
+    }
+
+    #[test]
+    fn a_process_that_has_the_number_of_another_one_is_not_measured() {
+        let (mut watched, now, us) = (Watched::default(), Instant::now(), std::process::id());
+        let begun = usage::begun(&usage::processes(), i32::try_from(us).unwrap()).unwrap().unsigned_abs();
+        let mut found = Vec::new();
+        for (look, started) in (0..).zip([begun, begun + 1, begun - 1, begun + 60, begun - 60, begun, begun]) {
+            found.push(watched.ask(us, started, now + look * BETWEEN_LOOKS).map(|Found(found)| found.map(drop)));
+        }
+
+        let (well, another) = (Some(Ok(())), Some(Err(Unmeasured::Another)));
+        assert_eq!(found, [None, well, well, another, another, None, well]);
     }
 }
