@@ -128,6 +128,7 @@
 //! | what uWSGI says of its workers, and how long it may take | 1 MiB, 2 s | fixed |
 //! | an answer of supervisord, and how long it may take | 1 MiB, 5 s (180 s for a restart) | fixed |
 //! | restarts of programs that hang: at once, of one program in an hour | 1, 3 | fixed, `supervisor.restart` |
+//! | instances of a program of `backends` that are replaced because they hang, restarts of one by order, in an hour | 6 for each of `instances`, 60 | fixed |
 //! | processes of programs that are watched; looks at them | 64; one in 4 s | fixed |
 //! | a look at whether an application is ready | 64 KiB, 5 s | fixed |
 //! | endpoints that one name leads to, and how long name servers are waited for | 64, 10 s; 2 s before a configuration is put in force | fixed |

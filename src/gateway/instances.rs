@@ -103,7 +103,8 @@ struct Known {
     looked: Option<Instant>,
     /// Looks at its page in a row that were not answered.
     unanswered: u32,
-    is_told_hung: bool,
+    /// When it was last told that it hangs.
+    told_hung: Option<Instant>,
     /// Since when nothing is inside.
     empty: Option<Instant>,
     served: u32,
@@ -153,8 +154,9 @@ impl Watch {
                     known.empty = None;
                     let missed = known.endpoints.iter().map(|endpoint| endpoint.silences()).max().unwrap_or(0);
                     if instance.hung.is_some_and(|most| missed >= most || known.unanswered >= most)
-                        && !std::mem::replace(&mut known.is_told_hung, true)
+                        && known.told_hung.is_none_or(|last| last.elapsed() >= AGAIN)
                     {
+                        known.told_hung = Some(Instant::now());
                         tell(instance.id, InstanceNews::Hung);
                     }
                 }
@@ -205,6 +207,8 @@ async fn look(runtime: Arc<Runtime>, instance: Instance) -> (u32, Finding) {
 const TICK: Duration = Duration::from_millis(200);
 /// Between two looks at the page of one that serves.
 const LATER: Duration = Duration::from_secs(5);
+/// Until the keeper, which may not have had another one take its place, is told again of one that hangs.
+const AGAIN: Duration = Duration::from_secs(60);
 /// For a connection to one that starts.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long nothing has to be inside one that drains.

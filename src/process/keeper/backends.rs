@@ -9,7 +9,7 @@
 //! Restarts, rolls, a plan with other instances and the end of a backend all come out of that.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     env,
     ffi::OsString,
     fmt, fs, io,
@@ -88,6 +88,28 @@ struct Program {
     asked: Vec<(WorkerId, u32, Instant)>,
     /// Why one that was to take another one's place does not.
     refused: Option<String>,
+    /// Instances that were replaced because a worker said that they hang.
+    hung: Budget,
+    /// It is told that there were too many of them.
+    left_alone: bool,
+    /// Orders that a worker brought.
+    ordered: Budget,
+}
+
+/// What is done for a word of a worker's, which may have been taken over: so often in [`BUDGETED`], and no more.
+#[derive(Default)]
+struct Budget(VecDeque<Instant>);
+
+impl Budget {
+    /// Whether it may be done once more, of `most`; then it is counted.
+    fn take(&mut self, most: usize, now: Instant) -> bool {
+        self.0.retain(|at| now.duration_since(*at) < BUDGETED);
+        let may = self.0.len() < most;
+        if may {
+            self.0.push_back(now);
+        }
+        may
+    }
 }
 
 struct Instance {
@@ -793,6 +815,14 @@ impl Keeper {
         if instance.state != State::Serving || instance.outdated == Some(Reason::Hung) {
             return;
         }
+        let most = HUNG * instance.plan.instances;
+        if !program.hung.take(most, Instant::now()) {
+            if !std::mem::replace(&mut program.left_alone, true) {
+                tracing::error!(backend = %name, instance = id, address = %instance.address, "an instance hangs again, after {most} that were replaced for that within {BUDGETED:?}: it is left alone until they are longer ago");
+            }
+            return;
+        }
+        program.left_alone = false;
         tracing::error!(backend = %name, instance = id, address = %instance.address, "an instance hangs; another one takes its place");
         instance.outdated = Some(Reason::Hung);
         program.restarts += 1;
@@ -841,6 +871,10 @@ impl Keeper {
         let program = self.backends.programs.entry(name.clone()).or_default();
         if program.asked.len() >= ASKED {
             return self.answer(worker, id, Err("it is being restarted already".to_owned()));
+        }
+        if !program.ordered.take(ORDERS, Instant::now()) {
+            let why = format!("{name}: it was restarted {ORDERS} times within {BUDGETED:?}; the next order is taken later");
+            return self.answer(worker, id, Err(why));
         }
         tracing::info!(backend = %name, "all instances are replaced, as was asked for");
         program.refused = None;
@@ -1130,6 +1164,11 @@ const FOLDER: &str = "vestibule-backends-";
 const DEEDS: usize = 64;
 /// Operators that wait for the same restart.
 const ASKED: usize = 16;
+/// What is counted of them, and of instances that are said to hang, within this time.
+const BUDGETED: Duration = Duration::from_secs(60 * 60);
+const ORDERS: usize = 60;
+/// For each instance that there is to be.
+const HUNG: usize = 6;
 /// How long they wait; whoever asks for them waits a little longer.
 const ANSWERED: Duration = Duration::from_secs(100);
 /// Of what is logged of an instance: bytes of a line, lines and bytes in a second.
@@ -1169,6 +1208,28 @@ mod tests {
 
         program.failed("app", 3, at(3), "why", at(4));
         assert_eq!(program.quick_ends, 2);
+    }
+
+    #[test]
+    fn what_a_worker_has_done_is_done_so_often_in_an_hour_and_again_later() {
+        let first = Instant::now();
+        let mut budget = Budget::default();
+        let mut take = |seconds| budget.take(3, first + Duration::from_secs(seconds));
+
+        assert_eq!([0, 10, 20, 30, 3599].map(&mut take), [true, true, true, false, false]);
+        assert_eq!([3600, 3605, 3610, 3611].map(&mut take), [true, false, true, false]);
+    }
+
+    #[test]
+    fn an_instance_stays_for_its_sessions_a_day_however_often_it_is_asked() {
+        let begun = Instant::now();
+        let idle = Duration::from_secs(30 * 60);
+        for (asked, until) in [(0, 1800), (3600, 5400), (86_000, 86_400), (86_400, 86_400)] {
+            let asked = begun + Duration::from_secs(asked);
+            let lingers = Lingers { since: SystemTime::now(), begun, asked };
+
+            assert_eq!(lingers.until(idle).duration_since(begun), Duration::from_secs(until));
+        }
     }
 
     #[test]
