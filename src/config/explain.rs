@@ -270,7 +270,9 @@ fn shares(upstream: &UpstreamPlan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Balance::Least => "to the one with the fewest requests inside",
         Balance::RoundRobin => "to one after the other",
         Balance::Hash => "to the one that the client's address decides on",
-        Balance::BoundedHash => "to the one that the client's address decides on, or the next, where that has 1.25 of its share",
+        Balance::BoundedHash => {
+            "to the one that the client's address decides on, or the next, where that has 1.25 of its share"
+        }
     };
     write!(f, "    each request goes {goes}")?;
     if !upstream.slow_start.is_zero() {

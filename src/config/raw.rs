@@ -20,8 +20,8 @@ use super::{
     units::{Count, Percent, Size, Timeout, Wait},
     words::{
         AccelPrefix, AutoPort, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath,
-        Https, MailAddress, PagePath, PageTarget, ReadyPage, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace,
-        StorePlace, TlsVersion, UserName, Workers,
+        Https, MailAddress, PagePath, PageTarget, ProxyRequired, ReadyPage, ServedFolder, ServiceUrl, SiteOrigin,
+        StoragePlace, StorePlace, TlsVersion, UserName, Workers,
     },
 };
 

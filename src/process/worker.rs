@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     admin::{Order, Outcome, tag},
+    backends::Unmeasured,
     config::Plan,
     drain::Cut,
     gateway::{Gateway, InstanceNews, News, StartError},

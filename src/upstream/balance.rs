@@ -125,6 +125,8 @@ impl Tier {
             _ if endpoint.is_leaving() => Self::Leaving,
             (usable, _) if !usable && endpoint.unreachable_for().is_some() => Self::Unreachable,
             _ if avoid == Some(endpoint.id) => Self::Avoided,
+            // Who has waited for nothing once is not sent where others have just done so, too.
+            _ if avoid.is_some() && endpoint.health.is_silent(1) => Self::Doubtful,
             (true, false) => Self::Usable,
             (true, true) => Self::Backup,
             (false, _) => Self::Doubtful,
@@ -213,8 +215,8 @@ mod tests {
 
     use super::{super::endpoint::UNREACHABLE, *};
     use crate::{
-        config::{EndpointAddress, EndpointPlan},
-        upstream::{Member, now_micros, successors},
+        config::{EjectPlan, EndpointAddress, EndpointPlan},
+        upstream::{Failure, Member, now_micros, successors},
     };
 
     fn endpoints(members: &[(&str, u16, bool)]) -> Vec<Arc<Endpoint>> {
@@ -344,6 +346,20 @@ mod tests {
         let again = Affinity { avoid: Some(endpoints[0].id), ..Affinity::default() };
 
         assert_eq!(&*balancer(Balance::Least).pick(&endpoints, &again).unwrap().label, "b:1");
+    }
+
+    #[test]
+    fn who_has_failed_once_does_not_go_where_others_have_had_no_answer_either() {
+        let endpoints = endpoints(&[("a", 1, false), ("b", 1, false), ("c", 1, false)]);
+        let eject = EjectPlan { failures: 5, time: Duration::from_secs(10), most: 50 };
+        endpoints[1].health.failed(Failure::silent(Duration::from_secs(1), Duration::ZERO), &eject);
+        endpoints[2].in_flight.store(9, Ordering::Relaxed);
+        let again = Affinity { avoid: Some(endpoints[0].id), ..Affinity::default() };
+        for balance in [Balance::Least, Balance::RoundRobin, Balance::Hash] {
+            let balancer = balancer(balance);
+            assert_eq!(&*balancer.pick(&endpoints, &again).unwrap().label, "c:1", "{balance:?}");
+        }
+        assert_eq!(&*balancer(Balance::Least).pick(&endpoints, &Affinity::default()).unwrap().label, "a:1");
     }
 
     #[test]

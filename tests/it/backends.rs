@@ -314,13 +314,17 @@ fn an_instance_that_is_killed_under_load_costs_no_idempotent_request() {
 
 #[test]
 fn a_restart_under_load_loses_nothing() {
-    for (name, command, protocol) in [("gunicorn", GUNICORN, "http"), ("uwsgi", UWSGI, "uwsgi")] {
+    for (name, command, keys, protocol) in [
+        ("gunicorn", GUNICORN, "", "http"),
+        ("gunicorn", GUNICORN_ON_A_PORT, ", port: auto", "http"),
+        ("uwsgi", UWSGI, "", "uwsgi"),
+    ] {
         if program(name).is_none() {
             return;
         }
         let place = folder();
         fs::write(place.path().join("application.py"), APPLICATION).unwrap();
-        let text = configuration(command, "instances: 2", &format!("protocol: {protocol}"));
+        let text = configuration(command, &format!("instances: 2{keys}"), &format!("protocol: {protocol}"));
         let served = Served::start_in(place, &text, |_| {});
         let before = serving(&served, 2);
         let load = Load::on(served.address(0), &["GET", "POST", "POST"]);

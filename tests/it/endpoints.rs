@@ -26,7 +26,9 @@ use hickory_resolver::proto::{
     },
 };
 
-use crate::support::{Backend, Peer, TestGateway, Warnings, connect, header, program, read_response, status, wait_for};
+use crate::support::{
+    Backend, Peer, TestGateway, Warnings, clients, connect, header, program, read_response, status, wait_for,
+};
 
 /// A backend that answers with its name and closes: one that has gone keeps no connection.
 fn named(name: &str, address: &str) -> Backend {
@@ -107,6 +109,54 @@ fn a_refused_connection_is_followed_by_the_next_endpoint_at_once() {
     let gateway = TestGateway::start(&before(&endpoints, "hold: 0", ""));
 
     assert_eq!(answers(&gateway, 10)["one"], 10);
+}
+
+#[test]
+fn over_https_a_browser_keeps_its_endpoint_at_another_front_door_that_has_the_key() {
+    let Some(curl) = program("curl") else { return };
+    let (one, two) = (any("one"), any("two"));
+    let endpoints = format!("'{}', '{}'", one.address, two.address);
+    let configuration = before(&endpoints, "balance: round_robin", "stick: cookie")
+        .replace("'127.0.0.1:0' }", "'127.0.0.1:0', tls: true }")
+        + &clients::tls(&["site"]);
+    let start = |key: Option<&Path>| {
+        let folder = tempfile::tempdir().unwrap();
+        clients::certificate(folder.path(), "site", &["localhost"]);
+        if let Some(key) = key {
+            fs::create_dir_all(folder.path().join("storage/stick")).unwrap();
+            fs::set_permissions(folder.path().join("storage"), fs::Permissions::from_mode(0o700)).unwrap();
+            fs::copy(key, folder.path().join("storage/stick/key")).unwrap();
+        }
+        TestGateway::start_in(folder, &configuration)
+    };
+    let gateway = start(None);
+    let elsewhere = start(Some(&gateway.folder.path().join("storage/stick/key")));
+    let jar = gateway.folder.path().join("jar");
+    let ask = |gateway: &TestGateway| {
+        let (own, port) = (gateway.folder.path().join("site.crt"), gateway.address(0).port());
+        let asked = Command::new(&curl)
+            .args(["--silent", "--show-error", "--noproxy", "*", "--include", "--http1.1", "--cacert"])
+            .arg(own)
+            .args(["--connect-to", &format!("localhost:{port}:127.0.0.1:{port}"), "--cookie-jar"])
+            .arg(&jar)
+            .arg("--cookie")
+            .arg(&jar)
+            .arg(format!("https://localhost:{port}/"))
+            .output()
+            .unwrap();
+        assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+        String::from_utf8(asked.stdout).unwrap()
+    };
+
+    let first = ask(&gateway);
+
+    let cookie = header(&first, "set-cookie").unwrap_or_else(|| panic!("no cookie: {first}"));
+    assert!(cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax; Secure"), "{cookie}");
+    for front_door in [&gateway, &elsewhere, &gateway, &elsewhere] {
+        let next = ask(front_door);
+        assert_eq!(crate::support::body(&next), crate::support::body(&first), "{next}");
+        assert_eq!(header(&next, "set-cookie"), None, "it has one that is good: {next}");
+    }
 }
 
 #[test]

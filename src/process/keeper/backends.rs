@@ -873,7 +873,8 @@ impl Keeper {
             return self.answer(worker, id, Err("it is being restarted already".to_owned()));
         }
         if !program.ordered.take(ORDERS, Instant::now()) {
-            let why = format!("{name}: it was restarted {ORDERS} times within {BUDGETED:?}; the next order is taken later");
+            let why =
+                format!("{name}: it was restarted {ORDERS} times within {BUDGETED:?}; the next order is taken later");
             return self.answer(worker, id, Err(why));
         }
         tracing::info!(backend = %name, "all instances are replaced, as was asked for");

@@ -110,7 +110,11 @@ mod tests {
             watched.ask(u32::MAX - pid, 0, now + BETWEEN_LOOKS);
         }
         assert_eq!(watched.processes.len(), MOST);
-        assert_eq!(watched.ask(u32::MAX, 0, now + 2 * BETWEEN_LOOKS), Some(Found(Err(Unmeasured::Hidden))), "there is none");
+        assert_eq!(
+            watched.ask(u32::MAX, 0, now + 2 * BETWEEN_LOOKS),
+            Some(Found(Err(Unmeasured::Hidden))),
+            "there is none"
+        );
         watched.ask(us, 0, now + 3 * FORGOTTEN);
         assert_eq!(watched.processes.len(), 1);
     }
