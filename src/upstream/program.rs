@@ -45,6 +45,8 @@ pub struct Sight {
     beyond: [Option<Instant>; 2],
     /// Looks in a row that have not found its process.
     unseen: u32,
+    /// When the process that was seen last was started, on supervisord's clock: also while that cannot be asked.
+    started: Option<i64>,
 }
 
 impl Program {
@@ -65,7 +67,7 @@ impl Program {
         match found {
             Ok(info) => {
                 let before = sight.info.as_ref();
-                another = before.is_none_or(|before| before.started != info.started);
+                another = sight.started != Some(info.started);
                 // To the second only: what is known is not moved to and fro.
                 if another || before.is_none_or(|before| before.state != info.state) {
                     let begun = info.since.and_then(|since| Instant::now().checked_sub(since));
@@ -74,7 +76,7 @@ impl Program {
                 if another {
                     sight.forget_used();
                 }
-                sight.info = Some(info.clone());
+                (sight.info, sight.started) = (Some(info.clone()), Some(info.started));
                 sight.unasked = None;
             }
             Err(why) => {
@@ -311,6 +313,17 @@ mod tests {
             assert!(told.contains(words), "{told}");
             program.forget_used();
         }
+    }
+
+    #[test]
+    fn it_is_the_same_process_after_supervisord_could_not_be_asked_for_a_while() {
+        let program = program();
+        assert!(program.found(Ok(&seen(ProgramState::Running, 10))), "nothing is known of one before");
+        assert!(!program.found(Err("no answer in time".to_owned())));
+
+        assert!(!program.found(Ok(&seen(ProgramState::Running, 20))));
+        program.found(Err("no answer in time".to_owned()));
+        assert!(program.found(Ok(&ProgramInfo { started: 2, ..seen(ProgramState::Running, 0) })));
     }
 
     #[test]
