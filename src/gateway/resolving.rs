@@ -86,10 +86,7 @@ fn places(runtime: &Runtime) -> BTreeSet<EndpointPlace> {
 
 /// Whether an endpoint that was found at `place` cannot be connected to.
 fn is_lost(runtime: &Runtime, place: &EndpointPlace) -> bool {
-    let upstreams = runtime.upstreams.values().filter(|upstream| upstream.has(place));
-    upstreams
-        .flat_map(|upstream| upstream.endpoints().to_vec())
-        .any(|endpoint| endpoint.name.is_some() && endpoint.unreachable_for().is_some())
+    runtime.upstreams.values().any(|upstream| upstream.has_lost(place))
 }
 
 /// Looks once where `place` is; answers it, and how long that holds.

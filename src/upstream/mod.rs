@@ -193,6 +193,18 @@ impl Upstream {
         self.plan.endpoints.iter().any(|endpoint| endpoint.address == *place)
     }
 
+    /// Whether an endpoint that was found at `place` cannot be connected to.
+    pub fn has_lost(&self, place: &EndpointPlace) -> bool {
+        let endpoints = self.endpoints.load();
+        let mut lost = endpoints.iter().filter(|endpoint| endpoint.unreachable_for().is_some()).peekable();
+        if lost.peek().is_none() {
+            return false;
+        }
+        let answers = self.answers();
+        let found = answers.get(place).map(|answer| &answer.members[..]).unwrap_or_default();
+        lost.any(|endpoint| found.iter().any(|member| member.address == endpoint.address))
+    }
+
     /// Who was found at `place` last.
     pub fn known(&self, place: &EndpointPlace) -> Option<Vec<Member>> {
         self.answers().get(place).map(|answer| answer.members.clone())
@@ -732,6 +744,23 @@ mod tests {
         assert_eq!(upstream.endpoints()[1].id, stays.id);
         upstream.set_endpoints([]);
         assert!(upstream.select(&Affinity::default()).is_none());
+    }
+
+    #[test]
+    fn a_name_is_lost_with_its_own_endpoints_and_with_no_others() {
+        let upstream = upstream(&["one.test", "other.test"]);
+        let [one, other] = ["one.test", "other.test"].map(|host| EndpointPlace::At(address(host)));
+        upstream.resolved(&one, Ok(vec![address("127.0.0.1").into()]));
+        upstream.resolved(&other, Ok(vec![address("127.0.0.2").into()]));
+        assert!(!upstream.has_lost(&one) && !upstream.has_lost(&other));
+
+        upstream.endpoints()[0].refused(UNREACHABLE);
+
+        assert!(upstream.has_lost(&one));
+        assert!(
+            !upstream.has_lost(&other),
+            "it would be asked for every two seconds, for as long as the other is down"
+        );
     }
 
     #[test]
