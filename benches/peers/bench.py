@@ -5,7 +5,7 @@ usage: bench.py run [--peers peers.yaml] [--only S1,S2,..] [--peer a,b] [--round
        bench.py report [--out ...]        (medians -> summary.json and tables on stdout)
 Everything it makes (configurations, files, certificates, results) goes to target/bench, or BENCH_WORK.
 Scenarios: S0 S1 S2 S3 S4 S5 S6 S7 S8 S8idle S9 S10 S10reload S11 S12"""
-import argparse, contextlib, fcntl, json, os, re, shutil, signal, statistics, subprocess, sys, time
+import argparse, contextlib, fcntl, json, os, re, select, shutil, signal, statistics, subprocess, sys, time
 import yaml
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -303,9 +303,9 @@ def run(a):
             LOCK.free()
             for p in ps: p.stop()
         if 'S8idle' in only:
-            for tls in (0, 1):
+            for kind, tls in IDLE:
                 for r in range(a.idle_rounds):
-                    for p in [p for p in ps if 'idle' in p.features]: idle_run(p, tls, r, a.idle)
+                    for p in [p for p in ps if 'idle' in p.features and not p.alias]: idle_run(p, kind, tls, r, a.idle)
         if 'S10' in only: s10(ps, a)
         if 'S10reload' in only: s10reload(ps, a)
         if 'S9' in only: s9(a)
@@ -322,21 +322,26 @@ def ws_run(addr, dur, tls=0, conns=200, root=None):
     if e.strip(): r['stderr'] = e[:200]
     return (r, m) if root else r
 
-def idle_run(p, tls, r, n):
-    LOCK.breathe()
+# What idles: a websocket, a connection after one request; over TLS or plain (h2 is spoken over TLS alone)
+IDLE = (('ws', 0), ('ws', 1), ('h1', 0), ('h1', 1), ('h2', 1))
+def idle_name(kind, tls): return 'S8idle' + {'ws': '', 'h1': '-h1', 'h2': '-h2'}[kind] + ('-tls' if tls else '')
+def idle_run(p, kind, tls, r, n):
+    """memory of n connections that have had one exchange each and are idle, from the growth of the gateway's processes"""
+    LOCK.breathe(); scn = idle_name(kind, tls); q = None
     try:
-        p.start(extra=p.d.get('idle_vars')); wrk(f'http://127.0.0.1:{p.http}/', 1, 16); time.sleep(0.5)
+        p.start(extra=p.d.get('idle_vars') if kind == 'ws' else None); wrk(f'http://127.0.0.1:{p.http}/', 1, 16); time.sleep(0.5)
         rss0, pss0 = mem_kib(p.pid)
-        q = subprocess.Popen(['taskset', '-c', LCPU, TOOL, 'wsidle', '--addr', f'127.0.0.1:{p.https if tls else p.http}', '--path', '/ws', '--conns', str(n), '--tls', str(tls)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        import select
-        if not select.select([q.stdout], [], [], 45)[0]: q.kill(); raise TimeoutError(f'{n} connections not open after 45 s (peer or fd limit?)')
+        q = subprocess.Popen(['taskset', '-c', LCPU, TOOL, 'idle', '--kind', kind, '--addr', f'127.0.0.1:{p.https if tls else p.http}', '--conns', str(n), '--tls', str(tls)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if not select.select([q.stdout], [], [], 45)[0]: raise TimeoutError(f'{n} connections not open after 45 s (peer or fd limit?)')
         ready = json.loads(q.stdout.readline()); time.sleep(1.0)
         rss1, pss1 = mem_kib(p.pid); nproc = len(tree(p.pid)); o, e = q.communicate('\n', timeout=60); alive = json.loads(o.strip().splitlines()[-1]).get('alive')
         k = max(1, ready['ready'])
-        rec('S8idle-tls' if tls else 'S8idle', p.name, r, {'conns': ready['ready'], 'alive': alive, 'open_errors': ready['errors'], 'open_s': ready['elapsed'], 'rss0_kib': rss0, 'rss1_kib': rss1, 'pss0_kib': pss0, 'pss1_kib': pss1, 'procs': nproc, 'kib_conn': round((rss1 - rss0) / k, 2), 'kib_conn_pss': round((pss1 - pss0) / k, 2), 'stderr': e[:200] or None})
-        log('   ', p.name, 'tls' if tls else '', f'{(rss1-rss0)/k:.1f} KiB/conn (rss) {(pss1-pss0)/k:.1f} (pss) n={ready["ready"]} alive={alive}')
-    except Exception as e: rec('S8idle-tls' if tls else 'S8idle', p.name, r, {'error': repr(e)[:300]})
-    finally: p.stop()
+        rec(scn, p.name, r, {'conns': ready['ready'], 'alive': alive, 'open_errors': ready['errors'], 'open_s': ready['elapsed'], 'rss0_kib': rss0, 'rss1_kib': rss1, 'pss0_kib': pss0, 'pss1_kib': pss1, 'procs': nproc, 'kib_conn': round((rss1 - rss0) / k, 2), 'kib_conn_pss': round((pss1 - pss0) / k, 2), 'stderr': e[:200] or None})
+        log('   ', p.name, scn, f'{(rss1-rss0)/k:.1f} KiB/conn (rss) {(pss1-pss0)/k:.1f} (pss) n={ready["ready"]} alive={alive}')
+    except Exception as e: rec(scn, p.name, r, {'error': repr(e)[:300]})
+    finally:
+        if q and q.poll() is None: q.kill()
+        p.stop()
 
 def s10(ps, a):
     for r in range(5):
