@@ -275,7 +275,9 @@ def interleave(scn, ps, feat, fn, rounds, among=None):
         for p in sel[k:] + sel[:k]:
             LOCK.breathe()
             try:
-                if not p.alias: p.empty_logs()
+                if not p.alias:
+                    if p.proc.poll() is not None: log('!!', p.name, 'has ended, with', p.proc.returncode); p.start(extra=p.d.get('ws_vars') if feat == 'ws' else None)
+                    p.empty_logs()
                 with Measure(pid_of(p, ps)) as m: res = fn(p)
                 if isinstance(res, tuple): res, m = res      # fn measured a narrower window itself
                 rec(scn, p.name, r, res, m)
@@ -289,8 +291,10 @@ def run(a):
     if unknown := [k for k in only if k not in SCENARIOS]: sys.exit(f'no such scenario: {", ".join(unknown)}; there are {", ".join(SCENARIOS)}')
     among = {k: a.peer.split(',') if a.peer else SCENARIOS[k].split() for k in only}
     want = {n for k in only for n in among[k]}
-    every = load_peers(a.peers); want |= {p.alias for p in every if p.name in want and p.alias}; ps = [p for p in every if p.name in want]
-    if missing := [p.name for p in ps if not p.alias and not installed(p)]: log('left out, not installed:', *missing); ps = [p for p in ps if (p.alias or p.name) not in missing]
+    every = load_peers(a.peers); known = [p.name for p in every + load_peers(HERE + '/peers-wsgi.yaml')]
+    if a.peer and (unknown := [n for n in a.peer.split(',') if n not in known and not any(k.startswith(n + '-') for k in known)]): sys.exit(f'no such peer: {", ".join(unknown)}; there are {", ".join(known)}')
+    want |= {p.alias for p in every if p.name in want and p.alias}; ps = [p for p in every if p.name in want]
+    if missing := [p.name for p in ps if not p.alias and not installed(p)]: [rec('left out', n, 0, {'error': 'not installed'}) for n in missing]; ps = [p for p in ps if (p.alias or p.name) not in missing]
     rec('meta', 'meta', 0, {**machine(ps), 'only': only, 'rounds': R, 'dur': D, 'default_peers': not a.peer})
     A = lambda p, tls=False: f'127.0.0.1:{port(p, ps, tls)}'
     sel = lambda k, feat: [p for p in ps if p.name in among[k] and feat in p.features]
@@ -372,8 +376,12 @@ def machine(ps):
 def ws_run(addr, dur, tls=0, conns=200, root=None):
     """opens connections, then counts; with root, returns (result, Measure over the message phase only)"""
     q = subprocess.Popen(['taskset', '-c', LCPU, TOOL, 'ws', '--addr', addr, '--path', '/ws', '--secs', str(dur), '--conns', str(conns), '--tls', str(tls)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    ready = json.loads(q.stdout.readline())
-    with Measure(root or os.getpid()) as m: o, e = q.communicate('\n', timeout=dur + 30)
+    try:
+        if not select.select([q.stdout], [], [], 30)[0]: raise TimeoutError(f'{conns} websockets not open after 30 s')
+        ready = json.loads(q.stdout.readline())
+        with Measure(root or os.getpid()) as m: o, e = q.communicate('\n', timeout=dur + 30)
+    finally:
+        if q.poll() is None: q.kill()
     r = json.loads(o.strip().splitlines()[-1]); r['conns'] = ready['ready']
     if e.strip(): r['stderr'] = e[:200]
     return (r, m) if root else r
@@ -421,7 +429,7 @@ def s10(ps):
 def s10reload(ps, a):
     for r in range(a.reload_rounds):
         for p in ps:
-            LOCK.breathe()
+            LOCK.breathe(); w = None
             try:
                 p.start(gen=0)
                 # no-reload control (2 s) then 10 s with 20 reloads; each reload writes a config with a new generation number
@@ -445,7 +453,9 @@ def s10reload(ps, a):
                 rec('S10reload', p.name, r, {'ops': ops, 'failed': sum(se.values()) + n2, 'sockerr': se, 'non2xx': n2, 'p50_us': q(50), 'p99_us': q(99), 'control_p99_us': c.get('p99_us'), 'control_ops_s': c['ops_s'], 'ops_s': ops / 10, 'last_gen_seen': last.get('ok'), 'reload_ms': round(statistics.median(ms), 1), 'rss0': rss0, 'rss_peak': peak, 'rss_after': rss2})
                 log('   ', p.name, 'reload_ms', ms, 'failed', se, n2, 'last', last.get('ok'))
             except Exception as e: rec('S10reload', p.name, r, {'error': repr(e)[:300]})
-            finally: p.stop()
+            finally:
+                if w and w.poll() is None: w.kill()
+                p.stop()
 
 def s9(names, a):
     f = HERE + '/peers-wsgi.yaml'; ps = load_peers(f, names, by_family=True); uw = [Peer(d, {}) for d in yaml.safe_load(open(HERE + '/uwsgi.yaml'))]

@@ -104,14 +104,15 @@ MB = [('MB/s', 'mb_s', 0), ('CPU s/GB', 's_gb', 3), ('CPU0 busy', 'cpu0', 2), ('
 def main(out, markdown=None):
     global ROWS
     load(out); derive(); s = load_again(); json.dump(s, open(os.path.join(os.path.dirname(os.path.abspath(out)), 'summary.json'), 'w'), indent=1)
-    print(overview()); left = sorted({(r['peer'], r['error'].split('\n')[0][:160]) for r in ROWS if r['scn'] == 'left out'} | {(f"{r['scn']} {r['peer']}", str(r['error'])[:160]) for r in ROWS if r.get('error') and r['scn'] != 'left out'})
-    for who, why in left: print(f'left out: {who}: {why}')
+    print(overview()); left = sorted({f"{r['peer']} is left out: {one_line(r)}" for r in ROWS if r['scn'] == 'left out'} | {f"{r['scn']}, {r['peer']}, round {r['round'] + 1} failed: {one_line(r)}" for r in ROWS if r.get('error') and r['scn'] != 'left out'})
+    print('\n'.join(left))
     if markdown:
         head, notes = page(left), ''
         if os.path.exists(markdown):
             before = open(markdown).read(); at = before.find(NOTES); notes = before[at:] if at >= 0 else ''
-        open(markdown, 'w').write(head + '\n' + details(s) + '\n\n' + (notes or NOTES + '\n\nNothing has been written here yet.\n'))
+        open(markdown, 'w').write(head + '\n' + details(s) + '\n' + (notes and '\n' + notes))
         print('written:', markdown)
+def one_line(r): return ' '.join(str(r['error']).split())[:160]
 NOTES = '## What stands in the way'
 def page(left):
     m = next((r for r in reversed(ROWS) if r['scn'] == 'meta'), {}); end = next((r for r in reversed(ROWS) if r['scn'] == 'end'), None)
@@ -120,7 +121,7 @@ def page(left):
          f"| peers | {', '.join(m.get('packages', []))} |", f"| run | {m.get('rounds')} rounds of {m.get('dur')} s" + (f", {end['seconds'] // 60} min {end['seconds'] % 60} s in all" if end else ', not ended') + ' |', '',
          'Figures are medians over the rounds: CPU time of the gateway for a request (µs) or a GB moved, unless the row says otherwise. A ratio is ours to the best peer’s, the median of the ratios within each round; under 5 % is noise. A target that says no amount is one of the ratio.', '',
          overview(), '']
-    if left: o += ['Left out:', ''] + [f'- {who}: {why}' for who, why in left] + ['']
+    if left: o += ['Of this run:', ''] + [f'- {line}' for line in left] + ['']
     return '\n'.join(o)
 def load_again():
     """the summary, with what was derived"""
