@@ -501,7 +501,9 @@ def s12(ps, a):
                 t = time.time(); p.start(certs=n, gen=0); ms = (time.time() - t) * 1e3; h = f'host{n-1}.bench.test'
                 ok = p.wait(timeout=30, tls=1, host=h).get('ok'); time.sleep(0.5); rss, pss = mem_kib(p.pid)
                 # One certificate is another one, as after a renewal; the mark tells when it is in force.
-                gen_certs([('h0', ['host0.bench.test'])]); p.render(certs=n, gen=1); t = time.time(); p.reload(); pr = p.wait_gen(1, 60); rl = (time.time() - t) * 1e3; peak = mem_kib(p.pid)[0]; time.sleep(1.5); rss2, _ = mem_kib(p.pid)
+                gen_certs([('next', ['host0.bench.test'])])
+                for end in ('crt', 'key', 'pem'): os.replace(f'{CERTS}/next.{end}', f'{CERTS}/h0.{end}')
+                p.render(certs=n, gen=1); t = time.time(); p.reload(); pr = p.wait_gen(1, 60); rl = (time.time() - t) * 1e3; peak = mem_kib(p.pid)[0]; time.sleep(1.5); rss2, _ = mem_kib(p.pid)
                 rec(f'S12-{n}', p.name, r, {'n': n, 'start_ms': round(ms), 'rss_kib': rss, 'pss_kib': pss, 'reload_ms': round(rl), 'reload_ok': pr.get('ok'), 'peak_kib': peak, 'rss_after_kib': rss2, 'ok': ok})
                 log('   ', p.name, n, 'start', round(ms), 'rss', rss, 'reload', round(rl), pr.get('ok'), 'sni ok', ok)
             except Exception as e: rec(f'S12-{n}', p.name, r, {'error': repr(e)[:300], 'n': n})
