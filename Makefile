@@ -49,8 +49,10 @@ bench: ## next to other gateways, half an hour: benches/RESULTS.md; or make benc
 	cargo build --release --locked
 	cargo build --release --locked --manifest-path benches/peers/tool/Cargo.toml --target-dir target/bench/tool
 	rm -f target/bench/results/make.jsonl
-	/usr/bin/python3 benches/peers/bench.py run $(if $(BENCH),--only $(BENCH)) $(if $(PEERS),--peer $(PEERS)) --rounds $(ROUNDS) --out target/bench/results/make.jsonl
-	/usr/bin/python3 benches/peers/bench.py report --out target/bench/results/make.jsonl $(if $(BENCH)$(PEERS),,--markdown benches/RESULTS.md)
+	/usr/bin/python3 benches/peers/bench.py run $(if $(BENCH),--only $(BENCH)) $(if $(PEERS),--peer $(PEERS)) \
+		--rounds $(ROUNDS) --out target/bench/results/make.jsonl; status=$$?; \
+	/usr/bin/python3 benches/peers/bench.py report --out target/bench/results/make.jsonl \
+		$(if $(BENCH)$(PEERS),,--markdown benches/RESULTS.md) && exit $$status
 
 soak: build ## reloads, upgrades, kills and so on under load, next to nginx and Caddy: make soak SOAK_SECONDS=60 (root)
 	tests/packages.sh soak

@@ -106,7 +106,8 @@ def main(out, markdown=None):
     load(out); derive(); s = load_again(); json.dump(s, open(os.path.join(os.path.dirname(os.path.abspath(out)), 'summary.json'), 'w'), indent=1)
     print(overview()); left = sorted({f"{r['peer']} is left out: {one_line(r)}" for r in ROWS if r['scn'] == 'left out'} | {f"{r['scn']}, {r['peer']}, round {r['round'] + 1} failed: {one_line(r)}" for r in ROWS if r.get('error') and r['scn'] != 'left out'})
     print('\n'.join(left))
-    if markdown:
+    if markdown and not any(r['scn'] == 'end' for r in ROWS): print('not written, since the run did not come to its end:', markdown)
+    elif markdown:
         head, notes = page(left), ''
         if os.path.exists(markdown):
             before = open(markdown).read(); at = before.find(NOTES); notes = before[at:] if at >= 0 else ''
