@@ -3,10 +3,11 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-# What `make bench` compares, and how long: see benches/peers/README.md.
-BENCH ?= S1,S2,S9
-PEERS ?= nginx,vestibule
-ROUNDS ?= 2
+# What `make bench` measures, with whom and how often; empty: everything, as in benches/peers/README.md, which then goes to
+# benches/RESULTS.md.
+BENCH ?=
+PEERS ?=
+ROUNDS ?= 3
 # How long `make soak` goes on with each of its peers.
 SOAK_SECONDS ?= 600
 SOAK_PEERS ?= vestibule nginx caddy
@@ -42,14 +43,16 @@ deny: ## licences, advisories and sources of the dependencies
 	@cargo deny --version >/dev/null 2>&1 || { echo "cargo-deny is not installed: cargo install --locked cargo-deny"; exit 1; }
 	cargo deny check
 
-bench: ## next to nginx on this machine: make bench BENCH=S1,S2,S3,S9 ROUNDS=5 (root)
+bench: ## next to other gateways, half an hour: benches/RESULTS.md; or make bench BENCH=S1,S9 PEERS=nginx,vestibule ROUNDS=5 (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make bench needs root: it measures in a network namespace of its own (unshare -n)"; exit 1; }
 	tests/packages.sh bench
 	cargo build --release --locked
 	cargo build --release --locked --manifest-path benches/peers/tool/Cargo.toml --target-dir target/bench/tool
 	rm -f target/bench/results/make.jsonl
-	/usr/bin/python3 benches/peers/bench.py run --only $(BENCH) --peer $(PEERS) --rounds $(ROUNDS) --out target/bench/results/make.jsonl
-	/usr/bin/python3 benches/peers/bench.py report --out target/bench/results/make.jsonl
+	/usr/bin/python3 benches/peers/bench.py run $(if $(BENCH),--only $(BENCH)) $(if $(PEERS),--peer $(PEERS)) \
+		--rounds $(ROUNDS) --out target/bench/results/make.jsonl; status=$$?; \
+	/usr/bin/python3 benches/peers/bench.py report --out target/bench/results/make.jsonl \
+		$(if $(BENCH)$(PEERS),,--markdown benches/RESULTS.md) && exit $$status
 
 soak: build ## reloads, upgrades, kills and so on under load, next to nginx and Caddy: make soak SOAK_SECONDS=60 (root)
 	tests/packages.sh soak

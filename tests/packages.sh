@@ -14,7 +14,8 @@ case "${1:-}" in
                     testssl.sh exim4-daemon-light python3-venv npm python3-socketio python3-aiohttp" ;;
     lint) packages="shellcheck python3" ;;
     # the gateways to compare with, and the load generators
-    bench) packages="nginx-light uwsgi-core uwsgi-plugin-python3 wrk nghttp2-client curl openssl
+    bench) packages="nginx-light haproxy apache2 libapache2-mod-xsendfile libapache2-mod-wsgi-py3 caddy h2o lighttpd
+                     lighttpd-mod-openssl uwsgi-core uwsgi-plugin-python3 wrk nghttp2-client curl openssl
                      iproute2 python3 python3-yaml python3-cryptography" ;;
     # the front doors to compare with, and the application behind all of them
     soak) packages="nginx-light caddy gunicorn python3" ;;
