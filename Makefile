@@ -1,5 +1,5 @@
 # `make help` lists what there is. Debian packages are named in tests/packages.sh, in one place.
-.PHONY: help build demo test lint deny bench soak restarts docassemble clean
+.PHONY: help build demo test lint deny bench soak restarts hostile docassemble clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -13,6 +13,9 @@ SOAK_SECONDS ?= 600
 SOAK_PEERS ?= vestibule nginx caddy
 # What `make restarts` does to applications.
 CASES ?= restart,reload,kill,hang,flap
+# Which attacks of `make hostile`, and on whom.
+SUITE ?= smuggling,differential,attacks
+HOSTILE_PEERS ?= vestibule,nginx,haproxy,caddy,apache
 # Runs of `make docassemble`, such as root/uwsgi,front; empty: all sixteen.
 ONLY ?=
 
@@ -62,6 +65,10 @@ soak: build ## reloads, upgrades, kills and so on under load, next to nginx and 
 restarts: build ## applications that restart, die, hang and flap, behind Vestibule, nginx and HAProxy: make restarts CASES=kill,hang
 	tests/packages.sh restarts
 	python3 benches/restarts/restarts.py --case $(CASES)
+
+hostile: build ## what attacks do to it, next to nginx, HAProxy, Caddy and Apache: make hostile SUITE=smuggling (root)
+	tests/packages.sh hostile
+	python3 benches/hostile/hostile.py --suite $(SUITE) --peer $(HOSTILE_PEERS) --out benches/hostile/RESULTS.md
 
 docassemble: build ## the real docassemble behind Vestibule: make docassemble ONLY=root/uwsgi,front (root)
 	python3 tests/docassemble/run.py --only "$(ONLY)"

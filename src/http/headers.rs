@@ -3,6 +3,7 @@
 //! Who the client is, and the fields that say so, belong to [`super::forwarded`]. An upgrade reads `Upgrade` before
 //! [`strip_hop_by_hop`] takes it, and sets its own towards the endpoint.
 
+use arrayvec::ArrayVec;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
@@ -32,7 +33,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in &named {
         headers.remove(name);
     }
-    for name in &HOP_BY_HOP {
+    // One pass over those that are there, which are mostly none of these.
+    let present: ArrayVec<HeaderName, HOP_BY_HOP> =
+        headers.keys().filter(|name| is_hop_by_hop(name.as_str())).cloned().collect();
+    for name in &present {
         headers.remove(name);
     }
 }
@@ -186,22 +190,28 @@ fn is_end_to_end(name: &str) -> bool {
         )
 }
 
-/// What `Connection` says in all but odd messages: no fields, or ones that are in [`HOP_BY_HOP`].
+/// What `Connection` says in all but odd messages: no fields, or ones that [`is_hop_by_hop`].
 const USUAL_OPTIONS: [&[u8]; 3] = [b"keep-alive", b"close", b"upgrade"];
 
-static HOP_BY_HOP: [HeaderName; 11] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("http2-settings"),
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-authentication-info"),
-    HeaderName::from_static("proxy-connection"),
-];
+/// How many [`is_hop_by_hop`] knows.
+const HOP_BY_HOP: usize = 11;
+
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authentication-info"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 #[cfg(test)]
 mod tests {

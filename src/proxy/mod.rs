@@ -289,7 +289,7 @@ impl Exchange<'_> {
         }
         let one_exchange = matches!(outbound.head, Head::Uwsgi(_));
         let mut wire = EndpointWire::new(lease, head, outbound.payload.take(), chunked);
-        let read = wire.head(outbound.method, outbound.progress, outbound.timeout, outbound.upgrade).await;
+        let read = wire.head(outbound.method, outbound.progress, outbound.timeout, outbound.upgrade, self.pool).await;
         match read {
             Ok(head) => {
                 self.endpoint.answered();

@@ -1,11 +1,11 @@
 //! One connection to an endpoint during one exchange: what is still to be sent, what has been read.
 
 use std::{
-    future::poll_fn,
+    future::{Future as _, poll_fn},
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -18,7 +18,7 @@ use super::collect::too_slow;
 use crate::{
     h1::{self, HeadError, HeadLimits, ResponseHead},
     http::{Body, GatewayError},
-    upstream::Lease,
+    upstream::{Lease, Pool},
 };
 
 /// A connection with a request on its way out and a response on its way in.
@@ -126,6 +126,7 @@ impl EndpointWire {
         progress: Duration,
         head: Duration,
         upgrade: bool,
+        pool: &Pool,
     ) -> Result<ResponseHead, WireError> {
         let mut broken = None;
         while !self.is_sent() {
@@ -138,7 +139,21 @@ impl EndpointWire {
                 Err(_) => return Err(WireError::SendTimeout(progress)),
             }
         }
-        timeout(head, self.read_head(method, upgrade)).await.unwrap_or(Err(WireError::HeadTimeout(head)))
+        let deadline = Instant::now() + head;
+        let mut timer = None;
+        let mut reading = pin!(self.read_head(method, upgrade));
+        let read = poll_fn(|cx| {
+            if let Poll::Ready(read) = reading.as_mut().poll(cx) {
+                return Poll::Ready(read);
+            }
+            ready!(timer.get_or_insert_with(|| pool.timer(deadline)).as_mut().poll(cx));
+            Poll::Ready(Err(WireError::HeadTimeout(head)))
+        })
+        .await;
+        if let Some(timer) = timer {
+            pool.put_timer(timer);
+        }
+        read
     }
 
     async fn read_head(&mut self, method: &Method, upgrade: bool) -> Result<ResponseHead, WireError> {
@@ -235,9 +250,16 @@ impl EndpointWire {
                 },
                 Sending::Rest if self.outgoing.is_flushed() => self.outgoing.state = Sending::Done,
                 Sending::Body | Sending::Rest => {
-                    let stream = Pin::new(&mut self.lease.stream);
                     let outgoing = &mut self.outgoing;
-                    let written = if outgoing.data.is_empty() {
+                    let first = if self.begun || self.lease.is_reused() {
+                        Err(io::ErrorKind::WouldBlock.into())
+                    } else {
+                        self.lease.stream.try_write_first(&outgoing.buffer)
+                    };
+                    let stream = Pin::new(&mut self.lease.stream);
+                    let written = if let Ok(written @ 1..) = first {
+                        Poll::Ready(Ok(written))
+                    } else if outgoing.data.is_empty() {
                         stream.poll_write(cx, &outgoing.buffer)
                     } else {
                         let pieces = [io::IoSlice::new(&outgoing.buffer), io::IoSlice::new(&outgoing.data)];

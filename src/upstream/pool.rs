@@ -3,9 +3,12 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
+    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use tokio::time::{Sleep, sleep_until};
 
 use super::{Endpoint, UpstreamStream};
 
@@ -15,6 +18,7 @@ use super::{Endpoint, UpstreamStream};
 #[derive(Debug, Default)]
 pub struct Pool {
     idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    timers: RefCell<Vec<Pin<Box<Sleep>>>>,
 }
 
 #[derive(Debug)]
@@ -81,6 +85,27 @@ impl Pool {
         }
     }
 
+    /// A timer that ends at `deadline`; [`Self::put_timer`] gives it back.
+    ///
+    /// One that is in the runtime's list already is moved to a later time without the lock that a new one takes twice.
+    pub fn timer(&self, deadline: Instant) -> Pin<Box<Sleep>> {
+        match self.timers.borrow_mut().pop() {
+            Some(mut timer) => {
+                timer.as_mut().reset(deadline.into());
+                timer
+            }
+            None => Box::pin(sleep_until(deadline.into())),
+        }
+    }
+
+    /// Keeps `timer` for the next one who needs one.
+    pub fn put_timer(&self, timer: Pin<Box<Sleep>>) {
+        let mut timers = self.timers.borrow_mut();
+        if timers.len() < MAX_IDLE {
+            timers.push(timer);
+        }
+    }
+
     /// Closes what has been idle for too long or was closed by its peer.
     pub fn prune(&self) {
         self.idle.borrow_mut().retain(|_, idle| {
@@ -90,7 +115,7 @@ impl Pool {
     }
 }
 
-/// Idle connections kept for one endpoint by one core.
+/// Idle connections kept for one endpoint by one core, and timers in all.
 const MAX_IDLE: usize = 512;
 /// The longest idle time.
 const MAX_AGE: Duration = Duration::from_secs(30);

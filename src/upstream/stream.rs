@@ -3,10 +3,12 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     pin::Pin,
     task::{Context, Poll},
 };
 
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -41,8 +43,17 @@ impl UpstreamStream {
                 stream.set_nodelay(true)?;
                 Ok(Self::Tcp(stream))
             }
-            EndpointAddress::Unix(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
+            EndpointAddress::Unix(path) => connect_unix(path).map(Self::Unix),
         }
+    }
+
+    /// Writes to a connection that is new, of which the runtime does not know yet that it can be written to.
+    pub fn try_write_first(&self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = match self {
+            Self::Tcp(stream) => rustix::net::send(stream, bytes, SendFlags::NOSIGNAL),
+            Self::Unix(stream) => rustix::net::send(stream, bytes, SendFlags::NOSIGNAL),
+        };
+        Ok(sent?)
     }
 
     /// Whether the peer has been silent: no byte and no end of stream has arrived on an idle connection.
@@ -54,6 +65,14 @@ impl UpstreamStream {
         };
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
+}
+
+/// A unix socket takes a connection at once, or refuses it: there is nothing to wait for, as the runtime would.
+fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    UnixStream::from_std(socket.into())
 }
 
 impl AsyncRead for UpstreamStream {
