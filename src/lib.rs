@@ -184,6 +184,7 @@ pub mod gateway;
 pub mod h1;
 pub mod http;
 pub mod keeper;
+pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod process;

@@ -5,7 +5,7 @@
 mod documentation;
 mod properties;
 
-use std::{collections::BTreeMap, fmt::Write, num::NonZeroUsize, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, num::{NonZeroU32, NonZeroUsize}, path::Path, time::Duration};
 
 use super::{plan::*, *};
 
@@ -55,6 +55,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         server_timing: false,
         allow_origin: None,
         client_certificate: false,
+        requests: Vec::new(),
     };
     let upstream = UpstreamPlan {
         backend: None,
@@ -134,6 +135,24 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
             keep_alive: Duration::from_secs(10),
             progress_timeout: Duration::from_secs(60),
             minimum_rate: 240,
+            connections_per_address: Some(1000),
+            handshakes: None,
+            handshakes_per_address: Some(Rate { count: NonZeroU32::new(500).unwrap(), per: Duration::from_secs(10) }),
+            requests: Vec::new(),
+            exempt: TrustedProxies {
+                networks: [
+                    "127.0.0.0/8",
+                    "::1/128",
+                    "10.0.0.0/8",
+                    "172.16.0.0/12",
+                    "192.168.0.0/16",
+                    "fc00::/7",
+                ]
+                .map(|network| network.parse().unwrap())
+                .to_vec(),
+                unix: false,
+            },
+            memory: None,
         },
     };
 
