@@ -420,6 +420,18 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
             "limits: { head_timeout: 0s }",
             "4:25: limits.head_timeout: no time at all is not allowed here; write a time such as `30s`",
         ),
+        (
+            "limits: { memory: 1MiB }",
+            "4:19: limits.memory: a worker needs more for itself; write `64MiB` or more, or `auto`",
+        ),
+        (
+            "limits: { requests: [{ count: 1, per: 2d }] }",
+            "4:39: limits.requests[0].per: counts are not kept for longer than a day; write `24h` or less",
+        ),
+        (
+            "limits: { requests: [{ by: cookie, count: 1 }] }",
+            "4:28: limits.requests[0].by: expected `address`, `cookie:NAME` or `all`, found `cookie`",
+        ),
         ("administrator: me", "4:16: administrator: expected a mail address such as `admin@example.com`, found `me`"),
         (
             "access_log: { format: combind }",

@@ -200,8 +200,8 @@ const WINDOW: u32 = 1024 * 1024;
 /// The longest frame that is received.
 const FRAME: u32 = 16 * 1024;
 /// Streams that a client may open and reset before they have become requests, and those that it may have the library reset by
-/// breaking the protocol; [`watched`] counts the resets that come later.
+/// breaking the protocol; [`watched`] counts all resets, over time, and those that come later.
 const RESET_UNSEEN: usize = 20;
-const RESET_BY_FAULT: usize = 200;
+const RESET_BY_FAULT: usize = 1024;
 /// Bytes of one stream that hyper holds ready beyond what the client has room for.
 const SEND_BUFFER: usize = 64 * 1024;

@@ -227,8 +227,12 @@ impl Allowance {
 /// What a frame of the client's takes off the allowance.
 fn cost(frame: &Frame) -> u32 {
     match frame.kind {
-        // Padding is not data, either.
-        DATA if frame.flags & END_STREAM == 0 && (frame.length == 0 || frame.flags & PADDED != 0) => 10,
+        // What may be padding alone is no data, either.
+        DATA if frame.flags & END_STREAM == 0
+            && (frame.length == 0 || frame.flags & PADDED != 0 && frame.length <= 256) =>
+        {
+            10
+        }
         RST_STREAM => RESET,
         SETTINGS if frame.flags & ACK == 0 => 50,
         PING if frame.flags & ACK == 0 => 20,
