@@ -585,6 +585,13 @@ mod tests {
             ],
             connections: 24,
             tunnels: 1,
+            limits: LimitsStatus {
+                connections: 10_000,
+                memory: 45 << 20,
+                memory_limit: Some(4 << 30),
+                closed: BTreeMap::from([("address".to_owned(), 2), ("memory".to_owned(), 0)]),
+                requests: 1,
+            },
             generations: vec![
                 GenerationStatus { generation: 3, age_seconds: 4000, exchanges: 1 },
                 GenerationStatus { generation: 4, age_seconds: 60, exchanges: 9 },
@@ -648,6 +655,8 @@ mod tests {
         let expected = "\
 vestibule 0.1.0, up 1d 2h since 2026-11-22T21:29:31Z, configuration 4
 24 connections, 1 tunnel
+45 MiB of memory, of 4096 MiB
+refused by limits: 2 connections by address, 1 request by 429
 
 REFUSED: the configuration of 2026-11-23T10:00:00Z (SIGHUP); the one before is in force
   vestibule.yml:3:1: hots: there is no such key

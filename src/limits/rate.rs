@@ -4,13 +4,13 @@ use std::{
     fmt,
     hash::Hash,
     net::IpAddr,
-    sync::{Arc, LazyLock},
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
 use governor::{
     Quota, RateLimiter,
-    clock::Clock,
+    clock::{Clock, MonotonicClock},
     nanos::Nanos,
     state::{InMemoryState, NotKeyed, StateStore},
 };
@@ -25,7 +25,7 @@ use crate::{
 /// One rate, for each key or for all.
 struct Limiter {
     rate: Rate,
-    limiter: RateLimiter<usize, Cells, Monotonic>,
+    limiter: RateLimiter<usize, Cells, MonotonicClock>,
     cells: Arc<Slots<InMemoryState>>,
 }
 
@@ -34,7 +34,7 @@ impl Limiter {
         let period = (rate.per / rate.count.get()).max(Duration::from_nanos(1));
         let quota = Quota::with_period(period).expect("no period of zero").allow_burst(rate.count);
         let cells = Arc::new(cells);
-        Self { rate, limiter: RateLimiter::new(quota, Cells(Arc::clone(&cells)), Monotonic), cells }
+        Self { rate, limiter: RateLimiter::new(quota, Cells(Arc::clone(&cells)), MonotonicClock), cells }
     }
 
     fn for_each(rate: Rate) -> Self {
@@ -47,7 +47,7 @@ impl Limiter {
 
     /// Counts one more of `key`, unless there were too many: then, after what time one may come.
     fn count(&self, key: &impl Hash) -> Result<(), Duration> {
-        self.limiter.check_key(&self.cells.of(key)).map_err(|until| until.wait_time_from(Monotonic.now()))
+        self.limiter.check_key(&self.cells.of(key)).map_err(|until| until.wait_time_from(MonotonicClock.now()))
     }
 }
 
@@ -70,20 +70,6 @@ impl StateStore for Cells {
         self.0.slot(*slot).measure_and_replace(&NotKeyed::NonKey, f)
     }
 }
-
-/// The system's clock, as nanoseconds since it was first looked at.
-#[derive(Clone, Copy, Debug)]
-struct Monotonic;
-
-impl Clock for Monotonic {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        BEGIN.elapsed().into()
-    }
-}
-
-static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// How many TLS handshakes there may be.
 #[derive(Clone, Debug)]
