@@ -15,6 +15,7 @@
 //! | [`http`] | the vocabulary of one exchange: bodies, errors, paths, hosts, header rules, pages, compression |
 //! | [`h1`] | HTTP/1.1 on the wire, bytes in and bytes out, for both sides |
 //! | [`metrics`], [`telemetry`], [`drain`] | counts; the access log and events; what a stop waits for |
+//! | [`limits`] | how many may come in, and how often: connections, handshakes and requests by client and in all, memory |
 //! | [`spool`] | disk for bodies that do not fit in memory |
 //! | [`files`] | `X-Sendfile` and `X-Accel-Redirect`: a file under an allowed root becomes a response |
 //! | [`backends`] | processes behind endpoints: ours, none of which outlives us, and those that supervisord knows |
@@ -140,6 +141,11 @@
 //! | a look at what is in the way of a certificate: answers of others, addresses of a name, in all | 4 KiB, 8, 60 s | fixed |
 //! | certificates that are ordered at once | 4 | fixed |
 //! | a line of the error log; what is kept of a chain of proxies | 4000 characters; 500 of two requests | fixed |
+//! | all of a worker, before new clients are turned away | half of what there is | `limits.memory` |
+//! | connections of one client, of all | 1000, 10 000 | `limits.connections_per_address`, `limits.connections` |
+//! | counts by client: of connections, of each rate | 256 KiB, 512 KiB, for any number of clients | fixed |
+//! | of an h2 connection: a header list, its fields; the tables they are compressed by | twice a request head, with 32 bytes each; 4 KiB each | `limits.header_bytes`; fixed |
+//! | of an h2 connection: frames that ask for nothing | 500 resets, and 50 more a second | fixed |
 //! | of an h2 connection: streams, each with bodies as above | 100 | `limits.streams` |
 //! | of an h2 connection: what is received ahead, what is held ready to send | 1 MiB, 64 KiB a stream | fixed |
 //!
@@ -185,6 +191,7 @@ pub mod gateway;
 pub mod h1;
 pub mod http;
 pub mod keeper;
+pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod process;

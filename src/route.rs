@@ -33,6 +33,17 @@ impl<T> RouteTable<T> {
         table
     }
 
+    /// The value of the route with just this host and prefix.
+    pub fn get(&self, host: Option<&HostName>, prefix: &PathPrefix) -> Option<&T> {
+        let first = match host {
+            Some(host) => self.hosts.get(host.as_str())?,
+            None => &self.any_host,
+        };
+        let mut segments = prefix.as_str().split('/').skip(1);
+        let node = segments.try_fold(first, |node, segment| Some(&node.children[node.child(segment.as_bytes()).ok()?].1));
+        node?.value.as_ref()
+    }
+
     /// The route for `path` on `host`.
     ///
     /// A route of the host itself comes before any route without a host, even one with a longer prefix; where none of

@@ -15,6 +15,7 @@ use http::HeaderValue;
 use crate::{
     config::{Plan, RoutePlan, UpstreamPlan},
     files::Roots,
+    limits::{Handshakes, Requests},
     metrics::{Gauge, Metrics, RouteMetrics},
     route::RouteTable,
     spool::Spool,
@@ -35,6 +36,9 @@ pub struct Runtime {
     hosts: HashSet<String>,
     /// The applications' own health pages.
     health_paths: HashSet<String>,
+    pub handshakes: Handshakes,
+    /// How often any route may be asked.
+    pub requests: Requests,
     pub spool: Arc<Spool>,
     /// What log servers may send.
     pub logs: Option<Roots>,
@@ -55,6 +59,8 @@ pub struct Route {
     /// Those that keep clients at one endpoint; `None` where the route asks for none.
     pub cookies: Option<Cookies>,
     pub files: Roots,
+    /// How often it may be asked.
+    pub requests: Requests,
     pub allow_origin: Option<HeaderValue>,
     pub metrics: RouteMetrics,
 }
@@ -78,14 +84,24 @@ impl Runtime {
             (name.clone(), Upstream::succeeding(before, plan, metrics.upstream(name)))
         };
         let upstreams: BTreeMap<_, _> = plan.upstreams.iter().map(upstream).collect();
+        let handshakes = Handshakes::new(&plan.limits, before.map(|before| &before.handshakes));
+        let requests =
+            Requests::new(&plan.limits.requests, "limits.requests", before.map(|before| &before.requests));
         let logs = roots.split_off(plan.routes.len().min(roots.len())).pop();
-        let routes = RouteTable::new(plan.routes.iter().zip(roots).map(|(route, files)| {
+        let routes = RouteTable::new(plan.routes.iter().zip(roots).enumerate().map(|(index, (route, files))| {
             let name: Arc<str> = match &route.host {
                 Some(host) => format!("{host}{}", route.prefix).into(),
                 None => route.prefix.to_string().into(),
             };
             let upstream = upstreams.get(&route.upstream).expect("a plan's routes name its upstreams");
+            let before = before.and_then(|before| before.routes.get(route.host.as_ref(), &route.prefix));
+            let requests = Requests::new(
+                &route.requests,
+                &format!("routes[{index}].requests"),
+                before.map(|before| &before.requests),
+            );
             let value = Route {
+                requests,
                 plan: route.clone(),
                 metrics: metrics.route(&name),
                 name,
@@ -112,6 +128,8 @@ impl Runtime {
             routes,
             demands_certificates,
             upstreams,
+            handshakes,
+            requests,
             hosts,
             health_paths,
             spool,

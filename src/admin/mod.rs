@@ -34,7 +34,7 @@ pub use observer::Observer;
 pub use order::{LONGEST_WAIT, Order, Orders, Outcome, tag};
 pub use report::{Applied, BackendReport, InstanceReport, Refusal, Report, WorkerReport};
 pub use status::{
-    CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, ProgramStatus, Status,
+    CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, LimitsStatus, ListenerStatus, ProgramStatus, Status,
     UpstreamStatus, render_certificates, render_hops, render_status, timestamp,
 };
 

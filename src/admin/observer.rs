@@ -1,6 +1,7 @@
 //! What the admin endpoint is told about a running gateway.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -9,14 +10,14 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, ListenerStatus, Order,
+    AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, LimitsStatus, ListenerStatus, Order,
     Orders, Outcome, ProgramStatus, Report, Status, UpstreamStatus, tag, timestamp,
 };
 use crate::{
     backends::InstanceState,
     config::{Protocol, SupervisorPlan, without_passwords},
     drain::Drain,
-    listener::Connections,
+    limits::{Connections, memory},
     metrics::{EndpointCounts, ListenerMetrics, Metrics},
     runtime::{Current, Runtime},
     service::{Hop, Hops, Seen},
@@ -117,6 +118,19 @@ impl AdminState for Observer {
             certificates: certificates.collect(),
             connections: self.connections.count() as u64,
             tunnels: self.metrics.tunnels.get(),
+            limits: LimitsStatus {
+                connections: runtime.plan.limits.connections as u64,
+                memory: self.connections.memory.used(),
+                memory_limit: Some(memory::bound(&runtime.plan.limits)).filter(|bound| *bound < u64::MAX),
+                closed: self.listeners.load().iter().flat_map(|(.., metrics)| metrics.all_shed()).fold(
+                    BTreeMap::new(),
+                    |mut all, (reason, count)| {
+                        *all.entry(reason.to_owned()).or_default() += count;
+                        all
+                    },
+                ),
+                requests: self.metrics.requests_limited.get(),
+            },
             generations: self.current.living().iter().map(|living| generation(living)).collect(),
             processes,
             hops: hops(&self.hops.seen()),

@@ -31,6 +31,8 @@ pub struct Status {
     pub connections: u64,
     /// Open websockets.
     pub tunnels: u64,
+    #[serde(default)]
+    pub limits: LimitsStatus,
     /// Configurations that requests still run under, the one in force last.
     #[serde(default)]
     pub generations: Vec<GenerationStatus>,
@@ -38,6 +40,20 @@ pub struct Status {
     pub processes: Report,
     #[serde(default)]
     pub hops: HopsStatus,
+}
+
+/// What limits on clients there are to be seen, and whom they have met since the start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LimitsStatus {
+    /// Connections there may be.
+    pub connections: u64,
+    /// Bytes of memory of the worker, and how many there may be.
+    pub memory: u64,
+    pub memory_limit: Option<u64>,
+    /// Connections that were refused or ended, by the limit.
+    pub closed: BTreeMap<String, u64>,
+    /// Requests that were answered 429.
+    pub requests: u64,
 }
 
 /// The chain of proxies, as requests of late have shown it.
@@ -199,6 +215,7 @@ fn render(status: &Status, text: &mut String) -> fmt::Result {
         status.generation
     )?;
     writeln!(text, "{}, {}", count(status.connections, "connection"), count(status.tunnels, "tunnel"))?;
+    render_limits(&status.limits, text)?;
     render_processes(status, text)?;
 
     writeln!(text, "\nlisteners")?;
@@ -379,6 +396,22 @@ fn write_hops(hops: &HopsStatus, text: &mut String) -> fmt::Result {
 }
 
 /// Writes what there is to say of the processes and configurations, beyond what goes without saying.
+/// The memory, and the limits that somebody has met.
+fn render_limits(limits: &LimitsStatus, text: &mut String) -> fmt::Result {
+    if let (1.., Some(limit)) = (limits.memory, limits.memory_limit) {
+        writeln!(text, "{} MiB of memory, of {} MiB", limits.memory >> 20, limit >> 20)?;
+    }
+    let closed = limits.closed.iter().filter(|(_, times)| **times > 0);
+    let mut met: Vec<_> = closed.map(|(limit, times)| format!("{} by {limit}", count(*times, "connection"))).collect();
+    if limits.requests > 0 {
+        met.push(format!("{} by 429", count(limits.requests, "request")));
+    }
+    if !met.is_empty() {
+        writeln!(text, "refused by limits: {}", met.join(", "))?;
+    }
+    Ok(())
+}
+
 fn render_processes(status: &Status, text: &mut String) -> fmt::Result {
     let processes = &status.processes;
     if let Some(refused) = &processes.refused {
@@ -552,6 +585,13 @@ mod tests {
             ],
             connections: 24,
             tunnels: 1,
+            limits: LimitsStatus {
+                connections: 10_000,
+                memory: 45 << 20,
+                memory_limit: Some(4 << 30),
+                closed: BTreeMap::from([("address".to_owned(), 2), ("memory".to_owned(), 0)]),
+                requests: 1,
+            },
             generations: vec![
                 GenerationStatus { generation: 3, age_seconds: 4000, exchanges: 1 },
                 GenerationStatus { generation: 4, age_seconds: 60, exchanges: 9 },
@@ -615,6 +655,8 @@ mod tests {
         let expected = "\
 vestibule 0.1.0, up 1d 2h since 2026-11-22T21:29:31Z, configuration 4
 24 connections, 1 tunnel
+45 MiB of memory, of 4096 MiB
+refused by limits: 2 connections by address, 1 request by 429
 
 REFUSED: the configuration of 2026-11-23T10:00:00Z (SIGHUP); the one before is in force
   vestibule.yml:3:1: hots: there is no such key

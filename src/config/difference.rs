@@ -222,6 +222,7 @@ const IN_BYTES: &[&str] = &[
     "rotate.size",
     "limit_bytes",
     "minimum_rate",
+    "limits.memory",
 ];
 
 #[cfg(test)]

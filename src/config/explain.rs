@@ -5,7 +5,7 @@ use std::{cmp::Reverse, fmt};
 use super::{
     plan::{
         AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan,
-        ProgramPlan, Protocol, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan, UpstreamPlan,
+        ProgramPlan, Protocol, Rate, RateKey, RequestRate, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan, UpstreamPlan,
         WatchPlan,
     },
     units::{show_size, show_time},
@@ -124,6 +124,9 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match route.body_limit {
             Some(limit) => writeln!(f, "    a request body may have {}; more is answered 413", show_size(limit))?,
             None => writeln!(f, "    a request body may have any size that the spool holds")?,
+        }
+        for rate in &route.requests {
+            writeln!(f, "    it takes {}; more are answered 429", show_requests(rate))?;
         }
         match (route.buffer_request, route.buffer_response) {
             (true, true) => writeln!(f, "    slow clients do not hold a place in it: bodies are collected here")?,
@@ -424,6 +427,25 @@ fn limits(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         show_time(limits.keep_alive),
         show_time(limits.progress_timeout)
     )?;
+    let each = |rate: Option<Rate>| rate.map(|rate| format!("{} TLS handshakes {}", rate.count, show_rate(rate)));
+    let connections = limits.connections_per_address.map(|count| format!("{count} connections"));
+    let by_address = list(connections.into_iter().chain(each(limits.handshakes_per_address)));
+    if !by_address.is_empty() {
+        let exempt = list(&limits.exempt.networks);
+        let exempt = if exempt.is_empty() { "trusted proxies".to_owned() } else { format!("trusted proxies, {exempt}") };
+        writeln!(f, "  of one address (IPv6: one /64): {by_address}; but for {exempt}")?;
+    }
+    if let Some(handshakes) = each(limits.handshakes) {
+        writeln!(f, "  of all: {handshakes}")?;
+    }
+    for rate in &limits.requests {
+        writeln!(f, "  {}; more are answered 429", show_requests(rate))?;
+    }
+    match limits.memory {
+        Some(memory) => write!(f, "  {} of memory", show_size(memory))?,
+        None => write!(f, "  half of the memory there is")?,
+    }
+    writeln!(f, "; beyond, new clients are answered 503 and those inside are served")?;
     writeln!(
         f,
         "  {} of a body in memory, the rest in {} (up to {} in all)",
@@ -431,6 +453,19 @@ fn limits(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         spool.path.display(),
         show_size(spool.limit)
     )
+}
+
+fn show_rate(rate: Rate) -> String {
+    format!("at once, and as many in {} after that", show_time(rate.per))
+}
+
+fn show_requests(limit: &RequestRate) -> String {
+    let of = match &limit.by {
+        RateKey::Address => "of one address".to_owned(),
+        RateKey::Cookie(name) => format!("with one cookie `{name}`, or of one address"),
+        RateKey::All => "of all".to_owned(),
+    };
+    format!("{} requests {of} {}", limit.rate.count, show_rate(limit.rate))
 }
 
 fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {

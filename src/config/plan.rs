@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     path::PathBuf,
     time::Duration,
 };
@@ -800,6 +800,33 @@ pub struct RoutePlan {
     pub allow_origin: Option<String>,
     /// Only for clients whose certificate was verified in the handshake.
     pub client_certificate: bool,
+    /// How often it may be asked, beside what [`LimitsPlan::requests`] says.
+    pub requests: Vec<RequestRate>,
+}
+
+/// How many may come in a time: so many at once, and then as they are replenished, evenly over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Rate {
+    pub count: NonZeroU32,
+    pub per: Duration,
+}
+
+/// How many requests of one kind may come in a time.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct RequestRate {
+    pub by: RateKey,
+    pub rate: Rate,
+}
+
+/// What requests have in common that are counted together.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum RateKey {
+    /// The client's address; of IPv6, its first 64 bits.
+    Address,
+    /// The value of this cookie, or the address where there is none.
+    Cookie(String),
+    /// Nothing: all together.
+    All,
 }
 
 /// What keeps a client at one endpoint beside the cookie that names it.
@@ -974,4 +1001,16 @@ pub struct LimitsPlan {
     pub progress_timeout: Duration,
     /// Bytes a second that a client has to move; 0: any number.
     pub minimum_rate: u64,
+    /// Connections at once of one address; of IPv6, of its first 64 bits. `None`: any number.
+    pub connections_per_address: Option<u32>,
+    /// TLS handshakes, of all.
+    pub handshakes: Option<Rate>,
+    /// TLS handshakes of one address, likewise.
+    pub handshakes_per_address: Option<Rate>,
+    /// How often we may be asked, whatever the route.
+    pub requests: Vec<RequestRate>,
+    /// Whose connections, handshakes and requests are not counted by address; beside the trusted proxies, which never are.
+    pub exempt: TrustedProxies,
+    /// Bytes of our own that no more clients are let in beyond. `None`: half of the machine's, or of the control group's.
+    pub memory: Option<u64>,
 }

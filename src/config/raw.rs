@@ -13,14 +13,14 @@ use super::{
     keys::keys,
     plan::{
         AdminAddress, Balance, CertificateHost, ChallengeKind, EndpointAddress, EndpointPlace, FileMode, HostName,
-        ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash, Stick, StopSignal,
+        ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, RateKey, Secret, Slash, Stick, StopSignal,
     },
     read::{OneOrMore, Read, Reading, Told},
     tree::{Key, Node, Value},
     units::{Count, Percent, Size, Timeout, Wait},
     words::{
         AccelPrefix, AutoPort, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath,
-        Https, MailAddress, PagePath, PageTarget, ProxyRequired, ReadyPage, ServedFolder, ServiceUrl, SiteOrigin,
+        Https, MailAddress, Memory, PagePath, PageTarget, ProxyRequired, ReadyPage, ServedFolder, ServiceUrl, SiteOrigin,
         StoragePlace, StorePlace, TlsVersion, UserName, Workers,
     },
 };
@@ -612,6 +612,31 @@ keys! {
         /// without one the client's address decides, so that polling and websocket come to the same endpoint. `null`: requests
         /// are balanced each by itself.
         stick: Option<Stick> = "null",
+        /// How many requests the route takes, beside `limits.requests`; more are answered 429. Empty: any number.
+        requests: Vec<RequestRate> = "[]",
+    }
+}
+
+keys! {
+    /// How many requests of one kind may come in a time.
+    struct RequestRate {
+        /// What is counted together: the requests of one `address` (IPv6: of its first 64 bits), those with one value of a
+        /// cookie, `cookie:NAME` (without it: of one address), or `all` of them.
+        by: RateKey = "address",
+        /// So many may come at once.
+        count: Count<1, 10_000_000> = required,
+        /// The time in which as many more may come, evenly; up to a day.
+        per: Timeout = "1s",
+    }
+}
+
+keys! {
+    /// How many may come in a time.
+    struct Rate {
+        /// So many may come at once.
+        count: Count<1, 10_000_000> = required,
+        /// The time in which as many more may come, evenly; up to a day.
+        per: Timeout = "1s",
     }
 }
 
@@ -694,6 +719,21 @@ keys! {
         /// The least bytes a second, over half of `progress_timeout`, that a client has to send of a body, or take of one that is
         /// ready for it; whoever trickles is given up. `0`: any number.
         minimum_rate: Size = "240B",
+        /// Connections at once of one address (IPv6: of its first 64 bits); more are closed at once. `null`: any number.
+        connections_per_address: Option<Count<1, 10_000_000>> = "1000",
+        /// TLS handshakes of all clients; beyond, connections are closed unread. `null`: any number.
+        handshakes: Option<Rate> = "null",
+        /// TLS handshakes of one address, likewise. `null`: any number.
+        handshakes_per_address: Option<Rate> = "{ count: 500, per: 10s }",
+        /// How many requests may come, whatever their route; more are answered 429. Health pages and the challenges of
+        /// certificate authorities are not counted. Empty: any number.
+        requests: Vec<RequestRate> = "[]",
+        /// Who is not counted by address, beside `trusted_proxies`: networks, addresses, `loopback`, `private`. Behind such an
+        /// address there often are many clients: a proxy that nobody has named, or a container's bridge.
+        exempt: Vec<Trusted> = "[loopback, private]",
+        /// The memory of a worker beyond which new clients are answered 503, while those inside are served. `auto`: half of the
+        /// machine's, or of the control group's.
+        memory: Memory = "auto",
     }
 }
 

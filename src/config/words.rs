@@ -7,10 +7,10 @@ use serde_json::{Value as Json, json};
 use super::{
     plan::{
         Balance, CertificateHost, ChallengeKind, FileMode, LogFormat, LogSink, PathPrefix, Protocol, Secret,
-        SharedService, Slash, Stick, StopSignal,
+        RateKey, SharedService, Slash, Stick, StopSignal,
     },
     read::{Scalar, or_variable, suggestion, unexpected},
-    units::Count,
+    units::{Count, Size},
 };
 
 /// The meaning of the one word out of `words` that is `text`.
@@ -324,6 +324,36 @@ impl Scalar for CookieName {
             Ok(Self(text.to_owned()))
         } else {
             Err(unexpected::<Self>(text))
+        }
+    }
+}
+
+impl Scalar for RateKey {
+    const EXPECTED: &'static str = "`address`, `cookie:NAME` or `all`";
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        match text.strip_prefix("cookie:") {
+            Some(name) => CookieName::parse(name, base).map(|name| Self::Cookie(name.0)),
+            None => one_of(text, &[("address", Self::Address), ("all", Self::All)]),
+        }
+    }
+}
+
+/// What the memory may grow to: so much, or what is derived from the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Memory {
+    Auto,
+    Bytes(Size),
+}
+
+impl Scalar for Memory {
+    const EXPECTED: &'static str = "`auto` or a size such as `2GiB`";
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ if text.starts_with(|c: char| c.is_ascii_digit()) => Size::parse(text, base).map(Self::Bytes),
+            _ => Err(unexpected::<Self>(text)),
         }
     }
 }

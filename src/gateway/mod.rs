@@ -39,7 +39,7 @@ use crate::{
     config::{ClientCaPlan, ListenAddress, ListenerPlan, LogSink, Plan},
     drain::{Cut, Drain},
     keeper::{Provisions, output::LogOutput, sockets::BoundSockets},
-    listener::Connections,
+    limits::Connections,
     metrics::Metrics,
     runtime::{Current, Runtime},
     service::Hops,
@@ -183,7 +183,7 @@ impl Gateway {
             .enable_all()
             .build()?;
         let drain = Drain::default();
-        let connections = Arc::new(Connections::default());
+        let connections = Connections::new();
         let spool =
             Spool::new(provisions.spool.try_clone()?, plan.spool.limit, plan.spool.memory, metrics.spool_bytes.clone());
         let (workers, admin_plan) = (plan.workers.get(), plan.admin.clone());
@@ -220,7 +220,7 @@ impl Gateway {
             current: Arc::clone(&current),
             metrics: Arc::clone(&metrics),
             certificates: Arc::clone(&certificates),
-            connections,
+            connections: Arc::clone(&connections),
             listeners: ArcSwap::default(),
             drain: drain.clone(),
             hops,
@@ -258,6 +258,14 @@ impl Gateway {
         gateway.control.spawn(looking);
         let resolving = resolving::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.names_changed));
         gateway.control.spawn(resolving);
+        let measured = Arc::clone(&gateway.metrics);
+        gateway.control.spawn(async move {
+            loop {
+                connections.memory.measure();
+                measured.memory(connections.memory.used());
+                tokio::time::sleep(MEMORY_LOOK).await;
+            }
+        });
         gateway.control.spawn(probing::look_at_endpoints(Arc::clone(&gateway.current)));
         let (certificates, current) = (Arc::clone(&gateway.certificates), Arc::clone(&gateway.current));
         let others = Arc::clone(&gateway.certificates_changed);
@@ -671,6 +679,8 @@ fn raise_file_limit() {
     }
 }
 
+/// How often the memory is measured.
+const MEMORY_LOOK: Duration = Duration::from_secs(1);
 /// Between two questions whether other machines know of a challenge.
 const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
 /// How long a stop waits for the restart of a program.

@@ -22,7 +22,8 @@ use tokio::{
 use crate::{
     config::ListenerPlan,
     drain::{Drain, Tasks},
-    listener::{Connections, Listener, Socket},
+    limits::Connections,
+    listener::{Listener, Socket},
     metrics::Metrics,
     runtime::Current,
     service::{Hops, TrafficThread},

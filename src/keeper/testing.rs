@@ -59,6 +59,12 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
             keep_alive: second,
             progress_timeout: second,
             minimum_rate: 0,
+            connections_per_address: None,
+            handshakes: None,
+            handshakes_per_address: None,
+            requests: Vec::new(),
+            exempt: TrustedProxies::default(),
+            memory: None,
         },
     }
 }

@@ -13,10 +13,7 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -32,7 +29,9 @@ use crate::{
     config::ListenerPlan,
     drain::{Drain, Leaving},
     http::forwarded::Peer,
-    metrics::{Handshake, ListenerMetrics},
+    limits::{Client, Connections, OpenConnection, memory::Pressure},
+    metrics::{Handshake, ListenerMetrics, Shed},
+    runtime::Runtime,
     service::{Connection, TrafficThread},
     tls::{ServerConfigs, TlsInfo},
 };
@@ -63,33 +62,6 @@ struct Terms {
 pub enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
-}
-
-/// How many connections there are, against how many there may be.
-#[derive(Debug, Default)]
-pub struct Connections(AtomicUsize);
-
-impl Connections {
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Counts one more, unless that is more than `limit`.
-    fn enter(self: &Arc<Self>, limit: usize) -> Option<OpenConnection> {
-        if self.0.fetch_add(1, Ordering::Relaxed) < limit {
-            return Some(OpenConnection(Arc::clone(self)));
-        }
-        self.0.fetch_sub(1, Ordering::Relaxed);
-        None
-    }
-}
-
-struct OpenConnection(Arc<Connections>);
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Listener {
@@ -208,24 +180,55 @@ impl Listener {
             tracing::debug!(peer = ?ends.peer, listener = %listener.address, "not a trusted proxy: closed unread");
             return;
         }
+        let (connections, metrics) = (Arc::clone(&self.connections), self.metrics.clone());
+        let refused = move |reason, client, runtime: &Runtime| {
+            metrics.shed(reason);
+            connections.tell(reason, client, &runtime.plan.limits);
+        };
+        let pressure = self.connections.memory.pressure(&runtime.plan.limits, self.connections.count());
+        if pressure == Pressure::Full {
+            return refused(Shed::Memory, None, &runtime);
+        }
+        // Beyond a limit it is closed at once, which costs the least.
+        let mut admission = match self.connections.enter(&runtime.plan.limits) {
+            Ok(open) => Admission { open, tls: tls.is_some() },
+            Err(reason) => return refused(reason, None, &runtime),
+        };
+        // Who comes through a proxy is known after its header.
+        if !listener.proxy_protocol
+            && let Err((reason, client)) = admission.count(&ends.peer, &runtime)
+        {
+            return refused(reason, client, &runtime);
+        }
+        let turned_away = pressure == Pressure::High;
+        if turned_away {
+            refused(Shed::Memory, None, &runtime);
+        }
         let metrics = self.metrics.clone();
-        let deadline = runtime.plan.limits.handshake_timeout;
-        self.spawn(thread, |thread| async move {
+        let accepted = metrics.accepted();
+        let thread = Rc::clone(thread);
+        thread.tasks.clone().spawn(async move {
             let peer = ends.peer;
+            let deadline = runtime.plan.limits.handshake_timeout;
             // Each phase on the heap by itself: the task of an idle connection is then not as large as its handshake was.
-            let opening = Box::pin(open(stream, ends, listener.proxy_protocol, tls.as_deref()));
+            let opening =
+                Box::pin(open(stream, ends, listener.proxy_protocol, tls.as_deref(), &mut admission, &runtime));
             let opened = timeout(deadline, opening).await;
             let outcome = match &opened {
-                Ok(Ok(_)) => Handshake::Ok,
-                Ok(Err(_)) => Handshake::Error,
-                Err(_) => Handshake::Timeout,
+                Ok(Ok(_)) => Some(Handshake::Ok),
+                Ok(Err(OpenError::Limit(..))) => None,
+                Ok(Err(_)) => Some(Handshake::Error),
+                Err(_) => Some(Handshake::Timeout),
             };
-            if tls.is_some() {
+            if tls.is_some()
+                && let Some(outcome) = outcome
+            {
                 metrics.handshake(outcome);
             }
             let (stream, ends) = match opened {
                 Ok(Ok(Some(opened))) => opened,
                 Ok(Ok(None)) => return,
+                Ok(Err(OpenError::Limit(reason, client))) => return refused(reason, client, &runtime),
                 Ok(Err(error)) => {
                     tracing::debug!(?peer, error = &error as &dyn std::error::Error, "connection not opened");
                     return;
@@ -235,38 +238,31 @@ impl Listener {
                     return;
                 }
             };
-            let local_port = ends.local.map_or(0, |local| local.port());
-            let connection = |tls| Rc::new(Connection { thread, listener, leaving, peer: ends.peer, local_port, tls });
+            // It is not to keep this generation for as long as it stays.
+            drop(runtime);
+            let (peer, local_port) = (ends.peer, ends.local.map_or(0, |local| local.port()));
+            let connection = |tls| {
+                Rc::new(Connection { thread: Rc::clone(&thread), listener, leaving, peer, local_port, turned_away, tls })
+            };
             match stream {
                 Stream::Plain(stream) => Box::pin(http1::serve(stream, connection(None))).await,
                 Stream::Tls(stream) => {
                     let info = TlsInfo::of(stream.get_ref().1);
                     if info.alpn == Some("h2") {
-                        Box::pin(http2::serve(*stream, connection(Some(info)))).await;
+                        let ended = Box::pin(http2::serve(*stream, connection(Some(info)))).await;
+                        if matches!(ended, http2::End::Flood) {
+                            let client = Some(peer).and_then(|peer| match peer {
+                                Peer::Tcp(address) => Some(Client::new(address.ip())),
+                                Peer::Unix => None,
+                            });
+                            refused(Shed::Flood, client, &thread.current());
+                        }
                     } else {
                         Box::pin(http1::serve(*stream, connection(Some(info)))).await;
                     }
                 }
             }
-        });
-    }
-
-    /// Runs one connection, if there may be one more: beyond the limit it is closed at once, which costs the least.
-    fn spawn<F: Future<Output = ()> + 'static>(
-        &self,
-        thread: &Rc<TrafficThread>,
-        serve: impl FnOnce(Rc<TrafficThread>) -> F,
-    ) {
-        let limit = thread.current().plan.limits.connections;
-        let Some(counted) = self.connections.enter(limit) else {
-            self.metrics.shed();
-            return;
-        };
-        let accepted = self.metrics.accepted();
-        let serve = serve(Rc::clone(thread));
-        thread.tasks.spawn(async move {
-            serve.await;
-            drop((counted, accepted));
+            drop((admission, accepted));
         });
     }
 
@@ -293,6 +289,27 @@ impl Listener {
     }
 }
 
+/// A connection that has been let in so far.
+struct Admission {
+    open: OpenConnection,
+    tls: bool,
+}
+
+impl Admission {
+    /// Counts the connection, and its handshake if it is to make one, as `peer`'s, unless that has had its part.
+    fn count(&mut self, peer: &Peer, runtime: &Runtime) -> Result<(), (Shed, Option<Client>)> {
+        let plan = &runtime.plan;
+        let client = match peer {
+            Peer::Tcp(peer) => Client::counted(peer.ip(), &plan.limits, &plan.trusted_proxies),
+            Peer::Unix => None,
+        };
+        if let Some(client) = client {
+            self.open.count_for(client, &plan.limits).map_err(|reason| (reason, Some(client)))?;
+        }
+        if self.tls && !runtime.handshakes.count(client) { Err((Shed::Handshakes, client)) } else { Ok(()) }
+    }
+}
+
 /// Both ends of a connection, or those a PROXY header tells.
 struct Ends {
     peer: Peer,
@@ -311,9 +328,14 @@ async fn open<S: Downstream>(
     mut ends: Ends,
     proxy_protocol: bool,
     tls: Option<&ServerConfigs>,
+    admission: &mut Admission,
+    runtime: &Runtime,
 ) -> Result<Option<(Stream<S>, Ends)>, OpenError> {
-    if proxy_protocol && let Some(said) = proxy_protocol::read(&mut stream).await? {
-        ends = Ends { peer: Peer::Tcp(said.source), local: Some(said.destination) };
+    if proxy_protocol {
+        if let Some(said) = proxy_protocol::read(&mut stream).await? {
+            ends = Ends { peer: Peer::Tcp(said.source), local: Some(said.destination) };
+        }
+        admission.count(&ends.peer, runtime).map_err(|(reason, client)| OpenError::Limit(reason, client))?;
     }
     let stream = match tls {
         None => Stream::Plain(stream),
@@ -334,6 +356,8 @@ enum OpenError {
     Io(#[from] io::Error),
     #[error(transparent)]
     ProxyProtocol(#[from] proxy_protocol::ProxyProtocolError),
+    #[error("beyond a limit")]
+    Limit(Shed, Option<Client>),
 }
 
 /// A refusal this long after the last one is news again.

@@ -48,11 +48,14 @@ pub struct Metrics {
     upstream_endpoint_failures: Family<EndpointLabel, counter::Counter>,
     connections: Family<ListenerLabel, Gauge>,
     connections_total: Family<ListenerLabel, Counter>,
-    connections_shed: Family<ListenerLabel, Counter>,
+    connections_shed: Family<ListenerShed, Counter>,
     accept_errors: Family<ListenerLabel, Counter>,
     tls_handshakes: Family<HandshakeLabel, Counter>,
     /// Websockets.
     pub tunnels: Gauge,
+    /// Requests that were too many.
+    pub requests_limited: Counter,
+    memory: gauge::Gauge,
     /// Bytes of bodies on disk.
     pub spool_bytes: Gauge,
     /// Lines the access log could not keep up with or could not write.
@@ -144,7 +147,7 @@ impl Metrics {
         let connections_total = Family::default();
         registry.register("connections_accepted", "Connections accepted", connections_total.clone());
         let connections_shed = Family::default();
-        let help = "Connections closed at once, beyond limits.connections";
+        let help = "Connections that a limit refused or ended, by which";
         registry.register("connections_shed", help, connections_shed.clone());
         let accept_errors = Family::default();
         registry.register("accept_errors", "Connections that could not be accepted", accept_errors.clone());
@@ -153,6 +156,12 @@ impl Metrics {
         let tunnels = Gauge::default();
         registry.register("tunnels", "Open websockets", tunnels.clone());
 
+        let requests_limited = Counter::default();
+        let help = "Requests answered 429: more than limits.requests or routes[].requests allow";
+        registry.register("requests_limited", help, requests_limited.clone());
+        let memory = gauge::Gauge::<i64>::default();
+        let help = "Memory of this worker, which limits.memory bounds";
+        registry.register_with_unit("memory", help, Unit::Bytes, memory.clone());
         let spool_bytes = Gauge::default();
         registry.register("spool_bytes", "Bytes of bodies on disk", spool_bytes.clone());
         let access_log_dropped = Counter::default();
@@ -215,6 +224,8 @@ impl Metrics {
             accept_errors,
             tls_handshakes,
             tunnels,
+            requests_limited,
+            memory,
             spool_bytes,
             access_log_dropped,
             generation,
@@ -289,7 +300,10 @@ impl Metrics {
             ListenerMetrics {
                 connections: self.connections.get_or_create_owned(&label),
                 connections_total: self.connections_total.get_or_create_owned(&label),
-                shed: self.connections_shed.get_or_create_owned(&label),
+                shed: Shed::ALL.map(|reason| {
+                    let label = ListenerShed { listener: listener.to_owned(), reason: reason.label() };
+                    self.connections_shed.get_or_create_owned(&label)
+                }),
                 accept_errors: self.accept_errors.get_or_create_owned(&label),
                 handshakes: Handshake::ALL.map(|outcome| self.tls_handshakes.get_or_create_owned(&handshake(outcome))),
             }
@@ -336,10 +350,13 @@ impl Metrics {
             self.upstream_restarts.remove(&label);
         }
         for (listener, _) in listeners.extract_if(|_, handles| !handles.in_use()) {
+            for reason in Shed::ALL {
+                let label = ListenerShed { listener: listener.clone(), reason: reason.label() };
+                self.connections_shed.remove(&label);
+            }
             let label = ListenerLabel { listener };
             self.connections.remove(&label);
             self.connections_total.remove(&label);
-            self.connections_shed.remove(&label);
             self.accept_errors.remove(&label);
         }
     }
@@ -359,6 +376,11 @@ impl Metrics {
     /// The configuration that was refused has been mended: it is the one in force.
     pub fn reload_mended(&self) {
         self.last_reload_success.set(1);
+    }
+
+    /// So many bytes of memory were measured.
+    pub fn memory(&self, bytes: u64) {
+        self.memory.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
     /// Takes note of how certificates stand: seconds left by key path and first name, and failures by the same.
@@ -533,7 +555,7 @@ pub struct EndpointCounts {
 pub struct ListenerMetrics {
     connections: Gauge,
     connections_total: Counter,
-    shed: Counter,
+    shed: [Counter; Shed::ALL.len()],
     accept_errors: Counter,
     handshakes: [Counter; Handshake::ALL.len()],
 }
@@ -556,9 +578,14 @@ impl ListenerMetrics {
         self.connections.get()
     }
 
-    /// A connection was closed at once, being one too many.
-    pub fn shed(&self) {
-        self.shed.inc();
+    /// A connection was refused or ended by a limit.
+    pub fn shed(&self, reason: Shed) {
+        self.shed[reason as usize].inc();
+    }
+
+    /// How many have been, by which.
+    pub fn all_shed(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Shed::ALL.iter().zip(&self.shed).map(|(reason, count)| (reason.label(), count.get()))
     }
 
     /// `accept` failed.
@@ -618,6 +645,33 @@ impl Refusal {
             Self::Full => "full",
             Self::Timeout => "timeout",
             Self::Canceled => "canceled",
+        }
+    }
+}
+
+/// Which limit a connection was refused or ended by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shed {
+    /// All there may be.
+    Connections,
+    /// Those of one client.
+    Address,
+    Handshakes,
+    Memory,
+    /// Frames of HTTP/2 that ask for nothing.
+    Flood,
+}
+
+impl Shed {
+    pub const ALL: [Self; 5] = [Self::Connections, Self::Address, Self::Handshakes, Self::Memory, Self::Flood];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Address => "address",
+            Self::Handshakes => "handshakes",
+            Self::Memory => "memory",
+            Self::Flood => "flood",
         }
     }
 }
@@ -727,6 +781,12 @@ struct UpstreamEjection {
 struct EndpointLabel {
     upstream: String,
     endpoint: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListenerShed {
+    listener: String,
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

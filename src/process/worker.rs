@@ -26,6 +26,7 @@ use crate::{
     drain::Cut,
     gateway::{Gateway, InstanceNews, News, StartError},
     keeper::output::LogOutput,
+    limits::memory,
     telemetry::error_log,
 };
 
@@ -81,6 +82,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
         // The keeper has gone before it had anything for us.
         None => return Ok(()),
     };
+    memory::open();
     let weaknesses = match runs_as {
         RunsAs::Process => sandbox::enter(handover.user.as_ref(), &handover.plan)?,
         RunsAs::Thread => Vec::new(),

@@ -45,7 +45,8 @@ impl Answer {
     pub(super) fn failed(error: &GatewayError, form: Accept, mut log: LogGuard) -> Self {
         log.refused(error);
         // A request that was refused for its form may have an end we do not see. What a panic leaves of one, too.
-        if error.side == Side::Downstream && error.status != StatusCode::NOT_FOUND || error.is_panic() {
+        let of_its_form = !matches!(error.status, StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS);
+        if error.side == Side::Downstream && of_its_form || error.is_panic() {
             log.close();
         }
         let id = log.request_id().to_string();

@@ -94,6 +94,8 @@ pub struct Connection {
     pub peer: Peer,
     /// Where the client connected to; 0 on a unix socket.
     pub local_port: u16,
+    /// There was no memory for one more client: it is told to come again.
+    pub turned_away: bool,
     pub tls: Option<TlsInfo>,
 }
 

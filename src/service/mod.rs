@@ -41,6 +41,7 @@ use crate::{
         page::{Accept, is_api},
         path::Path,
     },
+    limits::Requests,
     proxy::{
         self, Bounds, Collected, Delivery, Head, Outbound, Payload, Reply, Trace, Tunnel, TunnelCause,
         uwsgi::Environment,
@@ -91,6 +92,11 @@ async fn respond(
         return Ok(Reached::Response(answer::redirect_to_https(target, &request.uri)));
     }
 
+    // Before anything is made for a client that is to come again; it is not told of each in the error log.
+    if connection.turned_away {
+        let busy = GatewayError::downstream(StatusCode::SERVICE_UNAVAILABLE, "no memory for one more client (`limits.memory`)");
+        return Err(busy.hint("Too many are here at the moment. Try again soon.").retry_after(MEMORY_RETRY));
+    }
     // For HTTP/2 as for HTTP/1.1, where they were kept while reading.
     check_limits(request, &runtime.plan.limits)?;
     // One reading of where the request is going, for everything below.
@@ -122,6 +128,11 @@ async fn respond(
         thread.hops.note(&connection.peer, &origin, &request.headers);
     }
     let upgrade = wants_websocket(request);
+    // Whoever looks whether the application is well is not to be told that others ask too much.
+    let counts = !runtime.is_health_path(path.raw());
+    if counts {
+        limit_requests(&runtime.requests, &runtime, &origin, request, thread)?;
+    }
     refuse_misdirected(&runtime, connection, &origin, request.version, upgrade)?;
     if let Some(host) = redirected_host(&runtime, connection, &origin, &path, upgrade) {
         return Ok(Reached::Response(answer::redirect_to_host(host, origin.port, target)));
@@ -135,6 +146,9 @@ async fn respond(
     };
     let route: &Route = found.value;
     log.route(route);
+    if counts {
+        limit_requests(&route.requests, &runtime, &origin, request, thread)?;
+    }
     // Before the route answers anything.
     let demands = route.plan.client_certificate
         || runtime.demands_certificates
@@ -266,6 +280,19 @@ fn check_limits(request: &request::Parts, limits: &LimitsPlan) -> Result<(), Gat
         return Err(HeadError::TooManyFields(limits.header_count).into());
     }
     Ok(())
+}
+
+/// Counts the request, unless there were too many.
+fn limit_requests(
+    limits: &Requests,
+    runtime: &Runtime,
+    origin: &Origin,
+    request: &request::Parts,
+    thread: &TrafficThread,
+) -> Result<(), GatewayError> {
+    let plan = &runtime.plan;
+    let counted = limits.count(origin.client, &request.headers, &plan.limits, &plan.trusted_proxies);
+    counted.inspect_err(|_| thread.metrics.requests_limited.inc())
 }
 
 /// The request target as it is forwarded: the path and the query, as they came (RFC 9112, 3.2.1).
@@ -547,5 +574,7 @@ fn delivery(route: &Route, headers: &HeaderMap, asked: Option<bool>) -> Delivery
     }
 }
 
+/// When a client is told to come again for which there was no memory.
+const MEMORY_RETRY: Duration = Duration::from_secs(10);
 /// What a field of HTTP/1.1 has beside its name and value: `: ` and the line end.
 const FIELD_OVERHEAD: usize = 4;

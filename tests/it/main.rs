@@ -22,6 +22,7 @@ mod http1;
 mod http2;
 mod in_place_of_nginx;
 mod keeper;
+mod limits;
 mod logs;
 mod many_certificates;
 mod memory;

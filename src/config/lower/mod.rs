@@ -8,16 +8,24 @@ mod rules;
 mod tls;
 mod upstreams;
 
-use std::{collections::BTreeSet, collections::HashMap, hash::Hash, num::NonZeroUsize, thread};
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    num::{NonZeroU32, NonZeroUsize},
+    thread,
+    time::Duration,
+};
 
 use super::{
     address::Trusted,
     plan::{
-        AccessLogPlan, ErrorLogPlan, LimitsPlan, ListenerPlan, LogSink, Plan, RotatePlan, SpoolPlan, TrustedProxies,
+        AccessLogPlan, ErrorLogPlan, LimitsPlan, ListenerPlan, LogSink, Plan, Rate, RequestRate, RotatePlan, SpoolPlan,
+        TrustedProxies,
     },
     raw,
     read::{Reading, Told},
-    words::Workers,
+    units::{Count, Timeout},
+    words::{Memory, Workers},
 };
 use listeners::lower_listeners;
 use routes::lower_routes;
@@ -55,7 +63,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
         reading.refuse_at("error_log.path", "this is the file of the access log; name another one");
     }
     let spool = file.spool.and_then(|spool| lower_spool(&spool, reading));
-    let limits = file.limits.and_then(|limits| lower_limits(&limits, reading));
+    let limits = file.limits.and_then(|limits| lower_limits(limits, reading));
 
     Ok(Plan {
         sources: Vec::new(),
@@ -143,7 +151,7 @@ fn lower_spool(spool: &raw::Spool, reading: &mut Reading<'_>) -> Result<SpoolPla
     Ok(SpoolPlan { path: spool.path.clone()?.0, limit: spool.limit?.0, memory: memory? })
 }
 
-fn lower_limits(limits: &raw::Limits, reading: &mut Reading<'_>) -> Result<LimitsPlan, Told> {
+fn lower_limits(limits: raw::Limits, reading: &mut Reading<'_>) -> Result<LimitsPlan, Told> {
     let header_bytes = limits.header_bytes.and_then(|size| match size.0 {
         // What is read from a socket at once; no HTTP library goes below.
         0..8192 => Err(reading.refuse_at("limits.header_bytes", "browsers need more; write `8KiB` or more")),
@@ -152,6 +160,20 @@ fn lower_limits(limits: &raw::Limits, reading: &mut Reading<'_>) -> Result<Limit
     let uri_bytes = limits.uri_bytes.and_then(|size| match size.0 {
         0..256 => Err(reading.refuse_at("limits.uri_bytes", "browsers need more; write `256B` or more")),
         size => bytes("limits.uri_bytes", size, reading),
+    });
+    let mut some_rate = |rates: Result<Option<raw::Rate>, Told>, at: &str| match rates? {
+        Some(rates) => rate(rates.count?, rates.per?, at, reading).map(Some),
+        None => Ok(None),
+    };
+    let handshakes = some_rate(limits.handshakes, "limits.handshakes");
+    let handshakes_per_address = some_rate(limits.handshakes_per_address, "limits.handshakes_per_address");
+    let requests = limits.requests.and_then(|rates| request_rates(rates, "limits.requests", reading));
+    let memory = limits.memory.and_then(|memory| match memory {
+        Memory::Auto => Ok(None),
+        Memory::Bytes(size) if size.0 < LEAST_MEMORY => {
+            Err(reading.refuse_at("limits.memory", "a worker needs more for itself; write `64MiB` or more, or `auto`"))
+        }
+        Memory::Bytes(size) => Ok(Some(size.0)),
     });
     Ok(LimitsPlan {
         connections: limits.connections?.get(),
@@ -164,8 +186,38 @@ fn lower_limits(limits: &raw::Limits, reading: &mut Reading<'_>) -> Result<Limit
         keep_alive: limits.keep_alive?.0,
         progress_timeout: limits.progress_timeout?.0,
         minimum_rate: limits.minimum_rate?.0,
+        connections_per_address: limits.connections_per_address?.map(|count| count.0),
+        handshakes: handshakes?,
+        handshakes_per_address: handshakes_per_address?,
+        requests: requests?,
+        exempt: trust(limits.exempt?),
+        memory: memory?,
     })
 }
+
+/// The rates of requests at the key `at`.
+fn request_rates(
+    rates: Vec<raw::RequestRate>,
+    at: &str,
+    reading: &mut Reading<'_>,
+) -> Result<Vec<RequestRate>, Told> {
+    let lower = |(index, rates): (usize, raw::RequestRate)| {
+        Ok(RequestRate { by: rates.by?, rate: rate(rates.count?, rates.per?, &format!("{at}[{index}]"), reading)? })
+    };
+    rates.into_iter().enumerate().map(lower).collect::<Vec<_>>().into_iter().collect()
+}
+
+fn rate(count: Count<1, 10_000_000>, per: Timeout, at: &str, reading: &mut Reading<'_>) -> Result<Rate, Told> {
+    if per.0 > LONGEST_RATE {
+        return Err(reading.refuse_at(&format!("{at}.per"), "counts are not kept for longer than a day; write `24h` or less"));
+    }
+    Ok(Rate { count: NonZeroU32::new(count.0).expect("a count from 1 on"), per: per.0 })
+}
+
+/// So that times are far from any overflow.
+const LONGEST_RATE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Less is what a worker takes before its first client.
+const LEAST_MEMORY: u64 = 64 << 20;
 
 /// A size that is kept in memory.
 fn bytes(at: &str, size: u64, reading: &mut Reading<'_>) -> Result<usize, Told> {

@@ -5,7 +5,7 @@
 mod documentation;
 mod properties;
 
-use std::{collections::BTreeMap, fmt::Write, num::NonZeroUsize, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, num::{NonZeroU32, NonZeroUsize}, path::Path, time::Duration};
 
 use super::{plan::*, *};
 
@@ -56,6 +56,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         server_timing: false,
         allow_origin: None,
         client_certificate: false,
+        requests: Vec::new(),
     };
     let upstream = UpstreamPlan {
         backend: None,
@@ -135,6 +136,24 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
             keep_alive: Duration::from_secs(10),
             progress_timeout: Duration::from_secs(60),
             minimum_rate: 240,
+            connections_per_address: Some(1000),
+            handshakes: None,
+            handshakes_per_address: Some(Rate { count: NonZeroU32::new(500).unwrap(), per: Duration::from_secs(10) }),
+            requests: Vec::new(),
+            exempt: TrustedProxies {
+                networks: [
+                    "127.0.0.0/8",
+                    "::1/128",
+                    "10.0.0.0/8",
+                    "172.16.0.0/12",
+                    "192.168.0.0/16",
+                    "fc00::/7",
+                ]
+                .map(|network| network.parse().unwrap())
+                .to_vec(),
+                unix: false,
+            },
+            memory: None,
         },
     };
 
@@ -401,6 +420,18 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         (
             "limits: { head_timeout: 0s }",
             "4:25: limits.head_timeout: no time at all is not allowed here; write a time such as `30s`",
+        ),
+        (
+            "limits: { memory: 1MiB }",
+            "4:19: limits.memory: a worker needs more for itself; write `64MiB` or more, or `auto`",
+        ),
+        (
+            "limits: { requests: [{ count: 1, per: 2d }] }",
+            "4:39: limits.requests[0].per: counts are not kept for longer than a day; write `24h` or less",
+        ),
+        (
+            "limits: { requests: [{ by: cookie, count: 1 }] }",
+            "4:28: limits.requests[0].by: expected `address`, `cookie:NAME` or `all`, found `cookie`",
         ),
         ("administrator: me", "4:16: administrator: expected a mail address such as `admin@example.com`, found `me`"),
         (

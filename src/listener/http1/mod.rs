@@ -64,7 +64,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         // A client that has gone takes its request with it: out of the queue, off the endpoint.
         let Some(answer) = until_gone(service::serve(request, &connection), &wire).await else { return };
 
-        asked.keep_alive &= !connection.leaving.is_on();
+        asked.keep_alive &= !connection.leaving.is_on() && !connection.turned_away;
         let next = response::send(&wire, answer, &asked, timer.as_mut()).await;
         match next {
             response::Next::Request => {}

@@ -1,6 +1,7 @@
 //! One HTTP/2 connection. Framing, flow control and HPACK are hyper's; requests go the same way as any other.
 
 mod streams;
+mod watched;
 
 use std::{
     convert::Infallible,
@@ -16,7 +17,10 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use self::streams::{Progress, Streams};
+use self::{
+    streams::{Progress, Streams},
+    watched::Watched,
+};
 use super::{Connection, Downstream};
 use crate::{
     http::{Body, CLIENT_CLOSED_REQUEST, GatewayError},
@@ -25,9 +29,10 @@ use crate::{
 
 /// Serves streams until the client goes, nothing has been asked for long enough, or a drain begins: then a GOAWAY
 /// lets what has begun come to its end (RFC 9113, 6.8).
-pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
+pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) -> End {
     let limits = connection.thread.current().plan.limits.clone();
     let streams = Streams::new(connection.thread.tasks.clone());
+    let (io, exhausted) = Watched::new(io);
     let service = service_fn({
         let (connection, streams) = (Rc::clone(&connection), streams.clone());
         move |request: Request<Incoming>| {
@@ -41,13 +46,23 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
             .max_concurrent_streams(limits.streams)
             // Twice, since whatever is beyond it hyper refuses by itself, without a page and without a line.
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX).saturating_mul(2))
+            .header_table_size(HEADER_TABLE)
+            .initial_connection_window_size(WINDOW)
+            .initial_stream_window_size(WINDOW)
+            .max_frame_size(FRAME)
+            .max_pending_accept_reset_streams(RESET_UNSEEN)
+            .max_local_error_reset_streams(RESET_BY_FAULT)
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .serve_connection(TokioIo::new(io), service)
     );
     let gone = connection.leaving.clone();
-    let mut leaving = false;
+    // Who is turned away gets the answers to what it sends before it hears of it.
+    let mut leaving = connection.turned_away;
+    if leaving {
+        served.as_mut().graceful_shutdown();
+    }
     let ended = loop {
         tokio::select! {
             ended = served.as_mut() => break ended,
@@ -55,7 +70,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
             () = streams.watch(limits.progress_timeout, limits.keep_alive) => {
                 if leaving {
                     // What is left is not taken, in spite of the GOAWAY.
-                    return;
+                    return End::Over;
                 }
             }
         }
@@ -65,6 +80,14 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
     if let Err(error) = ended {
         tracing::debug!(error = &error as &dyn std::error::Error, "an h2 connection ended");
     }
+    if exhausted.get() { End::Flood } else { End::Over }
+}
+
+/// How a connection ended.
+pub(super) enum End {
+    Over,
+    /// Its client sent too much that asks for nothing.
+    Flood,
 }
 
 async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, streams: &Streams) -> Response<Logged> {
@@ -170,5 +193,15 @@ impl Drop for Logged {
 
 /// A peer that answers no PING for this long, this long after it was last heard of, is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// Bytes of headers that are remembered to be named again; what we remember of ours is no more, whatever the client allows.
+const HEADER_TABLE: u32 = 4096;
+/// Bytes that are received ahead, on a stream and on all of them.
+const WINDOW: u32 = 1024 * 1024;
+/// The longest frame that is received.
+const FRAME: u32 = 16 * 1024;
+/// Streams that a client may open and reset before they have become requests, and those that it may have the library reset by
+/// breaking the protocol; [`watched`] counts all resets, over time, and those that come later.
+const RESET_UNSEEN: usize = 20;
+const RESET_BY_FAULT: usize = 1024;
 /// Bytes of one stream that hyper holds ready beyond what the client has room for.
 const SEND_BUFFER: usize = 64 * 1024;

@@ -1,0 +1,152 @@
+//! How many connections there are, against how many there may be.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+};
+
+use super::{Client, Notice, memory::{self, Memory}, slots::Slots};
+use crate::{config::LimitsPlan, metrics::Shed};
+
+/// The connections of all listeners and threads.
+#[derive(Debug)]
+pub struct Connections {
+    open: AtomicUsize,
+    by_client: Slots<AtomicU32>,
+    told: [Notice; Shed::ALL.len()],
+    pub memory: Memory,
+}
+
+/// One that counts until it is dropped.
+#[derive(Debug)]
+pub struct OpenConnection {
+    all: Arc<Connections>,
+    /// The slot it is counted in besides.
+    client: Option<usize>,
+}
+
+impl Connections {
+    pub fn new() -> Arc<Self> {
+        let (open, memory) = (AtomicUsize::new(0), Memory::default());
+        Arc::new(Self { open, by_client: Slots::new(), told: Default::default(), memory })
+    }
+
+    pub fn count(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    /// Counts one more, unless that is more than there may be.
+    pub fn enter(self: &Arc<Self>, limits: &LimitsPlan) -> Result<OpenConnection, Shed> {
+        let counted = self.open.fetch_add(1, Relaxed);
+        let connection = OpenConnection { all: Arc::clone(self), client: None };
+        if counted >= limits.connections { Err(Shed::Connections) } else { Ok(connection) }
+    }
+
+    /// Tells that a connection of `client` was closed for `reason`, once a minute.
+    pub fn tell(&self, reason: Shed, client: Option<Client>, limits: &LimitsPlan) {
+        let Some(times) = self.told[reason as usize].happened() else { return };
+        let client = client.map(tracing::field::display);
+        match reason {
+            Shed::Connections => {
+                let limit = limits.connections;
+                tracing::warn!(limit, times, "connections are closed at once: there are `limits.connections` of them");
+            }
+            Shed::Address => {
+                let limit = limits.connections_per_address;
+                tracing::warn!(
+                    client,
+                    limit,
+                    times,
+                    "connections are closed at once: their client has `limits.connections_per_address`; a proxy with many \
+                     clients behind it belongs in `trusted_proxies` or `limits.exempt`"
+                );
+            }
+            Shed::Handshakes => tracing::warn!(
+                client,
+                times,
+                "connections are closed before their TLS handshake: there were as many as `limits.handshakes_per_address` or \
+                 `limits.handshakes` allow"
+            ),
+            Shed::Memory => tracing::warn!(
+                memory = self.memory.used(),
+                limit = memory::bound(limits),
+                times,
+                "new clients are answered 503: we use as much memory as `limits.memory` allows"
+            ),
+            Shed::Flood => tracing::warn!(
+                client,
+                times,
+                "an HTTP/2 connection was ended: its client sent frames that ask for nothing, or requests only to cancel them"
+            ),
+        }
+    }
+}
+
+impl OpenConnection {
+    /// Counts it as one of `client`'s, too.
+    pub fn count_for(&mut self, client: Client, limits: &LimitsPlan) -> Result<(), Shed> {
+        let slot = self.all.by_client.of(&client);
+        let counted = self.all.by_client.slot(slot).fetch_add(1, Relaxed);
+        self.leave_client();
+        self.client = Some(slot);
+        match limits.connections_per_address {
+            Some(limit) if counted >= limit => Err(Shed::Address),
+            _ => Ok(()),
+        }
+    }
+
+    fn leave_client(&mut self) {
+        if let Some(slot) = self.client.take() {
+            self.all.by_client.slot(slot).fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.leave_client();
+        self.all.open.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn limits(text: &str) -> LimitsPlan {
+        let text = format!(
+            "listeners: [{{ address: '127.0.0.1:80' }}]\nupstreams: {{ app: {{ endpoints: ['127.0.0.1:1'] }} }}\n\
+             routes: [{{ prefix: /, upstream: app }}]\nlimits: {{ {text} }}\n"
+        );
+        config::parse("/etc/v.yml", &text, &|_| None).unwrap().limits
+    }
+
+
+    #[test]
+    fn one_connection_more_than_there_may_be_is_refused_until_another_has_ended() {
+        let (all, limits) = (Connections::new(), limits("connections: 2"));
+        let (first, _second) = (all.enter(&limits).unwrap(), all.enter(&limits).unwrap());
+
+        assert_eq!(all.enter(&limits).unwrap_err(), Shed::Connections);
+        assert_eq!(all.count(), 2);
+        drop(first);
+        assert!(all.enter(&limits).is_ok());
+    }
+
+    #[test]
+    fn a_client_has_no_more_connections_than_it_may_and_others_have_theirs() {
+        let (all, limits) = (Connections::new(), limits("connections_per_address: 1"));
+        let enter = |address: &str| {
+            let mut connection = all.enter(&limits).unwrap();
+            connection.count_for(Client::new(address.parse().unwrap()), &limits).map(|()| connection)
+        };
+        let first = enter("2001:db8::1").unwrap();
+
+        assert_eq!(enter("2001:db8::2").unwrap_err(), Shed::Address);
+        assert!(enter("192.0.2.1").is_ok());
+        assert_eq!(all.count(), 1, "whoever was refused, or has gone, is not counted");
+        drop(first);
+        assert!(enter("2001:db8::2").is_ok());
+    }
+}

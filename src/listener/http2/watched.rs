@@ -1,0 +1,341 @@
+//! The bytes of an h2 connection, and what the frames in them ask for.
+//!
+//! The library bounds what it keeps: streams, header lists and CONTINUATION frames, resets of streams it has not given on yet, small
+//! DATA frames. What it does not bound is work: a client that opens streams only to cancel them, that has us cancel
+//! them, or that sends PING and SETTINGS for ever costs us something with each frame and takes nothing. Each such
+//! frame costs an allowance here, which time and what we send give back, and who has used it up is told
+//! `ENHANCE_YOUR_CALM` (RFC 9113, 10.5).
+
+use std::{
+    cell::Cell,
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A connection whose frames are looked at on their way.
+pub(super) struct Watched<Io> {
+    io: Io,
+    received: Frames,
+    sent: Frames,
+    allowance: Allowance,
+    /// The last stream that the client has opened.
+    last_stream: u32,
+    exhausted: Exhausted,
+}
+
+/// Whether the allowance was used up.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Exhausted(Rc<Cell<bool>>);
+
+impl Exhausted {
+    pub(super) fn get(&self) -> bool {
+        self.0.get()
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
+    pub(super) fn new(io: Io) -> (Self, Exhausted) {
+        let exhausted = Exhausted::default();
+        let watched = Self {
+            io,
+            received: Frames::after(PREFACE),
+            sent: Frames::after(0),
+            allowance: Allowance { left: ALLOWANCE, since: Instant::now() },
+            last_stream: 0,
+            exhausted: exhausted.clone(),
+        };
+        (watched, exhausted)
+    }
+
+    fn receive(&mut self, bytes: &[u8]) {
+        let Self { received, allowance, last_stream, .. } = self;
+        received.pass(bytes, |frame| {
+            if frame.kind == HEADERS {
+                *last_stream = frame.stream.max(*last_stream);
+            }
+            allowance.take(cost(&frame));
+        });
+        self.look();
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        let Self { sent, allowance, .. } = self;
+        sent.pass(bytes, |frame| match frame.kind {
+            RST_STREAM => allowance.take(RESET),
+            HEADERS => allowance.give(RESET),
+            DATA => allowance.give(4 + frame.length / 1024),
+            _ => {}
+        });
+        self.look();
+    }
+
+    fn look(&mut self) {
+        if self.allowance.is_used_up() {
+            self.exhausted.0.set(true);
+        }
+    }
+
+    /// Says why the connection ends, if there is room for it, and that it does.
+    fn end(&mut self, cx: &mut Context<'_>) -> io::Error {
+        // Within a frame of another it would be taken for a part of that.
+        if self.sent.is_between() {
+            let mut goaway = [0, 0, 8, GOAWAY, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ENHANCE_YOUR_CALM];
+            goaway[9..13].copy_from_slice(&self.last_stream.to_be_bytes());
+            let mut io = Pin::new(&mut self.io);
+            if io.as_mut().poll_write(cx, &goaway).is_ready() && io.as_mut().poll_flush(cx).is_ready() {
+                let _closed = io.poll_shutdown(cx);
+            }
+        }
+        io::Error::other("the client sent frames that ask for nothing (ENHANCE_YOUR_CALM)")
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<Io> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        let read = if this.exhausted.get() { Poll::Ready(Ok(())) } else { Pin::new(&mut this.io).poll_read(cx, buffer) };
+        this.receive(&buffer.filled()[before..]);
+        if this.exhausted.get() {
+            buffer.set_filled(before);
+            return Poll::Ready(Err(this.end(cx)));
+        }
+        read
+    }
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(written)) = written {
+            self.send(&bytes[..written]);
+        }
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, pieces);
+        if let Poll::Ready(Ok(mut left)) = written {
+            for piece in pieces {
+                let part = left.min(piece.len());
+                self.send(&piece[..part]);
+                left -= part;
+            }
+        }
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// The head of a frame (RFC 9113, 4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Frame {
+    length: u32,
+    kind: u8,
+    flags: u8,
+    stream: u32,
+}
+
+/// Finds the heads of frames in bytes that come in any pieces.
+struct Frames {
+    /// Bytes to be passed over before the next head.
+    skip: usize,
+    head: [u8; HEAD],
+    /// Bytes of `head` that have come.
+    have: usize,
+}
+
+impl Frames {
+    fn after(skip: usize) -> Self {
+        Self { skip, head: [0; HEAD], have: 0 }
+    }
+
+    /// Whether what comes next is the head of a frame.
+    fn is_between(&self) -> bool {
+        self.skip == 0 && self.have == 0
+    }
+
+    fn pass(&mut self, mut bytes: &[u8], mut frame: impl FnMut(Frame)) {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let taken = (HEAD - self.have).min(bytes.len());
+            self.head[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
+            self.have += taken;
+            bytes = &bytes[taken..];
+            if self.have == HEAD {
+                let [a, b, c, kind, flags, stream @ ..] = self.head;
+                let length = u32::from_be_bytes([0, a, b, c]);
+                frame(Frame { length, kind, flags, stream: u32::from_be_bytes(stream) & (u32::MAX >> 1) });
+                self.have = 0;
+                self.skip = length as usize;
+            }
+        }
+    }
+}
+
+/// What a connection may ask of us for nothing.
+struct Allowance {
+    left: u32,
+    /// When it was last added to.
+    since: Instant,
+}
+
+impl Allowance {
+    fn take(&mut self, cost: u32) {
+        if cost == 0 {
+            return;
+        }
+        if self.left < cost {
+            let earned = u32::try_from(self.since.elapsed().as_millis()).unwrap_or(u32::MAX);
+            self.since = Instant::now();
+            self.give(earned.saturating_mul(A_SECOND / 1000));
+        }
+        self.left = self.left.saturating_sub(cost);
+    }
+
+    fn give(&mut self, more: u32) {
+        self.left = self.left.saturating_add(more).min(ALLOWANCE);
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.left == 0
+    }
+}
+
+/// What a frame of the client's takes off the allowance.
+fn cost(frame: &Frame) -> u32 {
+    match frame.kind {
+        // What may be padding alone is no data, either.
+        DATA if frame.flags & END_STREAM == 0
+            && (frame.length == 0 || frame.flags & PADDED != 0 && frame.length <= 256) =>
+        {
+            10
+        }
+        RST_STREAM => RESET,
+        SETTINGS if frame.flags & ACK == 0 => 50,
+        PING if frame.flags & ACK == 0 => 20,
+        // Clients send two for each piece they take, down to 4 KiB.
+        WINDOW_UPDATE => 1,
+        // Requests are bounded elsewhere; their fields, by the library.
+        DATA | HEADERS => 0,
+        // PRIORITY, CONTINUATION, what we did not ask to be acknowledged, and frames that nobody knows.
+        _ => 5,
+    }
+}
+
+/// What a connection begins with, and has at most: 500 resets or PINGs at once, 200 SETTINGS, 10 000 WINDOW_UPDATEs.
+const ALLOWANCE: u32 = 10_000;
+/// What time adds: 50 resets or PINGs a second, 20 SETTINGS.
+const A_SECOND: u32 = 1_000;
+/// What a reset costs, the client's or one that it has us send; a response gives that back.
+const RESET: u32 = 20;
+
+/// Bytes of the client's preface, and of the head of a frame.
+const PREFACE: usize = 24;
+const HEAD: usize = 9;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
+const PADDED: u8 = 8;
+const ENHANCE_YOUR_CALM: u8 = 0xb;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+        bytes.extend([kind, flags]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+
+    #[test]
+    fn frames_are_found_in_whatever_pieces_they_come() {
+        let bytes = [vec![b'P'; PREFACE], frame(SETTINGS, 0, 0, &[7; 12]), frame(HEADERS, 5, 3, &[1]), frame(PING, 1, 0, &[])]
+            .concat();
+        let expected =
+            [(12, SETTINGS, 0, 0), (1, HEADERS, 5, 3), (0, PING, 1, 0)].map(|(length, kind, flags, stream)| Frame {
+                length,
+                kind,
+                flags,
+                stream,
+            });
+        for size in 1..bytes.len() {
+            let (mut frames, mut found) = (Frames::after(PREFACE), Vec::new());
+            bytes.chunks(size).for_each(|piece| frames.pass(piece, |frame| found.push(frame)));
+            assert_eq!(found, expected, "in pieces of {size}");
+            assert!(frames.is_between());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_told_to_be_calm_and_not_passed_on() {
+        let resets = (0..600).flat_map(|number| frame(RST_STREAM, 0, 2 * number + 1, &[0, 0, 0, 8]));
+        let (ours, mut theirs) = duplex(1 << 20);
+        let (mut watched, exhausted) = Watched::new(ours);
+        theirs.write_all(&[b'P'; PREFACE]).await.unwrap();
+        theirs.write_all(&frame(HEADERS, 5, 7, &[])).await.unwrap();
+        theirs.write_all(&resets.collect::<Vec<_>>()).await.unwrap();
+
+        let mut passed = Vec::new();
+        watched.read_to_end(&mut passed).await.unwrap_err();
+
+        assert!(exhausted.get() && passed.len() < 600 * 13);
+        let mut goaway = Vec::new();
+        theirs.read_to_end(&mut goaway).await.unwrap();
+        assert_eq!(goaway, frame(GOAWAY, 0, 0, &[0, 0, 0, 7, 0, 0, 0, ENHANCE_YOUR_CALM]));
+    }
+
+    #[tokio::test]
+    async fn who_takes_what_it_asked_for_may_update_its_window_as_often_as_it_likes() {
+        let (ours, mut theirs) = duplex(1 << 20);
+        let (mut watched, exhausted) = Watched::new(ours);
+        theirs.write_all(&[b'P'; PREFACE]).await.unwrap();
+        watched.read_exact(&mut [0; PREFACE]).await.unwrap();
+        let piece = frame(DATA, 0, 1, &[0; 16 << 10]);
+        let updates = frame(WINDOW_UPDATE, 0, 1, &[0, 0, 16, 0]).repeat(8);
+        let (mut taken, mut read) = (vec![0; piece.len()], vec![0; updates.len()]);
+
+        for _ in 0..5_000 {
+            watched.write_all(&piece).await.unwrap();
+            theirs.read_exact(&mut taken).await.unwrap();
+            theirs.write_all(&updates).await.unwrap();
+            watched.read_exact(&mut read).await.unwrap();
+        }
+
+        assert!(!exhausted.get());
+    }
+}
