@@ -27,8 +27,8 @@ pub struct Runtime {
     pub generation: u64,
     pub plan: Plan,
     pub routes: RouteTable<Arc<Route>>,
-    /// Whether any route demands a certificate of the client.
-    pub demands_certificates: bool,
+    /// Whether any route keeps anybody out.
+    pub is_guarded: bool,
     /// By name.
     pub upstreams: BTreeMap<String, Arc<Upstream>>,
     /// Hosts that are served as they are; certificates' names come on top.
@@ -105,12 +105,12 @@ impl Runtime {
             .collect();
         let health_paths = plan.upstreams.values().filter_map(|upstream| upstream.health_path.clone()).collect();
         let (exchanges, since) = (Gauge::default(), Instant::now());
-        let demands_certificates = plan.routes.iter().any(|route| route.client_certificate);
+        let is_guarded = plan.routes.iter().any(RoutePlan::is_guarded);
         Self {
             generation,
             plan,
             routes,
-            demands_certificates,
+            is_guarded,
             upstreams,
             hosts,
             health_paths,

@@ -5,8 +5,8 @@ use std::{cmp::Reverse, fmt};
 use super::{
     plan::{
         AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan,
-        ProgramPlan, Protocol, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan, UpstreamPlan,
-        WatchPlan,
+        ProgramPlan, Protocol, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan,
+        TrustedProxies, UpstreamPlan, WatchPlan,
     },
     units::{show_size, show_time},
 };
@@ -110,6 +110,16 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         if route.slash == Slash::Redirect && !path.is_empty() {
             writeln!(f, "    {path} itself is redirected to {path}/")?;
+        }
+        let clients = |list: &TrustedProxies| {
+            let unix = list.unix.then(|| "unix sockets".to_owned());
+            self::list(list.networks.iter().map(ToString::to_string).chain(unix))
+        };
+        if let Some(allow) = &route.access.allow {
+            writeln!(f, "    only for clients from {}; others are answered 403", clients(allow))?;
+        }
+        if !route.access.deny.is_empty() {
+            writeln!(f, "    never for clients from {}, who are answered 403", clients(&route.access.deny))?;
         }
         if route.client_certificate {
             writeln!(

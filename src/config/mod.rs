@@ -6,6 +6,7 @@
 //! fault of a file is told at once, with its place and the key. Nothing here opens what a plan names,
 //! except `files` for `check`.
 
+mod access;
 mod address;
 mod ciphers;
 mod difference;

@@ -16,7 +16,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-pub use super::ciphers::Cipher;
+pub use super::{access::AccessPlan, ciphers::Cipher};
 
 /// A whole configuration that can run.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -796,6 +796,15 @@ pub struct RoutePlan {
     pub allow_origin: Option<String>,
     /// Only for clients whose certificate was verified in the handshake.
     pub client_certificate: bool,
+    pub access: AccessPlan,
+}
+
+impl RoutePlan {
+    /// Whether anybody is kept out.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.client_certificate || self.access.is_guarded()
+    }
 }
 
 /// What keeps a client at one endpoint beside the cookie that names it.

@@ -600,6 +600,11 @@ keys! {
         /// A site whose pages may read the answers, such as `https://www.example.com`: four `Access-Control-*` headers are added
         /// to answers that have no `Access-Control-Allow-Origin` of the application's. `null`: that is the application's business.
         allow_origin: Option<SiteOrigin> = "null",
+        /// The only clients that are let in, by their address as it is found past `trusted_proxies`: networks, addresses,
+        /// `loopback`, `private`, `unix`; others are answered 403. `null`: everybody.
+        allow: Option<Vec<Trusted>> = "null",
+        /// Clients that are answered 403, even if they are in `allow`.
+        deny: Vec<Trusted> = "[]",
         /// `required`: a client that has shown no certificate which its listener's `client_ca` vouches for is answered 403. `null`:
         /// the route asks for none.
         client_certificate: Option<CertificateRequired> = "null",

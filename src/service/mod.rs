@@ -27,7 +27,7 @@ pub use self::{
     log::LogGuard,
 };
 use crate::{
-    config::{EndpointAddress, HostName, LimitsPlan, Protocol, Slash, Stick, UpstreamPlan},
+    config::{EndpointAddress, HostName, LimitsPlan, Protocol, RoutePlan, Slash, Stick, UpstreamPlan},
     files::{self, Target},
     h1::{Glimpse, HeadError},
     http::{
@@ -135,15 +135,17 @@ async fn respond(
     };
     let route: &Route = found.value;
     log.route(route);
-    // Before the route answers anything.
-    let demands = route.plan.client_certificate
-        || runtime.demands_certificates
-            && runtime
-                .routes
-                .find_as_others(origin.host.host(), &path)
-                .is_some_and(|route| route.plan.client_certificate);
-    if demands {
-        demand_certificate(connection)?;
+    // Before the route answers anything. Where the application may read another path than we do, who is kept out there is
+    // kept out here.
+    if runtime.is_guarded {
+        let others = runtime.routes.find_as_others(origin.host.host(), &path);
+        let others = others.filter(|others| !Arc::ptr_eq(others, found.value));
+        for route in [Some(found.value), others].into_iter().flatten() {
+            admit(&route.plan, &origin)?;
+            if route.plan.client_certificate {
+                demand_certificate(connection)?;
+            }
+        }
     }
     if found.bare && route.plan.slash == Slash::Redirect {
         return Ok(Reached::Response(answer::redirect_to_slash(&path, uri.query())));
@@ -285,6 +287,13 @@ fn wants_websocket(request: &request::Parts) -> bool {
         && request.method == Method::GET
         && headers::has_token(&request.headers, &header::UPGRADE, "websocket")
         && headers::has_token(&request.headers, &header::CONNECTION, "upgrade")
+}
+
+/// By the address that the application is told of.
+fn admit(plan: &RoutePlan, origin: &Origin) -> Result<(), GatewayError> {
+    let Some(key) = plan.access.refuses(origin.client) else { return Ok(()) };
+    let message = format!("the client's address is not let in (routes[].{key})");
+    Err(GatewayError::downstream(StatusCode::FORBIDDEN, message))
 }
 
 /// What counts is the handshake of this very connection: no header, and no proxy.

@@ -2,6 +2,7 @@
 //!
 //! A key that could not be read is passed over by every rule that needs it: its fault has been told.
 
+mod access;
 mod listeners;
 mod routes;
 mod rules;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Seen;
+use super::{Seen, access::lower_access};
 use crate::config::{
     plan::RoutePlan,
     raw,
@@ -43,12 +43,13 @@ pub(super) fn lower_routes(
         {
             reading.refuse_at(&format!("{at}.body_limit"), "no request could have a body; write `null` for no limit");
         }
-        lower_route(route)
+        lower_route(route, &at, reading)
     };
     routes.into_iter().enumerate().map(lower).collect::<Vec<_>>().into_iter().collect()
 }
 
-fn lower_route(route: raw::Route) -> Result<RoutePlan, Told> {
+fn lower_route(route: raw::Route, at: &str, reading: &mut Reading<'_>) -> Result<RoutePlan, Told> {
+    let access = lower_access(&route, at, reading);
     let buffer = route.buffer?;
     Ok(RoutePlan {
         host: route.host?,
@@ -70,5 +71,6 @@ fn lower_route(route: raw::Route) -> Result<RoutePlan, Told> {
         server_timing: route.server_timing?,
         allow_origin: route.allow_origin?.map(|origin| origin.0),
         client_certificate: route.client_certificate?.is_some(),
+        access: access?,
     })
 }

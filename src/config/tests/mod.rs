@@ -55,6 +55,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         server_timing: false,
         allow_origin: None,
         client_certificate: false,
+        access: AccessPlan::default(),
     };
     let upstream = UpstreamPlan {
         backend: None,
