@@ -1,6 +1,6 @@
 //! Who may use a route, and what browsers are told to be careful about.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,67 @@ pub struct AccessPlan {
     pub allow: Option<TrustedProxies>,
     /// Not even those who are in `allow`.
     pub deny: TrustedProxies,
+    /// Nobody but users with their passwords.
+    pub basic_auth: Option<BasicAuthPlan>,
+    /// Nobody but those whom another server lets in.
+    pub forward_auth: Option<ForwardAuthPlan>,
+}
+
+/// Users and passwords (RFC 7617).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct BasicAuthPlan {
+    /// As `htpasswd` writes it.
+    pub file: PathBuf,
+    /// What browsers show; visible ASCII and spaces.
+    pub realm: String,
+    /// Whether the application gets the password, too.
+    pub pass: bool,
+}
+
+/// A server that is asked of each request whether it may pass.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ForwardAuthPlan {
+    /// A key of [`super::Plan::upstreams`], which speaks HTTP.
+    pub upstream: String,
+    /// Where it is asked, with or without a query.
+    pub path: String,
+    /// Names of fields of its answer that the application is told, in lower case.
+    pub response_headers: Vec<String>,
+    /// How long an answer may take in all.
+    pub timeout: Duration,
+}
+
+/// What browsers are told to be careful about, where the application does not say it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct SecurityHeadersPlan {
+    /// Come over https only (RFC 6797).
+    pub hsts: Option<HstsPlan>,
+    /// Do not guess what kind of thing an answer is.
+    pub nosniff: bool,
+    /// What to say to others of where one came from.
+    pub referrer_policy: Option<String>,
+    /// Whose pages may show ours within them; `None`: not a word of it.
+    pub frames: Option<Vec<FrameAncestor>>,
+}
+
+/// How long browsers come over https only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct HstsPlan {
+    /// Zero: they forget it.
+    pub max_age: Duration,
+    pub subdomains: bool,
+    pub preload: bool,
+}
+
+/// Whose pages may show ours within them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum FrameAncestor {
+    /// Nobody's; alone.
+    None,
+    /// Those of the same origin.
+    Own,
+    /// Those of this origin.
+    Origin(String),
 }
 
 impl AccessPlan {
@@ -20,6 +81,12 @@ impl AccessPlan {
     #[must_use]
     pub fn is_guarded(&self) -> bool {
         *self != Self::default()
+    }
+
+    /// Whether more is looked at than the address.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.basic_auth.is_some() || self.forward_auth.is_some()
     }
 
     /// The key that keeps `client` out, if one does; `None` for a client is a peer on a unix socket for whom no proxy spoke.
@@ -64,7 +131,7 @@ mod tests {
             (Some("10.0.0.0/8"), "10.1.0.0/16", Some("10.1.2.3"), Some("deny")),
             (Some("10.0.0.0/8"), "10.1.0.0/16", Some("10.2.2.3"), None),
         ] {
-            let access = AccessPlan { allow: allow.map(list), deny: list(deny) };
+            let access = AccessPlan { allow: allow.map(list), deny: list(deny), ..AccessPlan::default() };
             let client = client.map(|client| client.parse().unwrap());
             assert_eq!(access.refuses(client), expected, "{client:?}: allow {allow:?}, deny {deny:?}");
         }

@@ -5,8 +5,8 @@ use std::{cmp::Reverse, fmt};
 use super::{
     plan::{
         AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan,
-        ProgramPlan, Protocol, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan,
-        TrustedProxies, UpstreamPlan, WatchPlan,
+        ProgramPlan, Protocol, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan, TrustedProxies,
+        UpstreamPlan, WatchPlan,
     },
     units::{show_size, show_time},
 };
@@ -120,6 +120,19 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         if !route.access.deny.is_empty() {
             writeln!(f, "    never for clients from {}, who are answered 403", clients(&route.access.deny))?;
+        }
+        if let Some(basic) = &route.access.basic_auth {
+            writeln!(
+                f,
+                "    only for the users of {} with their passwords; others are answered 401",
+                basic.file.display()
+            )?;
+        }
+        if let Some(forward) = &route.access.forward_auth {
+            writeln!(f, "    only for those whom `{}` lets in, asked at {}", forward.upstream, forward.path)?;
+        }
+        if route.security_headers.hsts.is_some() {
+            writeln!(f, "    browsers are told to come over https only, unless it says otherwise")?;
         }
         if route.client_certificate {
             writeln!(

@@ -16,7 +16,10 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-pub use super::{access::AccessPlan, ciphers::Cipher};
+pub use super::{
+    access::{AccessPlan, BasicAuthPlan, ForwardAuthPlan, FrameAncestor, HstsPlan, SecurityHeadersPlan},
+    ciphers::Cipher,
+};
 
 /// A whole configuration that can run.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -797,6 +800,7 @@ pub struct RoutePlan {
     /// Only for clients whose certificate was verified in the handshake.
     pub client_certificate: bool,
     pub access: AccessPlan,
+    pub security_headers: SecurityHeadersPlan,
 }
 
 impl RoutePlan {

@@ -12,16 +12,16 @@ use super::{
     ciphers::Cipher,
     keys::keys,
     plan::{
-        AdminAddress, Balance, CertificateHost, ChallengeKind, EndpointAddress, EndpointPlace, FileMode, HostName,
-        ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash, Stick, StopSignal,
+        AdminAddress, Balance, CertificateHost, ChallengeKind, EndpointAddress, EndpointPlace, FileMode, FrameAncestor,
+        HostName, ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash, Stick, StopSignal,
     },
     read::{OneOrMore, Read, Reading, Told},
     tree::{Key, Node, Value},
     units::{Count, Percent, Size, Timeout, Wait},
     words::{
         AccelPrefix, AutoPort, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath,
-        Https, MailAddress, PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace,
-        StorePlace, TlsVersion, UserName, Workers,
+        Https, MailAddress, PagePath, PageTarget, ProxyRequired, Realm, ReferrerPolicy, ServedFolder, ServiceUrl,
+        SiteOrigin, StoragePlace, StorePlace, TlsVersion, ToldHeader, UserName, Workers,
     },
 };
 
@@ -605,6 +605,15 @@ keys! {
         allow: Option<Vec<Trusted>> = "null",
         /// Clients that are answered 403, even if they are in `allow`.
         deny: Vec<Trusted> = "[]",
+        /// The only clients that are let in are users with their passwords; others are answered 401. `null`: everybody.
+        basic_auth: Option<BasicAuth> = "null",
+        /// Another server is asked of each request whether it may pass. `null`: none.
+        forward_auth: Option<ForwardAuth> = "null",
+        /// Browsers are told to come over https only, where the application does not say how it is. `null`: they are not.
+        hsts: Option<Hsts> = "null",
+        /// What browsers are told to be careful about, where the application does not say how it is; `{}` for all of it.
+        /// `null`: nothing.
+        security_headers: Option<SecurityHeaders> = "null",
         /// `required`: a client that has shown no certificate which its listener's `client_ca` vouches for is answered 403. `null`:
         /// the route asks for none.
         client_certificate: Option<CertificateRequired> = "null",
@@ -613,6 +622,57 @@ keys! {
         /// without one the client's address decides, so that polling and websocket come to the same endpoint. `null`: requests
         /// are balanced each by itself.
         stick: Option<Stick> = "null",
+    }
+}
+
+keys! {
+    /// Users and passwords.
+    struct BasicAuth {
+        /// A file of lines `NAME:HASH`, with hashes by bcrypt (`htpasswd -B -C 12`) or argon2id. It is read again when it changes.
+        file: FilePath = required,
+        /// What browsers show when they ask.
+        realm: Realm = "restricted",
+        /// Whether the application gets the `Authorization` of the request, and so the password.
+        pass: bool = "false",
+    }
+}
+
+keys! {
+    /// A server that says who may pass: by a status from 200 to 299. Whatever else it answers is the client's answer.
+    struct ForwardAuth {
+        /// The name of an upstream that speaks HTTP.
+        upstream: String = required,
+        /// Where it is asked, by GET and without a body.
+        path: PageTarget = required,
+        /// Headers of its answer that the application is told; the client's own are taken off.
+        response_headers: Vec<ToldHeader> = "[]",
+        /// How long it may take; then the client is answered 503.
+        timeout: Timeout = "10s",
+    }
+}
+
+keys! {
+    /// `Strict-Transport-Security`, in answers over https.
+    struct Hsts {
+        /// For how long. `0`: browsers are to forget it.
+        max_age: Wait = "365d",
+        /// For all names below this one, too.
+        subdomains: bool = "false",
+        /// Whether browsers may have it built in.
+        preload: bool = "false",
+    }
+}
+
+keys! {
+    /// What browsers are told to be careful about.
+    struct SecurityHeaders {
+        /// `X-Content-Type-Options: nosniff`.
+        nosniff: bool = "true",
+        /// `Referrer-Policy`. `null`: none.
+        referrer_policy: Option<ReferrerPolicy> = "strict-origin-when-cross-origin",
+        /// Whose pages may show ours within them: `self`, `none`, or origins such as `https://www.example.com`.
+        /// `null`: nothing is said of it.
+        frames: Option<OneOrMore<FrameAncestor>> = "self",
     }
 }
 

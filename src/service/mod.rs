@@ -3,6 +3,7 @@
 //! [`serve`] is one plain function: the order of its steps is a promise, and where a step must stand where it stands, a
 //! comment says why. Each step's doing is elsewhere.
 
+mod access;
 mod answer;
 mod connection;
 mod hops;
@@ -27,7 +28,7 @@ pub use self::{
     log::LogGuard,
 };
 use crate::{
-    config::{EndpointAddress, HostName, LimitsPlan, Protocol, RoutePlan, Slash, Stick, UpstreamPlan},
+    config::{EndpointAddress, HostName, LimitsPlan, Protocol, Slash, Stick, UpstreamPlan},
     files::{self, Target},
     h1::{Glimpse, HeadError},
     http::{
@@ -134,17 +135,46 @@ async fn respond(
         return Err(GatewayError::downstream(StatusCode::NOT_FOUND, "no route for this path"));
     };
     let route: &Route = found.value;
-    log.route(route);
-    // Before the route answers anything. Where the application may read another path than we do, who is kept out there is
-    // kept out here.
+    log.route(route, origin.scheme);
+    // Where the application may read another path than we do, who is kept out there is kept out here.
+    let others = runtime.is_guarded.then(|| runtime.routes.find_as_others(origin.host.host(), &path)).flatten();
+    let others = others.filter(|others| !Arc::ptr_eq(others, found.value)).map(|others| &**others);
+    let guards = || [Some(route), others].into_iter().flatten();
+    // Before the route answers anything.
+    for guard in guards() {
+        access::admit(&guard.plan, &origin)?;
+        if guard.plan.client_certificate {
+            demand_certificate(connection)?;
+        }
+    }
+
+    headers::strip_hop_by_hop(&mut request.headers);
+    headers::sanitize_request(&mut request.headers);
+    origin.apply(&mut request.headers);
+    if connection.listener.client_ca.is_some() {
+        client_certificate::tell(connection.client_certificate(), &mut request.headers);
+    }
+    authority.set_host(&mut request.headers);
+    if authority.is_empty() {
+        // A client of HTTP/1.0 need not name a host, but what goes on is HTTP/1.1 (RFC 9112, 3.2).
+        request.headers.insert(header::HOST, host_for_nobody(&runtime));
+    }
+
     if runtime.is_guarded {
-        let others = runtime.routes.find_as_others(origin.host.host(), &path);
-        let others = others.filter(|others| !Arc::ptr_eq(others, found.value));
-        for route in [Some(found.value), others].into_iter().flatten() {
-            admit(&route.plan, &origin)?;
-            if route.plan.client_certificate {
-                demand_certificate(connection)?;
+        if access::is_preflight(route, request) && guards().any(|guard| guard.plan.access.asks()) {
+            return Ok(Reached::Response(answer::about_the_server()));
+        }
+        for guard in guards() {
+            access::demand_password(guard, &runtime, &mut request.headers, &origin, log).await?;
+        }
+        // Of made-true headers, so that the other server can believe what it is told.
+        for guard in guards() {
+            if let Some(answer) = access::ask(guard, request, target, &origin, thread, log).await? {
+                return Ok(Reached::Response(answer));
             }
+        }
+        for guard in guards() {
+            access::keep_password(guard, &mut request.headers);
         }
     }
     if found.bare && route.plan.slash == Slash::Redirect {
@@ -162,18 +192,6 @@ async fn respond(
         && length > limit
     {
         return Err(proxy::too_large(limit));
-    }
-
-    headers::strip_hop_by_hop(&mut request.headers);
-    headers::sanitize_request(&mut request.headers);
-    origin.apply(&mut request.headers);
-    if connection.listener.client_ca.is_some() {
-        client_certificate::tell(connection.client_certificate(), &mut request.headers);
-    }
-    authority.set_host(&mut request.headers);
-    if authority.is_empty() {
-        // A client of HTTP/1.0 need not name a host, but what goes on is HTTP/1.1 (RFC 9112, 3.2).
-        request.headers.insert(header::HOST, host_for_nobody(&runtime));
     }
 
     // To an application behind uwsgi it is a request as any other.
@@ -287,13 +305,6 @@ fn wants_websocket(request: &request::Parts) -> bool {
         && request.method == Method::GET
         && headers::has_token(&request.headers, &header::UPGRADE, "websocket")
         && headers::has_token(&request.headers, &header::CONNECTION, "upgrade")
-}
-
-/// By the address that the application is told of.
-fn admit(plan: &RoutePlan, origin: &Origin) -> Result<(), GatewayError> {
-    let Some(key) = plan.access.refuses(origin.client) else { return Ok(()) };
-    let message = format!("the client's address is not let in (routes[].{key})");
-    Err(GatewayError::downstream(StatusCode::FORBIDDEN, message))
 }
 
 /// What counts is the handshake of this very connection: no header, and no proxy.
@@ -475,6 +486,7 @@ async fn exchange(
                 script_name: if strip { route.plan.prefix.as_str() } else { "" },
                 https: view.origin.scheme == Scheme::Https,
                 client: view.origin.client,
+                user: access::user(route, &view.request.headers),
                 server_name: view.origin.host.host(),
                 server_port: view.origin.port,
                 content_length,

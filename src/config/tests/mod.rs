@@ -56,6 +56,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         allow_origin: None,
         client_certificate: false,
         access: AccessPlan::default(),
+        security_headers: SecurityHeadersPlan::default(),
     };
     let upstream = UpstreamPlan {
         backend: None,

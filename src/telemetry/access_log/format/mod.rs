@@ -11,7 +11,7 @@ use crate::config::LogFormat;
 /// A compiled [`LogFormat`].
 ///
 /// - `combined` is the NCSA combined format byte for byte as Apache writes it:
-///   `%h %l %u %t "%r" %>s %b "%{Referer}i" "%{User-Agent}i"`, where `%l` and `%u` are always `-`.
+///   `%h %l %u %t "%r" %>s %b "%{Referer}i" "%{User-Agent}i"`, where `%l` is always `-`, and `%u` the user of a route with `basic_auth`.
 /// - `json` is one object a line; its keys are those of [`fields`] that say so, and what is not known is left out.
 /// - A template is text with `{field}` in it, `{{` and `}}` for braces; values are escaped as Apache escapes them, and
 ///   what is not known is `-`.
@@ -158,6 +158,7 @@ enum Kind {
     TimeCommon,
     RequestId,
     Client,
+    User,
     Request,
     Method,
     Target,
@@ -188,6 +189,7 @@ impl Kind {
             Self::TimeCommon => Value::TimeCommon(record.started.wall),
             Self::RequestId => Value::Id(record.request_id.digits()),
             Self::Client => record.client.map_or(Value::Missing, |address| Value::Address(address.to_canonical())),
+            Self::User => Value::of_header(record.user.as_ref()),
             Self::Request => match (&record.method, &record.target, record.version) {
                 (Some(method), Some(target), Some(version)) => {
                     let [scheme, colon, authority, path] = target_pieces(target, record.version);
@@ -332,13 +334,14 @@ fn decimal(mut number: u64, width: usize, line: &mut Vec<u8>) {
     line.extend_from_slice(&digits[first..]);
 }
 
-const COMBINED: &str = r#"{client} - - {time_common} "{request}" {status} {size} "{referer}" "{user_agent}""#;
+const COMBINED: &str = r#"{client} - {user} {time_common} "{request}" {status} {size} "{referer}" "{user_agent}""#;
 
 const FIELDS: &[Field] = &[
     json("time", Kind::Time, "when the request began, RFC 3339 with milliseconds, local time zone"),
     text("time_common", Kind::TimeCommon, "the same as Apache writes it: `[22/Nov/2026:21:29:31 +0000]`"),
     json("request_id", Kind::RequestId, "32 hexadecimal digits, also on error pages"),
     json("client", Kind::Client, "address of the client, past trusted proxies; none for a peer on a unix socket"),
+    json("user", Kind::User, "who came with a password that was right (`routes[].basic_auth`)"),
     text("request", Kind::Request, "the request line: method, target and version"),
     json("method", Kind::Method, "method of the request"),
     json("target", Kind::Target, "target as received, with its query"),
