@@ -4,9 +4,9 @@ use std::{cmp::Reverse, fmt};
 
 use super::{
     plan::{
-        AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan,
-        ProgramPlan, Protocol, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan, TrustedProxies,
-        UpstreamPlan, WatchPlan,
+        AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink,
+        LoggedQuery, Plan, ProgramPlan, Protocol, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan,
+        TrustedProxies, UpstreamPlan, WatchPlan,
     },
     units::{show_size, show_time},
 };
@@ -456,7 +456,7 @@ fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "  started as root, the traffic is carried by the user {}", plan.user)?;
     match &plan.access_log {
         None => writeln!(f, "  no access log")?,
-        Some(AccessLogPlan { sink, format, rotate }) => {
+        Some(AccessLogPlan { sink, format, query, rotate }) => {
             let format = match format {
                 LogFormat::Combined => "the combined format",
                 LogFormat::Json => "JSON",
@@ -465,6 +465,9 @@ fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             match sink {
                 LogSink::Stdout => writeln!(f, "  one line a request on standard output, as {format}")?,
                 LogSink::File(path) => writeln!(f, "  one line a request in {}, as {format}", path.display())?,
+            }
+            if *query == LoggedQuery::Names {
+                writeln!(f, "    with `*` for each value in a query")?;
             }
             if let Some(RotatePlan { size, keep }) = rotate {
                 writeln!(f, "  put aside when it has grown to {}; {keep} are kept", show_size(*size))?;

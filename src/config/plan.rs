@@ -15,6 +15,7 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 pub use super::{
     access::{AccessPlan, BasicAuthPlan, ForwardAuthPlan, FrameAncestor, HstsPlan, SecurityHeadersPlan},
@@ -161,6 +162,12 @@ impl Secret {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 
@@ -904,6 +911,7 @@ impl fmt::Display for HostName {
 pub struct AccessLogPlan {
     pub sink: LogSink,
     pub format: LogFormat,
+    pub query: LoggedQuery,
     /// `None`: others rotate it, or nobody has to.
     pub rotate: Option<RotatePlan>,
 }
@@ -940,6 +948,16 @@ pub enum LogFormat {
     Json,
     /// Text with `{field}` in it.
     Template(String),
+}
+
+/// What is written of a query in the target or the `Referer` of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum LoggedQuery {
+    /// `*` for each value: it may be a secret.
+    #[default]
+    Names,
+    /// As it came.
+    Whole,
 }
 
 /// Where the admin endpoint listens.

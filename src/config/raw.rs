@@ -13,7 +13,8 @@ use super::{
     keys::keys,
     plan::{
         AdminAddress, Balance, CertificateHost, ChallengeKind, EndpointAddress, EndpointPlace, FileMode, FrameAncestor,
-        HostName, ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, Secret, Slash, Stick, StopSignal,
+        HostName, ListenAddress, LogFormat, LogSink, LoggedQuery, PathPrefix, Protocol, Secret, Slash, Stick,
+        StopSignal,
     },
     read::{OneOrMore, Read, Reading, Told},
     tree::{Key, Node, Value},
@@ -693,6 +694,9 @@ keys! {
         path: LogSink = "'-'",
         /// `combined`, `json`, or a template with `{fields}` in it.
         format: LogFormat = "combined",
+        /// What is written of queries, in targets and in `Referer`: `names`, with `*` for each value, as it may be a secret; or
+        /// `whole`, as they came.
+        query: LoggedQuery = "names",
         /// When the file is put aside and a new one begun. `null`: others do it (their renames are noticed, nobody needs
         /// to tell us). Of no concern to standard output.
         rotate: Option<Rotate> = "{}",

@@ -6,8 +6,8 @@ use serde_json::{Value as Json, json};
 
 use super::{
     plan::{
-        Balance, CertificateHost, ChallengeKind, FileMode, FrameAncestor, LogFormat, LogSink, PathPrefix, Protocol,
-        Secret, SharedService, Slash, Stick, StopSignal,
+        Balance, CertificateHost, ChallengeKind, FileMode, FrameAncestor, LogFormat, LogSink, LoggedQuery, PathPrefix,
+        Protocol, Secret, SharedService, Slash, Stick, StopSignal,
     },
     read::{Scalar, or_variable, suggestion, unexpected},
     units::Count,
@@ -664,6 +664,18 @@ impl Scalar for LogSink {
             "" => Err(unexpected::<Self>(text)),
             _ => FilePath::parse(text, base).map(|path| Self::File(path.0)),
         }
+    }
+}
+
+impl Scalar for LoggedQuery {
+    const EXPECTED: &'static str = "`names` or `whole`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("names", Self::Names), ("whole", Self::Whole)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["names", "whole"] })
     }
 }
 

@@ -312,7 +312,9 @@ impl Gateway {
         } else {
             self.tls.clone()
         };
-        let format = plan.access_log.as_ref().map(|log| Format::compile(&log.format)).transpose()?.map(Arc::new);
+        let format = plan.access_log.as_ref().map(|log| Format::compile(&log.format)).transpose()?;
+        let query = plan.access_log.as_ref().map(|log| log.query).unwrap_or_default();
+        let format = format.map(|format| Arc::new(format.with_query(query)));
         let users = users(&plan, &provisions.users)?;
         let log = self.log_for(&plan, provisions.access_log)?;
 

@@ -344,14 +344,19 @@ mod tests {
     use std::{fs, io::Write, os::unix::fs::PermissionsExt};
 
     use super::*;
-    use crate::config::{AccessLogPlan, AdminAddress, CertificatePlan, LogFormat, LogSink};
+    use crate::config::{AccessLogPlan, AdminAddress, CertificatePlan, LogFormat, LogSink, LoggedQuery};
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
     }
 
     fn log_to(path: PathBuf) -> AccessLogPlan {
-        AccessLogPlan { sink: LogSink::File(path), format: LogFormat::Combined, rotate: None }
+        AccessLogPlan {
+            sink: LogSink::File(path),
+            format: LogFormat::Combined,
+            query: LoggedQuery::Names,
+            rotate: None,
+        }
     }
 
     #[test]

@@ -119,7 +119,7 @@ fn lower_access_log(log: raw::AccessLog, reading: &mut Reading<'_>) -> Result<Ac
         Some(_) if sink == LogSink::Stdout => None,
         rotate => lower_rotate("access_log", rotate, reading)?,
     };
-    Ok(AccessLogPlan { sink, format: log.format?, rotate })
+    Ok(AccessLogPlan { sink, format: log.format?, query: log.query?, rotate })
 }
 
 fn lower_error_log(log: raw::ErrorLog, reading: &mut Reading<'_>) -> Result<ErrorLogPlan, Told> {
