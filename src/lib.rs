@@ -140,7 +140,7 @@
 //! | a look at what is in the way of a certificate: answers of others, addresses of a name, in all | 4 KiB, 8, 60 s | fixed |
 //! | certificates that are ordered at once | 4 | fixed |
 //! | a line of the error log; what is kept of a chain of proxies | 4000 characters; 500 of two requests | fixed |
-//! | passwords that are looked at: at once, each; waiting, of these from one client | half of the processors, 4 at most, 128 MiB; 64, 8 | fixed; `basic_auth.file` |
+//! | passwords that are looked at: at once, each; waiting, of these from one client | half of `workers`, 4 at most, 128 MiB; 64, 8 | fixed; `basic_auth.file` |
 //! | passwords that are known to be right, and for how long | 1024 of 48 bytes, 5 min | fixed |
 //! | of an h2 connection: streams, each with bodies as above | 100 | `limits.streams` |
 //! | of an h2 connection: what is received ahead, what is held ready to send | 1 MiB, 64 KiB a stream | fixed |

@@ -131,6 +131,8 @@ impl Runtime {
             .map(|host| host.as_str().to_owned())
             .collect();
         let health_paths = plan.upstreams.values().filter_map(|upstream| upstream.health_path.clone()).collect();
+        let verifier = before.map(|before| Arc::clone(&before.verifier));
+        let verifier = verifier.unwrap_or_else(|| Arc::new(Verifier::new(plan.workers)));
         let (exchanges, since) = (Gauge::default(), Instant::now());
         let is_guarded = plan.routes.iter().any(RoutePlan::is_guarded);
         Self {
@@ -138,7 +140,7 @@ impl Runtime {
             plan,
             routes,
             is_guarded,
-            verifier: before.map(|before| Arc::clone(&before.verifier)).unwrap_or_default(),
+            verifier,
             upstreams,
             hosts,
             health_paths,

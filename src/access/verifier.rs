@@ -5,7 +5,6 @@ use std::{
     fmt,
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -39,21 +38,19 @@ pub enum Verdict {
 /// Stands for a hash of a file and the password that goes with it.
 type Proof = [u8; digest::SHA256_OUTPUT_LEN];
 
-impl Default for Verifier {
-    fn default() -> Self {
-        let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+impl Verifier {
+    /// One for a process that carries traffic on `threads` threads.
+    pub fn new(threads: NonZeroUsize) -> Self {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).expect("the system has random numbers");
         Self {
-            // The other half goes on carrying traffic.
-            turns: Arc::new(Semaphore::new((processors / 2).clamp(1, MOST_AT_ONCE))),
+            // There is a thread a processor; the other half of them goes on carrying traffic.
+            turns: Arc::new(Semaphore::new((threads.get() / 2).clamp(1, MOST_AT_ONCE))),
             waiting: Mutex::default(),
             known: Mutex::default(),
             key,
         }
     }
-}
 
-impl Verifier {
     /// Whether `password` is that of `name`; whether there is such a user cannot be told from how long it takes.
     ///
     /// Cancelled, it waits no longer; what has begun is done to its end.
@@ -188,7 +185,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_password_of_a_user_is_right_and_nothing_else_is() {
-        let (verifier, users) = (Verifier::default(), users(&format!("alice:{BCRYPT}\nbob:{ARGON2}\n")));
+        let (verifier, users) = (Verifier::new(NonZeroUsize::MIN), users(&format!("alice:{BCRYPT}\nbob:{ARGON2}\n")));
         for (name, password, expected) in [
             ("alice", "secret", Verdict::Right),
             ("alice", "secret", Verdict::Right),
@@ -210,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_password_is_known_for_a_while_by_the_hash_it_was_right_for() {
-        let (verifier, users) = (Verifier::default(), users(&format!("alice:{BCRYPT}\n")));
+        let (verifier, users) = (Verifier::new(NonZeroUsize::MIN), users(&format!("alice:{BCRYPT}\n")));
         verifier.verify(&users, client(1), "alice", b"secret").await;
 
         let proof = |identity: &[u8]| verifier.proof(identity, b"secret");
@@ -223,7 +220,7 @@ mod tests {
 
     #[test]
     fn who_is_known_is_bounded_and_the_oldest_goes_first() {
-        let verifier = Verifier::default();
+        let verifier = Verifier::new(NonZeroUsize::MIN);
         let now = Instant::now();
         let proof = |number: usize| verifier.proof(&number.to_be_bytes(), b"");
         for number in 0..=MOST_KNOWN {
@@ -235,7 +232,7 @@ mod tests {
 
     #[test]
     fn one_client_cannot_keep_the_others_from_being_looked_at() {
-        let verifier = Verifier::default();
+        let verifier = Verifier::new(NonZeroUsize::MIN);
         let mut inside: Vec<_> = (0..MOST_WAITING_OF_ONE).map(|_| verifier.enter(client(1)).unwrap()).collect();
         assert!(verifier.enter(client(1)).is_none());
         inside.push(verifier.enter(client(2)).unwrap());

@@ -160,30 +160,29 @@ async fn respond(
         request.headers.insert(header::HOST, host_for_nobody(&runtime));
     }
 
-    if runtime.is_guarded {
-        if access::is_preflight(route, request) && guards().any(|guard| guard.plan.access.asks()) {
-            return Ok(Reached::Response(answer::about_the_server()));
+    let asks = guards().any(|guard| guard.plan.access.asks());
+    if asks && access::is_preflight(route, request) {
+        return Ok(Reached::Response(answer::about_the_server()));
+    }
+    for guard in guards() {
+        access::demand_password(guard, &runtime, &mut request.headers, &origin, log).await?;
+    }
+    // Not the health path: whoever asks there asks for just this. And before another server is asked, which may be a page of
+    // the application that is starting.
+    if route.upstream.is_starting() && !runtime.is_health_path(path.raw()) {
+        return Err(not_ready(&route.upstream.name));
+    }
+    // With headers that are true, so that it can believe what it is told.
+    for guard in guards() {
+        if let Some(answer) = access::ask(guard, request, target, &origin, thread, log).await? {
+            return Ok(Reached::Response(answer));
         }
-        for guard in guards() {
-            access::demand_password(guard, &runtime, &mut request.headers, &origin, log).await?;
-        }
-        // Of made-true headers, so that the other server can believe what it is told.
-        for guard in guards() {
-            if let Some(answer) = access::ask(guard, request, target, &origin, thread, log).await? {
-                return Ok(Reached::Response(answer));
-            }
-        }
-        for guard in guards() {
-            access::keep_password(guard, &mut request.headers);
-        }
+    }
+    for guard in guards() {
+        access::keep_password(guard, &mut request.headers);
     }
     if found.bare && route.plan.slash == Slash::Redirect {
         return Ok(Reached::Response(answer::redirect_to_slash(&path, uri.query())));
-    }
-
-    // Not the health path: whoever asks there asks for just this.
-    if route.upstream.is_starting() && !runtime.is_health_path(path.raw()) {
-        return Err(not_ready(&route.upstream.name));
     }
 
     // Before the body: a client that is told no need not send it.
