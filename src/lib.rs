@@ -20,6 +20,7 @@
 //! | [`files`] | `X-Sendfile` and `X-Accel-Redirect`: a file under an allowed root becomes a response |
 //! | [`backends`] | processes behind endpoints: ours, none of which outlives us, and those that supervisord knows |
 //! | [`upstream`] | an application: endpoints, whether it is ready, its workers, the queue before it, the connections to it |
+//! | [`access`] | users and their passwords, looked at within bounds |
 //! | [`route`], [`runtime`] | host and path → route; one immutable generation of all that a request needs |
 //! | [`tls`] | certificates by name, the terms of handshakes; those that are ordered (`tls::acme`), and where they are kept |
 //! | [`proxy`] | one exchange with an endpoint, over HTTP or uwsgi, and the tunnel of a websocket |
@@ -37,8 +38,8 @@
 //! A connection is accepted into a task of its own, where a PROXY header is read if the listener requires one and TLS
 //! is agreed under a deadline ([`listener`]). On a listener with a log server there is only that. Its requests are read by [`h1`], or by hyper for HTTP/2, and each goes
 //! through [`service::serve`], which is the law and reads from top to bottom: the log record, the listener's redirect,
-//! one reading of host, path and client, the host rule, the route, the certificate that it may demand, whether its application is ready at all (if not, a page
-//! that says what is missing), the body's announced length, the headers made true,
+//! one reading of host, path and client, the host rule, the route, who may use it (by address, certificate, password, or another server's word), whether its application is ready at all (if not, a page
+//! that says what is missing), the body's announced length,
 //! the body collected, a place waited for, the exchange, and the answer with its `Location`, its file and its
 //! compression. A websocket's handshake takes that path as any request and leaves it with its 101, as a tunnel. Whatever
 //! happens, one line is logged, when the last byte has gone or the client has.
@@ -146,6 +147,8 @@
 //! | counts by client: of connections, of each rate | 256 KiB, 512 KiB, for any number of clients | fixed |
 //! | of an h2 connection: a header list, its fields; the tables they are compressed by | twice a request head, with 32 bytes each; 4 KiB each | `limits.header_bytes`; fixed |
 //! | of an h2 connection: frames that ask for nothing | 500 resets, and 50 more a second | fixed |
+//! | passwords that are looked at: at once, each; waiting, of these from one client | half of `workers`, 4 at most, 128 MiB; 64, 8 | fixed; `basic_auth.file` |
+//! | passwords that are known to be right, and for how long | 1024 of 48 bytes, 5 min | fixed |
 //! | of an h2 connection: streams, each with bodies as above | 100 | `limits.streams` |
 //! | of an h2 connection: what is received ahead, what is held ready to send | 1 MiB, 64 KiB a stream | fixed |
 //!
@@ -180,6 +183,7 @@
 //! - An application that names a file on a route without `files` gets 404 sent for it, and an event that names the key: its
 //!   own answer has the length of the file and no body.
 
+pub mod access;
 pub mod admin;
 pub mod backends;
 pub mod cli;

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -13,8 +14,10 @@ use arc_swap::{ArcSwap, Guard};
 use http::HeaderValue;
 
 use crate::{
+    access::{Users, Verifier},
     config::{Plan, RoutePlan, UpstreamPlan},
     files::Roots,
+    http::security_headers::SecurityHeaders,
     limits::{Handshakes, Requests},
     metrics::{Gauge, Metrics, RouteMetrics},
     route::RouteTable,
@@ -28,8 +31,9 @@ pub struct Runtime {
     pub generation: u64,
     pub plan: Plan,
     pub routes: RouteTable<Arc<Route>>,
-    /// Whether any route demands a certificate of the client.
-    pub demands_certificates: bool,
+    /// Whether any route keeps anybody out.
+    pub is_guarded: bool,
+    pub verifier: Arc<Verifier>,
     /// By name.
     pub upstreams: BTreeMap<String, Arc<Upstream>>,
     /// Hosts that are served as they are; certificates' names come on top.
@@ -49,6 +53,15 @@ pub struct Runtime {
     since: Instant,
 }
 
+/// What a [`Runtime`] is made of beside its plan, and nobody else is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Secrets<'s> {
+    /// The key of cookies, where there are any.
+    pub stick: Option<&'s StickKey>,
+    /// By the file of `basic_auth`; all that the plan names.
+    pub users: &'s BTreeMap<PathBuf, Arc<Users>>,
+}
+
 /// A route with all it refers to.
 #[derive(Debug)]
 pub struct Route {
@@ -62,12 +75,16 @@ pub struct Route {
     /// How often it may be asked.
     pub requests: Requests,
     pub allow_origin: Option<HeaderValue>,
+    pub security_headers: Option<Arc<SecurityHeaders>>,
+    /// Where the route has `basic_auth`.
+    pub users: Option<Arc<Users>>,
+    /// Where the route has `forward_auth`: who is asked.
+    pub forward: Option<Arc<Upstream>>,
     pub metrics: RouteMetrics,
 }
 
 impl Runtime {
-    /// Puts together what `plan` says; `roots` are the opened `files` of its routes, in their order, and `stick` the key of
-    /// cookies, where there are any.
+    /// Puts together what `plan` says; `roots` are the opened `files` of its routes, in their order.
     ///
     /// What `before`, the generation in force, has and is to go on is taken from it.
     pub fn build(
@@ -76,7 +93,7 @@ impl Runtime {
         spool: Arc<Spool>,
         generation: u64,
         before: Option<&Self>,
-        stick: Option<&StickKey>,
+        secrets: Secrets<'_>,
         metrics: &Metrics,
     ) -> Self {
         let upstream = |(name, plan): (&String, &UpstreamPlan)| {
@@ -106,8 +123,18 @@ impl Runtime {
                 metrics: metrics.route(&name),
                 name,
                 upstream: Arc::clone(upstream),
-                cookies: route.stick.and(stick).map(|key| Cookies::new(key, &route.upstream, route.prefix.as_str())),
+                cookies: route
+                    .stick
+                    .and(secrets.stick)
+                    .map(|key| Cookies::new(key, &route.upstream, route.prefix.as_str())),
                 files,
+                users: route.access.basic_auth.as_ref().map(|basic| {
+                    Arc::clone(secrets.users.get(&basic.file).expect("the users of every route have been read"))
+                }),
+                forward: route.access.forward_auth.as_ref().map(|forward| {
+                    Arc::clone(upstreams.get(&forward.upstream).expect("a plan's routes name its upstreams"))
+                }),
+                security_headers: SecurityHeaders::new(&route.security_headers).map(Arc::new),
                 allow_origin: route.allow_origin.as_deref().and_then(|origin| HeaderValue::from_str(origin).ok()),
             };
             (route.host.clone(), route.prefix.clone(), Arc::new(value))
@@ -120,13 +147,16 @@ impl Runtime {
             .map(|host| host.as_str().to_owned())
             .collect();
         let health_paths = plan.upstreams.values().filter_map(|upstream| upstream.health_path.clone()).collect();
+        let verifier = before.map(|before| Arc::clone(&before.verifier));
+        let verifier = verifier.unwrap_or_else(|| Arc::new(Verifier::new(plan.workers)));
         let (exchanges, since) = (Gauge::default(), Instant::now());
-        let demands_certificates = plan.routes.iter().any(|route| route.client_certificate);
+        let is_guarded = plan.routes.iter().any(RoutePlan::is_guarded);
         Self {
             generation,
             plan,
             routes,
-            demands_certificates,
+            is_guarded,
+            verifier,
             upstreams,
             handshakes,
             requests,

@@ -4,9 +4,9 @@ use std::{cmp::Reverse, fmt};
 
 use super::{
     plan::{
-        AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink, Plan,
-        ProgramPlan, Protocol, Rate, RateKey, RequestRate, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan, UpstreamPlan,
-        WatchPlan,
+        AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink,
+        LoggedQuery, Plan, ProgramPlan, Protocol, Rate, RateKey, RequestRate, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan,
+        TrustedProxies, UpstreamPlan, WatchPlan,
     },
     units::{show_size, show_time},
 };
@@ -110,6 +110,29 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         if route.slash == Slash::Redirect && !path.is_empty() {
             writeln!(f, "    {path} itself is redirected to {path}/")?;
+        }
+        let clients = |list: &TrustedProxies| {
+            let unix = list.unix.then(|| "unix sockets".to_owned());
+            self::list(list.networks.iter().map(ToString::to_string).chain(unix))
+        };
+        if let Some(allow) = &route.access.allow {
+            writeln!(f, "    only for clients from {}; others are answered 403", clients(allow))?;
+        }
+        if !route.access.deny.is_empty() {
+            writeln!(f, "    never for clients from {}, who are answered 403", clients(&route.access.deny))?;
+        }
+        if let Some(basic) = &route.access.basic_auth {
+            writeln!(
+                f,
+                "    only for the users of {} with their passwords; others are answered 401",
+                basic.file.display()
+            )?;
+        }
+        if let Some(forward) = &route.access.forward_auth {
+            writeln!(f, "    only for those whom `{}` lets in, asked at {}", forward.upstream, forward.path)?;
+        }
+        if route.security_headers.hsts.is_some() {
+            writeln!(f, "    browsers are told to come over https only, unless it says otherwise")?;
         }
         if route.client_certificate {
             writeln!(
@@ -474,7 +497,7 @@ fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "  started as root, the traffic is carried by the user {}", plan.user)?;
     match &plan.access_log {
         None => writeln!(f, "  no access log")?,
-        Some(AccessLogPlan { sink, format, rotate }) => {
+        Some(AccessLogPlan { sink, format, query, rotate }) => {
             let format = match format {
                 LogFormat::Combined => "the combined format",
                 LogFormat::Json => "JSON",
@@ -483,6 +506,9 @@ fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             match sink {
                 LogSink::Stdout => writeln!(f, "  one line a request on standard output, as {format}")?,
                 LogSink::File(path) => writeln!(f, "  one line a request in {}, as {format}", path.display())?,
+            }
+            if *query == LoggedQuery::Names {
+                writeln!(f, "    with `*` for each value in a query")?;
             }
             if let Some(RotatePlan { size, keep }) = rotate {
                 writeln!(f, "  put aside when it has grown to {}; {keep} are kept", show_size(*size))?;

@@ -6,6 +6,7 @@
 //! fault of a file is told at once, with its place and the key. Nothing here opens what a plan names,
 //! except `files` for `check`.
 
+mod access;
 mod address;
 mod ciphers;
 mod difference;
@@ -172,12 +173,13 @@ pub fn dependencies(plan: &Plan) -> Vec<PathBuf> {
     });
     let authorities = plan.tls.acme.iter().filter_map(|ordered| ordered.ca_file.as_ref());
     let clients = plan.listeners.iter().filter_map(|listener| Some(&listener.client_ca.as_ref()?.file));
+    let users = plan.routes.iter().filter_map(|route| Some(&route.access.basic_auth.as_ref()?.file));
     let secret = plan.tls.shared.iter().map(|shared| &shared.secret_file);
     let stores = plan.tls.shared.iter().map(|shared| &shared.store);
     let stores = stores.chain(plan.tls.fetched.iter().map(|fetched| &fetched.store));
     let stores = stores.flat_map(|store| [store.key_file.as_ref(), store.ca_file.as_ref()].into_iter().flatten());
     let docassemble = plan.docassemble.iter().flat_map(|plan| plan.awaited.iter().chain([&plan.file]));
-    let named = plan.sources.iter().chain(certificates).chain(authorities).chain(clients).chain(secret);
+    let named = plan.sources.iter().chain(certificates).chain(authorities).chain(clients).chain(users).chain(secret);
     let named = named.chain(stores);
     let mut files: Vec<_> = named.chain(docassemble).cloned().collect();
     files.sort();

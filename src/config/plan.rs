@@ -15,8 +15,12 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
-pub use super::ciphers::Cipher;
+pub use super::{
+    access::{AccessPlan, BasicAuthPlan, ForwardAuthPlan, FrameAncestor, HstsPlan, SecurityHeadersPlan},
+    ciphers::Cipher,
+};
 
 /// A whole configuration that can run.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -158,6 +162,12 @@ impl Secret {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 
@@ -802,6 +812,16 @@ pub struct RoutePlan {
     pub client_certificate: bool,
     /// How often it may be asked, beside what [`LimitsPlan::requests`] says.
     pub requests: Vec<RequestRate>,
+    pub access: AccessPlan,
+    pub security_headers: SecurityHeadersPlan,
+}
+
+impl RoutePlan {
+    /// Whether anybody is kept out.
+    #[must_use]
+    pub fn is_guarded(&self) -> bool {
+        self.client_certificate || self.access.is_guarded()
+    }
 }
 
 /// How many may come in a time: so many at once, and then as they are replenished, evenly over it.
@@ -922,6 +942,7 @@ impl fmt::Display for HostName {
 pub struct AccessLogPlan {
     pub sink: LogSink,
     pub format: LogFormat,
+    pub query: LoggedQuery,
     /// `None`: others rotate it, or nobody has to.
     pub rotate: Option<RotatePlan>,
 }
@@ -958,6 +979,16 @@ pub enum LogFormat {
     Json,
     /// Text with `{field}` in it.
     Template(String),
+}
+
+/// What is written of a query in the target or the `Referer` of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum LoggedQuery {
+    /// `*` for each value: it may be a secret.
+    #[default]
+    Names,
+    /// As it came.
+    Whole,
 }
 
 /// Where the admin endpoint listens.

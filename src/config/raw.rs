@@ -12,16 +12,17 @@ use super::{
     ciphers::Cipher,
     keys::keys,
     plan::{
-        AdminAddress, Balance, CertificateHost, ChallengeKind, EndpointAddress, EndpointPlace, FileMode, HostName,
-        ListenAddress, LogFormat, LogSink, PathPrefix, Protocol, RateKey, Secret, Slash, Stick, StopSignal,
+        AdminAddress, Balance, CertificateHost, ChallengeKind, EndpointAddress, EndpointPlace, FileMode, FrameAncestor,
+        HostName, ListenAddress, LogFormat, LogSink, LoggedQuery, PathPrefix, Protocol, RateKey, Secret, Slash, Stick,
+        StopSignal,
     },
     read::{OneOrMore, Read, Reading, Told},
     tree::{Key, Node, Value},
     units::{Count, Percent, Size, Timeout, Wait},
     words::{
         AccelPrefix, AutoPort, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath,
-        Https, MailAddress, Memory, PagePath, PageTarget, ProxyRequired, ReadyPage, ServedFolder, ServiceUrl, SiteOrigin,
-        StoragePlace, StorePlace, TlsVersion, UserName, Workers,
+        Https, MailAddress, Memory, PagePath, PageTarget, ProxyRequired, ReadyPage, Realm, ReferrerPolicy, ServedFolder, ServiceUrl,
+        SiteOrigin, StoragePlace, StorePlace, TlsVersion, ToldHeader, UserName, Workers,
     },
 };
 
@@ -604,6 +605,20 @@ keys! {
         /// A site whose pages may read the answers, such as `https://www.example.com`: four `Access-Control-*` headers are added
         /// to answers that have no `Access-Control-Allow-Origin` of the application's. `null`: that is the application's business.
         allow_origin: Option<SiteOrigin> = "null",
+        /// The only clients that are let in, by their address as it is found past `trusted_proxies`: networks, addresses,
+        /// `loopback`, `private`, `unix`; others are answered 403. `null`: everybody.
+        allow: Option<Vec<Trusted>> = "null",
+        /// Clients that are answered 403, even if they are in `allow`.
+        deny: Vec<Trusted> = "[]",
+        /// The only clients that are let in are users with their passwords; others are answered 401. `null`: everybody.
+        basic_auth: Option<BasicAuth> = "null",
+        /// Another server is asked of each request whether it may pass. `null`: none.
+        forward_auth: Option<ForwardAuth> = "null",
+        /// Browsers are told to come over https only, where the application does not say how it is. `null`: they are not.
+        hsts: Option<Hsts> = "null",
+        /// What browsers are told to be careful about, where the application does not say how it is; `{}` for all of it.
+        /// `null`: nothing.
+        security_headers: Option<SecurityHeaders> = "null",
         /// `required`: a client that has shown no certificate which its listener's `client_ca` vouches for is answered 403. `null`:
         /// the route asks for none.
         client_certificate: Option<CertificateRequired> = "null",
@@ -641,6 +656,57 @@ keys! {
 }
 
 keys! {
+    /// Users and passwords.
+    struct BasicAuth {
+        /// A file of lines `NAME:HASH`, with hashes by bcrypt (`htpasswd -B -C 12`) or argon2id. It is read again when it changes.
+        file: FilePath = required,
+        /// What browsers show when they ask.
+        realm: Realm = "restricted",
+        /// Whether the application gets the `Authorization` of the request, and so the password.
+        pass: bool = "false",
+    }
+}
+
+keys! {
+    /// A server that says who may pass: by a status from 200 to 299. Whatever else it answers is the client's answer.
+    struct ForwardAuth {
+        /// The name of an upstream that speaks HTTP.
+        upstream: String = required,
+        /// Where it is asked, by GET and without a body.
+        path: PageTarget = required,
+        /// Headers of its answer that the application is told; the client's own are taken off.
+        response_headers: Vec<ToldHeader> = "[]",
+        /// How long it may take; then the client is answered 503.
+        timeout: Timeout = "10s",
+    }
+}
+
+keys! {
+    /// `Strict-Transport-Security`, in answers over https.
+    struct Hsts {
+        /// For how long. `0`: browsers are to forget it.
+        max_age: Wait = "365d",
+        /// For all names below this one, too.
+        subdomains: bool = "false",
+        /// Whether browsers may have it built in.
+        preload: bool = "false",
+    }
+}
+
+keys! {
+    /// What browsers are told to be careful about.
+    struct SecurityHeaders {
+        /// `X-Content-Type-Options: nosniff`.
+        nosniff: bool = "true",
+        /// `Referrer-Policy`. `null`: none.
+        referrer_policy: Option<ReferrerPolicy> = "strict-origin-when-cross-origin",
+        /// Whose pages may show ours within them: `self`, `none`, or origins such as `https://www.example.com`.
+        /// `null`: nothing is said of it.
+        frames: Option<OneOrMore<FrameAncestor>> = "self",
+    }
+}
+
+keys! {
     /// What is collected before it is passed on; `false`: passed on as it comes.
     struct Buffer {
         /// The request body, before a place in the application is taken.
@@ -657,6 +723,9 @@ keys! {
         path: LogSink = "'-'",
         /// `combined`, `json`, or a template with `{fields}` in it.
         format: LogFormat = "combined",
+        /// What is written of queries, in targets and in `Referer`: `names`, with `*` for each value, as it may be a secret; or
+        /// `whole`, as they came.
+        query: LoggedQuery = "names",
         /// When the file is put aside and a new one begun. `null`: others do it (their renames are noticed, nobody needs
         /// to tell us). Of no concern to standard output.
         rotate: Option<Rotate> = "{}",

@@ -6,8 +6,8 @@ use serde_json::{Value as Json, json};
 
 use super::{
     plan::{
-        Balance, CertificateHost, ChallengeKind, FileMode, LogFormat, LogSink, PathPrefix, Protocol, Secret,
-        RateKey, SharedService, Slash, Stick, StopSignal,
+        Balance, CertificateHost, ChallengeKind, FileMode, FrameAncestor, LogFormat, LogSink, LoggedQuery, PathPrefix,
+        Protocol, RateKey, Secret, SharedService, Slash, Stick, StopSignal,
     },
     read::{Scalar, or_variable, suggestion, unexpected},
     units::{Count, Size},
@@ -456,6 +456,104 @@ impl Scalar for SiteOrigin {
     }
 }
 
+impl Scalar for FrameAncestor {
+    const EXPECTED: &'static str = "`self`, `none` or an origin such as `https://www.example.com`";
+
+    fn parse(text: &str, base: &Path) -> Result<Self, String> {
+        match text {
+            "self" | "'self'" => Ok(Self::Own),
+            "none" | "'none'" => Ok(Self::None),
+            "*" => Err("write `null` where any page may show this one".to_owned()),
+            _ => {
+                SiteOrigin::parse(text, base).map(|origin| Self::Origin(origin.0)).map_err(|_| unexpected::<Self>(text))
+            }
+        }
+    }
+}
+
+/// What a page says to others of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ReferrerPolicy(pub(super) String);
+
+impl Scalar for ReferrerPolicy {
+    const EXPECTED: &'static str = "a policy such as `strict-origin-when-cross-origin` or `same-origin`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &REFERRER_POLICIES.map(|policy| (policy, Self(policy.to_owned()))))
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": REFERRER_POLICIES })
+    }
+}
+
+const REFERRER_POLICIES: [&str; 8] = [
+    "no-referrer",
+    "no-referrer-when-downgrade",
+    "origin",
+    "origin-when-cross-origin",
+    "same-origin",
+    "strict-origin",
+    "strict-origin-when-cross-origin",
+    "unsafe-url",
+];
+
+/// What browsers show when they ask for a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Realm(pub(super) String);
+
+impl Scalar for Realm {
+    const EXPECTED: &'static str = "a name in ASCII, without quotes, such as `staff only`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let plain = |byte: u8| (byte.is_ascii_graphic() || byte == b' ') && !matches!(byte, b'"' | b'\\');
+        if !text.is_empty() && text.bytes().all(plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(unexpected::<Self>(text))
+        }
+    }
+}
+
+/// A header that another server may tell the application by us; in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ToldHeader(pub(super) String);
+
+impl Scalar for ToldHeader {
+    const EXPECTED: &'static str = "the name of a header, such as `Remote-User`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        let name = http::HeaderName::from_bytes(text.as_bytes()).map_err(|_| unexpected::<Self>(text))?;
+        let name = name.as_str();
+        if name.contains('_') {
+            return Err(format!(
+                "write `{}`: a WSGI application sees it under one name with the other",
+                name.replace('_', "-")
+            ));
+        }
+        let ours = matches!(
+            name,
+            "connection"
+                | "content-length"
+                | "content-type"
+                | "expect"
+                | "host"
+                | "proxy"
+                | "te"
+                | "trailer"
+                | "transfer-encoding"
+                | "upgrade"
+                | "forwarded"
+                | "x-forwarded-for"
+                | "x-forwarded-host"
+                | "x-forwarded-port"
+                | "x-forwarded-proto"
+                | "x-real-ip"
+        ) || ["x-accel-", "x-sendfile", "proxy-"].iter().any(|prefix| name.starts_with(prefix));
+        if ours { Err(format!("what `{text}` says is not another server's to say")) } else { Ok(Self(name.to_owned())) }
+    }
+}
+
 impl Scalar for Secret {
     const EXPECTED: &'static str = "text";
 
@@ -621,6 +719,18 @@ impl Scalar for LogSink {
             "" => Err(unexpected::<Self>(text)),
             _ => FilePath::parse(text, base).map(|path| Self::File(path.0)),
         }
+    }
+}
+
+impl Scalar for LoggedQuery {
+    const EXPECTED: &'static str = "`names` or `whole`";
+
+    fn parse(text: &str, _: &Path) -> Result<Self, String> {
+        one_of(text, &[("names", Self::Names), ("whole", Self::Whole)])
+    }
+
+    fn schema() -> Json {
+        json!({ "enum": ["names", "whole"] })
     }
 }
 

@@ -401,6 +401,43 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_exchanged_while_it_is_looked_up_leads_nowhere_else() {
+        let (house, roots) = house();
+        let at = |path: &str| house.path().join(path);
+        // What the name is in turn: a file, a link to one outside, a link to one that is denied.
+        let (name, next) = (at("allowed/turning"), at("allowed/next"));
+        fs::write(&name, "inside").unwrap();
+        let began = std::time::Instant::now();
+        let goes_on = || began.elapsed() < Duration::from_millis(300);
+        let (mut sent, mut refused) = (0, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while goes_on() {
+                    for elsewhere in ["outside/file", "keys/key"] {
+                        symlink(at(elsewhere), &next).unwrap();
+                        fs::rename(&next, &name).unwrap();
+                    }
+                    fs::write(&next, "inside").unwrap();
+                    fs::rename(&next, &name).unwrap();
+                }
+            });
+            while goes_on() {
+                let (root, relative) = roots.0.root_of(name.as_os_str().as_bytes()).unwrap();
+                match roots.0.find_blocking(root, relative) {
+                    Ok(found) => {
+                        let mut text = String::new();
+                        (&*found.file).read_to_string(&mut text).unwrap();
+                        assert_eq!(text, "inside");
+                        sent += 1;
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+        });
+        assert!(sent > 0 && refused > 0, "{sent} sent, {refused} refused");
+    }
+
+    #[test]
     fn a_file_made_in_a_denied_directory_later_is_denied() {
         let (house, roots) = house();
         fs::write(house.path().join("allowed/storage/renewed"), "SECRET").unwrap();

@@ -34,20 +34,21 @@ use tokio_util::sync::CancellationToken;
 pub use self::instances::InstanceNews;
 use self::traffic::{Bound, Command, ListenerId, Share, SocketId, Switch, Terms};
 use crate::{
+    access::Users,
     admin::{self, Observer, Orders, Report},
     backends::Instance,
     config::{ClientCaPlan, ListenAddress, ListenerPlan, LogSink, Plan},
     drain::{Cut, Drain},
-    keeper::{Provisions, output::LogOutput, sockets::BoundSockets},
+    keeper::{Provisions, output::LogOutput, secrets::UserFiles, sockets::BoundSockets},
     limits::Connections,
     metrics::Metrics,
-    runtime::{Current, Runtime},
+    runtime::{Current, Runtime, Secrets},
     service::Hops,
     spool::Spool,
     telemetry::access_log::{self, AccessLog, Format, FormatError},
     tls::{
         Certificate, CertificateError, CertificateMaterial, CertificateStore, ClientAuthority, ClientAuthorityError,
-        PendingChallenge, ServerConfigs, TicketKeys, Ticketer,
+        PendingChallenge, SecretBytes, ServerConfigs, TicketKeys, Ticketer,
     },
 };
 
@@ -136,6 +137,8 @@ pub enum StartError {
     Certificate { at: String, source: CertificateError },
     #[error("client_ca: {}", file.display())]
     ClientCa { file: PathBuf, source: ClientAuthorityError },
+    #[error("basic_auth: {}: {problem}", file.display())]
+    Users { file: PathBuf, problem: String },
     #[error("the terms of TLS cannot be made")]
     Tls(#[from] rustls::Error),
     #[error("access_log.format")]
@@ -189,7 +192,15 @@ impl Gateway {
         let (workers, admin_plan) = (plan.workers.get(), plan.admin.clone());
         // Nobody sees it before the first plan is put in force below; routes that go nowhere yet.
         let empty = Plan { listeners: Vec::new(), upstreams: BTreeMap::new(), routes: Vec::new(), ..plan.clone() };
-        let empty = Runtime::build(empty, Vec::new(), Arc::clone(&spool), 0, None, None, &metrics);
+        let empty = Runtime::build(
+            empty,
+            Vec::new(),
+            Arc::clone(&spool),
+            0,
+            None,
+            Secrets { stick: None, users: &BTreeMap::new() },
+            &metrics,
+        );
         let current = Arc::new(Current::new(empty));
 
         let hops = Arc::new(Hops::default());
@@ -309,7 +320,10 @@ impl Gateway {
         } else {
             self.tls.clone()
         };
-        let format = plan.access_log.as_ref().map(|log| Format::compile(&log.format)).transpose()?.map(Arc::new);
+        let format = plan.access_log.as_ref().map(|log| Format::compile(&log.format)).transpose()?;
+        let query = plan.access_log.as_ref().map(|log| log.query).unwrap_or_default();
+        let format = format.map(|format| Arc::new(format.with_query(query)));
+        let users = users(&plan, &provisions.users)?;
         let log = self.log_for(&plan, provisions.access_log)?;
 
         let mut kept: Vec<&OpenListener> = self.listeners.iter().collect();
@@ -365,8 +379,9 @@ impl Gateway {
         let admin_changed = plan.admin != before.admin;
         let has_admin = plan.admin.is_some();
         let (spool, files) = (Arc::clone(&self.spool), provisions.files);
-        let (before, stick) = (self.current.load(), provisions.stick.as_ref());
-        let runtime = Runtime::build(plan, files, spool, generation, Some(&before), stick, &self.metrics);
+        let before = self.current.load();
+        let secrets = Secrets { stick: provisions.stick.as_ref(), users: &users };
+        let runtime = Runtime::build(plan, files, spool, generation, Some(&before), secrets, &self.metrics);
         drop(before);
         instances::assign(&runtime, &self.instances.load());
         let runtime = self.prepare(runtime);
@@ -660,6 +675,23 @@ fn finish(old: OpenLog) {
     if let Err(error) = thread::Builder::new().name("old-access-log".to_owned()).spawn(finish) {
         tracing::error!(error = &error as &dyn std::error::Error, "the access log of before is not whole");
     }
+}
+
+/// The users of all routes, by their file.
+fn users(plan: &Plan, files: &UserFiles) -> Result<BTreeMap<PathBuf, Arc<Users>>, StartError> {
+    let named = plan.routes.iter().filter_map(|route| Some(&route.access.basic_auth.as_ref()?.file));
+    let read = |file: &PathBuf| {
+        // One that was not handed over has nobody in it, and is refused.
+        let text = files.get(file).map(SecretBytes::expose).unwrap_or_default();
+        match Users::parse(text) {
+            Ok(users) => Ok((file.clone(), Arc::new(users))),
+            Err(faults) => {
+                let problem = faults.first().map(ToString::to_string).unwrap_or_default();
+                Err(StartError::Users { file: file.clone(), problem })
+            }
+        }
+    };
+    named.map(read).collect()
 }
 
 fn certificates(materials: &[CertificateMaterial]) -> Result<Vec<Certificate>, StartError> {

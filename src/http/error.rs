@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, error::Error, fmt, time::Duration};
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 
 /// An exchange that did not end as it should.
 ///
@@ -18,6 +18,8 @@ pub struct GatewayError {
     pub hint: Option<Cow<'static, str>>,
     /// Sent as `Retry-After`, rounded up to whole seconds.
     pub retry_after: Option<Duration>,
+    /// Sent as `WWW-Authenticate`.
+    pub challenge: Option<Box<HeaderValue>>,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
@@ -46,7 +48,16 @@ pub enum Retry {
 
 impl GatewayError {
     fn new(status: StatusCode, side: Side, message: Cow<'static, str>) -> Self {
-        Self { status, side, retry: Retry::Never, message, hint: None, retry_after: None, source: None }
+        Self {
+            status,
+            side,
+            retry: Retry::Never,
+            message,
+            hint: None,
+            retry_after: None,
+            challenge: None,
+            source: None,
+        }
     }
 
     /// The client's doing.
@@ -88,6 +99,12 @@ impl GatewayError {
     #[must_use]
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
+        self
+    }
+
+    #[must_use]
+    pub fn challenge(mut self, challenge: HeaderValue) -> Self {
+        self.challenge = Some(Box::new(challenge));
         self
     }
 

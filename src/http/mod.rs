@@ -14,6 +14,7 @@ pub mod location;
 pub mod pace;
 pub mod page;
 pub mod path;
+pub mod security_headers;
 mod weight;
 
 pub use body::Body;

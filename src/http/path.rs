@@ -257,6 +257,16 @@ mod tests {
     }
 
     #[test]
+    fn an_overlong_spelling_is_neither_a_dot_nor_a_slash_nor_a_nul() {
+        // UTF-8 has one spelling of each (RFC 3629, 3); whoever knows others is asked to read bytes that say so.
+        for raw in ["/a/%C0%AE%C0%AE%C0%AFb", "/a/%E0%80%AE%E0%80%AFb", "/a/%C0%80b"] {
+            let path = Path::read(raw).unwrap();
+            assert_eq!(path.segments().count(), 2, "{raw}");
+            assert_eq!(path.read_by_others().unwrap().split(|byte| *byte == b'/').count(), 3, "{raw}");
+        }
+    }
+
+    #[test]
     fn a_path_that_cannot_be_read_is_refused() {
         for (raw, expected) in [
             ("", PathError::NotAbsolute),

@@ -35,15 +35,19 @@ use crate::{
     upstream::StickKey,
 };
 use output::{LogOutput, OutputError};
-use secrets::SecretFault;
+use secrets::{SecretFault, UserFiles};
 use sockets::{BindError, BoundListener, Sockets};
 use user::User;
 
 /// The access log and the error log, as far as they could be opened.
 type Logs = (Option<Result<LogOutput, OutputError>>, Option<Result<LogOutput, OutputError>>);
 
-/// Certificates, and the authorities of clients', as far as they could be read.
-type Secrets = (Result<Vec<CertificateMaterial>, Vec<SecretFault>>, Result<ClientAuthorities, Vec<SecretFault>>);
+/// Certificates, the authorities of clients', and users, as far as they could be read.
+type Secrets = (
+    Result<Vec<CertificateMaterial>, Vec<SecretFault>>,
+    Result<ClientAuthorities, Vec<SecretFault>>,
+    Result<UserFiles, Vec<SecretFault>>,
+);
 
 /// Everything of the system that a [`Plan`] asks for, opened.
 #[derive(Debug)]
@@ -54,6 +58,8 @@ pub struct Provisions {
     pub certificates: Vec<CertificateMaterial>,
     /// By the file of `client_ca`.
     pub client_authorities: ClientAuthorities,
+    /// By the file of `basic_auth`.
+    pub users: UserFiles,
     pub access_log: Option<LogOutput>,
     /// The file for warnings and errors.
     pub error_log: Option<LogOutput>,
@@ -96,17 +102,17 @@ impl Provisions {
     ) -> Result<Self, ProvisionFaults> {
         let access_log = plan.access_log.as_ref().map(|log| LogOutput::open(&log.sink, owner));
         let error_log = plan.error_log.as_ref().map(|log| LogOutput::file(&log.path, owner));
-        let (certificates, clients) = (secrets::read(plan), secrets::client_authorities(plan));
-        Self::open(plan, (certificates, clients), (access_log, error_log), sockets, held, owner)
+        let secrets = (secrets::read(plan), secrets::client_authorities(plan), secrets::users(plan));
+        Self::open(plan, secrets, (access_log, error_log), sockets, held, owner)
     }
 
     /// Opens everything for another process that is to serve `plan`, which is in force.
     ///
-    /// With `certificates`, and authorities of clients, as they were when it was put in force: what has become of their files
+    /// With certificates, authorities of clients and users as they were when it was put in force: what has become of their files
     /// since then is the matter of the next reload. Where a log cannot be opened, lines go on to that of `logs`, which is open still.
     pub fn gather_again(
         plan: &Plan,
-        (certificates, clients): (Vec<CertificateMaterial>, ClientAuthorities),
+        (certificates, clients, users): (Vec<CertificateMaterial>, ClientAuthorities, UserFiles),
         logs: (Option<LogOutput>, Option<LogOutput>),
         sockets: &mut Sockets,
         owner: Option<&User>,
@@ -123,12 +129,12 @@ impl Provisions {
             plan.access_log.as_ref().map(|plan| or_before(LogOutput::open(&plan.sink, owner), logs.0, "access_log"));
         let error_log =
             plan.error_log.as_ref().map(|plan| or_before(LogOutput::file(&plan.path, owner), logs.1, "error_log"));
-        Self::open(plan, (Ok(certificates), Ok(clients)), (access_log, error_log), sockets, None, owner)
+        Self::open(plan, (Ok(certificates), Ok(clients), Ok(users)), (access_log, error_log), sockets, None, owner)
     }
 
     fn open(
         plan: &Plan,
-        (certificates, clients): Secrets,
+        (certificates, clients, users): Secrets,
         (access_log, error_log): Logs,
         sockets: &mut Sockets,
         held: Option<&Plan>,
@@ -144,6 +150,10 @@ impl Provisions {
         let client_authorities = clients.unwrap_or_else(|found| {
             faults.extend(found.into_iter().map(ProvisionFault::Secret));
             ClientAuthorities::new()
+        });
+        let users = users.unwrap_or_else(|found| {
+            faults.extend(found.into_iter().map(ProvisionFault::Secret));
+            UserFiles::new()
         });
         let access_log = access_log.transpose().unwrap_or_else(|fault| {
             faults.push(ProvisionFault::AccessLog { fault });
@@ -186,6 +196,7 @@ impl Provisions {
             listeners,
             certificates,
             client_authorities,
+            users,
             access_log,
             error_log,
             spool,
@@ -333,14 +344,19 @@ mod tests {
     use std::{fs, io::Write, os::unix::fs::PermissionsExt};
 
     use super::*;
-    use crate::config::{AccessLogPlan, AdminAddress, CertificatePlan, LogFormat, LogSink};
+    use crate::config::{AccessLogPlan, AdminAddress, CertificatePlan, LogFormat, LogSink, LoggedQuery};
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
     }
 
     fn log_to(path: PathBuf) -> AccessLogPlan {
-        AccessLogPlan { sink: LogSink::File(path), format: LogFormat::Combined, rotate: None }
+        AccessLogPlan {
+            sink: LogSink::File(path),
+            format: LogFormat::Combined,
+            query: LoggedQuery::Names,
+            rotate: None,
+        }
     }
 
     #[test]

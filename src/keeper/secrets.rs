@@ -1,12 +1,13 @@
 //! Certificates and keys, read for the gateway.
 
-use std::{cell::OnceCell, io, path::PathBuf};
+use std::{cell::OnceCell, collections::BTreeMap, io, path::PathBuf};
 
 use jiff::Timestamp;
 
 use super::{import, self_signed};
 use crate::{
-    config::{CertificateHost, Plan},
+    access::{UserFault, Users},
+    config::{CertificateHost, Plan, Problem},
     tls::{
         Awaited, Certificate, CertificateMaterial, ClientAuthorities, MaterialFault, MaterialProblem, SecretBytes,
         acme, read_bounded,
@@ -131,7 +132,46 @@ pub fn client_authorities(plan: &Plan) -> Result<ClientAuthorities, Vec<SecretFa
     if faults.is_empty() { Ok(authorities) } else { Err(faults) }
 }
 
-/// A certificate that cannot be had.
+/// What the files of `basic_auth` hold, by their paths.
+pub type UserFiles = BTreeMap<PathBuf, SecretBytes>;
+
+/// Reads the files of `basic_auth`.
+///
+/// # Errors
+///
+/// Every file that cannot be read, and every line of them that cannot be taken.
+pub fn users(plan: &Plan) -> Result<UserFiles, Vec<SecretFault>> {
+    let mut files = UserFiles::new();
+    let mut faults = Vec::new();
+    for (position, route) in plan.routes.iter().enumerate() {
+        let Some(file) = route.access.basic_auth.as_ref().map(|basic| &basic.file) else { continue };
+        let at = format!("routes[{position}].basic_auth.file");
+        match read_bounded(file).map(SecretBytes::new) {
+            Ok(text) => {
+                let wrong = Users::parse(text.expose()).err().into_iter().flatten().take(MOST_FAULTS);
+                faults.extend(wrong.map(|fault| SecretFault::Users { at: at.clone(), file: file.clone(), fault }));
+                files.insert(file.clone(), text);
+            }
+            Err(problem) => faults.push(SecretFault::UserFile { at, file: file.clone(), problem }),
+        }
+    }
+    if faults.is_empty() { Ok(files) } else { Err(faults) }
+}
+
+/// What is wrong with the files of `basic_auth`, for `vestibule check`.
+pub fn user_faults(plan: &Plan) -> Vec<Problem> {
+    let problem = |fault: SecretFault| {
+        let (at, text) = (fault.at().to_owned(), fault.to_string());
+        let problem = text.strip_prefix(&format!("{at}: ")).unwrap_or(&text).to_owned();
+        Problem { at, problem }
+    };
+    users(plan).err().into_iter().flatten().map(problem).collect()
+}
+
+/// Lines of a file of users that are told of; a whole file of hashes that are not taken says no more than these.
+const MOST_FAULTS: usize = 10;
+
+/// A secret that cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFault {
     #[error(transparent)]
@@ -154,6 +194,10 @@ pub enum SecretFault {
     Shared { at: String, problem: String },
     #[error("{at}: cannot read {}: {problem}", file.display())]
     ClientCa { at: String, file: PathBuf, problem: MaterialProblem },
+    #[error("{at}: cannot read {}: {problem}", file.display())]
+    UserFile { at: String, file: PathBuf, problem: MaterialProblem },
+    #[error("{at}: {}: {fault}", file.display())]
+    Users { at: String, file: PathBuf, fault: UserFault },
     #[error("tls.certificates: cannot make a self-signed certificate for `{host}`; name a certificate of your own")]
     Make { host: String, source: rcgen::Error },
 }
@@ -163,7 +207,11 @@ impl SecretFault {
     pub fn at(&self) -> &str {
         match self {
             Self::File(fault) => &fault.at,
-            Self::Awaited { at, .. } | Self::ClientCa { at, .. } | Self::Shared { at, .. } => at,
+            Self::Awaited { at, .. }
+            | Self::ClientCa { at, .. }
+            | Self::Shared { at, .. }
+            | Self::UserFile { at, .. }
+            | Self::Users { at, .. } => at,
             Self::Storage { .. } | Self::Stick { .. } => "tls.storage",
             Self::Make { .. } => "tls.certificates",
         }

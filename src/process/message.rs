@@ -25,6 +25,7 @@ use crate::{
         Provisions,
         output::LogOutput,
         roots,
+        secrets::UserFiles,
         sockets::{BoundListener, BoundSockets},
         user::User,
     },
@@ -81,6 +82,7 @@ pub(super) struct Handover {
     listeners: Vec<HandedListener>,
     certificates: Vec<CertificateMaterial>,
     client_authorities: ClientAuthorities,
+    users: UserFiles,
     denied: Denied,
     /// Whether there is the descriptor of a file. Standard output is inherited.
     access_log: bool,
@@ -154,7 +156,7 @@ impl Handover {
         for value in plan.backends.values_mut().flat_map(|backend| backend.environment.values_mut()) {
             *value = Secret::new(String::new());
         }
-        let (client_authorities, stick) = (provisions.client_authorities, provisions.stick);
+        let (client_authorities, users, stick) = (provisions.client_authorities, provisions.users, provisions.stick);
         let denied = Arc::unwrap_or_clone(provisions.denied);
         (
             Self {
@@ -163,6 +165,7 @@ impl Handover {
                 listeners,
                 certificates,
                 client_authorities,
+                users,
                 denied,
                 access_log,
                 error_log,
@@ -212,10 +215,12 @@ impl Handover {
         let files: Vec<Roots> = roots(&self.plan, &denied).map_err(|faults| faults.to_string())?;
         let certificates = std::mem::take(&mut self.certificates);
         let client_authorities = std::mem::take(&mut self.client_authorities);
+        let users = std::mem::take(&mut self.users);
         Ok(Provisions {
             listeners,
             certificates,
             client_authorities,
+            users,
             access_log,
             error_log,
             spool,
@@ -479,6 +484,7 @@ mod tests {
             listeners: Vec::new(),
             certificates: Vec::new(),
             client_authorities: ClientAuthorities::new(),
+            users: UserFiles::new(),
             access_log: None,
             error_log: None,
             spool: tempfile::tempfile().unwrap().into(),

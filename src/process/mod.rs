@@ -51,7 +51,7 @@ use self::{keeper::Keeper, worker::RunsAs};
 use crate::{
     config::{self, ConfigError, Inspection, ListenAddress, Plan, Source, Takes},
     keeper::{
-        ProvisionFaults,
+        ProvisionFaults, secrets,
         user::{self, UnknownUser},
     },
     telemetry::access_log,
@@ -189,5 +189,12 @@ fn run(keeper: impl Future<Output = Result<Ended, ServeError>>) -> Result<Ended,
 /// What a configuration is held against before it is put in force: no folder, which may come with the application, and
 /// no date of a certificate.
 fn inspections() -> &'static [Inspection] {
-    &[config::untrusted_sources, user::unusable_for_backends, access_log::faults, tls::faults, tls::storage::faults]
+    &[
+        config::untrusted_sources,
+        user::unusable_for_backends,
+        access_log::faults,
+        tls::faults,
+        tls::storage::faults,
+        secrets::user_faults,
+    ]
 }

@@ -122,6 +122,7 @@ fn request(protocol: Protocol, target: &str, host: &str) -> BytesMut {
                 script_name: "",
                 https: false,
                 client: None,
+                user: None,
                 server_name: host,
                 server_port: 80,
                 content_length: None,

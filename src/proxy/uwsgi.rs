@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use bytes::{BufMut, BytesMut};
-use http::{HeaderMap, HeaderName, Method, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 
 /// What a WSGI application is told beside the request headers (PEP 3333).
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Environment<'a> {
     pub script_name: &'a str,
     pub https: bool,
     pub client: Option<IpAddr>,
+    /// Whose password we have looked at: `REMOTE_USER`.
+    pub user: Option<&'a HeaderValue>,
     pub server_name: &'a str,
     pub server_port: u16,
     pub content_length: Option<u64>,
@@ -82,6 +84,10 @@ impl Block<'_> {
         let mut digits = scratch();
         if let Some(client) = environment.client {
             self.variable(b"REMOTE_ADDR", write_into(&mut digits, client));
+        }
+        if let Some(user) = environment.user {
+            self.variable(b"AUTH_TYPE", b"Basic");
+            self.variable(b"REMOTE_USER", user.as_bytes());
         }
         self.variable(b"SERVER_NAME", environment.server_name.as_bytes());
         self.variable(b"SERVER_PORT", write_into(&mut digits, environment.server_port));
@@ -161,7 +167,6 @@ pub const MAX_BLOCK: usize = 32 * 1024;
 mod tests {
     use std::collections::HashMap;
 
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;
@@ -176,6 +181,7 @@ mod tests {
             script_name: "",
             https: true,
             client: Some([192, 0, 2, 7].into()),
+            user: None,
             server_name: "justice.example.com",
             server_port: 443,
             content_length: Some(12),
@@ -201,6 +207,24 @@ mod tests {
             assert!(variables.insert(name.clone(), value).is_none(), "{name:?} twice");
         }
         variables
+    }
+
+    #[test]
+    fn who_the_user_is_comes_from_us_alone() {
+        let headers: HeaderMap =
+            [(HeaderName::from_static("remote-user"), HeaderValue::from_static("root"))].into_iter().collect();
+        let user = HeaderValue::from_static("alice");
+        let told = |environment: &Environment<'_>| {
+            let mut packet = BytesMut::new();
+            encode(&mut packet, environment).unwrap();
+            let variables = decode(&packet);
+            ["REMOTE_USER", "AUTH_TYPE"].map(|name| variables.get(name.as_bytes()).cloned())
+        };
+
+        let known = Environment { user: Some(&user), ..environment(&Method::GET, &headers) };
+
+        assert_eq!(told(&known), [Some(b"alice".to_vec()), Some(b"Basic".to_vec())]);
+        assert_eq!(told(&environment(&Method::GET, &headers)), [None, None]);
     }
 
     #[test]

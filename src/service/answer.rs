@@ -31,6 +31,7 @@ pub struct Answer {
 impl Answer {
     pub(super) fn new(mut response: Response<Body>, mut log: LogGuard) -> Self {
         log.allow_origin(response.headers_mut());
+        log.security_headers(response.headers_mut());
         log.server_timing(response.headers_mut());
         log.status(response.status());
         Self { response, tunnel: None, log }
@@ -45,8 +46,12 @@ impl Answer {
     pub(super) fn failed(error: &GatewayError, form: Accept, mut log: LogGuard) -> Self {
         log.refused(error);
         // A request that was refused for its form may have an end we do not see. What a panic leaves of one, too.
-        let of_its_form = !matches!(error.status, StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS);
-        if error.side == Side::Downstream && of_its_form || error.is_panic() {
+        // Browsers come again at once: after 404 with another path, after 401 with a password, after 429 later.
+        let is_well_formed = matches!(
+            error.status,
+            StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS
+        );
+        if error.side == Side::Downstream && !is_well_formed || error.is_panic() {
             log.close();
         }
         let id = log.request_id().to_string();
@@ -57,7 +62,11 @@ impl Answer {
         let mut page = Page::of(error, &id);
         page.administrator = runtime.plan.administrator.as_deref();
         page.waiting = waiting(error, &runtime, &log, &missing);
-        Self::new(page.response(form), log)
+        let mut response = page.response(form);
+        if let Some(challenge) = &error.challenge {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::clone(challenge));
+        }
+        Self::new(response, log)
     }
 }
 

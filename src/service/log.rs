@@ -7,6 +7,7 @@ use std::{
     net::IpAddr,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -19,7 +20,12 @@ use super::{Connection, connection::Pinned};
 use crate::{
     drain::Drain,
     h1::Glimpse,
-    http::{Body, CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side, forwarded::Peer, pace::Patience},
+    http::{
+        Body, CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side,
+        forwarded::{Peer, Scheme},
+        pace::Patience,
+        security_headers::SecurityHeaders,
+    },
     metrics::{Held, RouteMetrics},
     proxy::{Trace, too_large},
     runtime::Route,
@@ -42,6 +48,8 @@ pub struct LogGuard {
     route: Option<RouteMetrics>,
     /// For the answer, whoever makes it.
     allow_origin: Option<Box<HeaderValue>>,
+    /// Likewise, with the scheme that the client sees.
+    security_headers: Option<(Arc<SecurityHeaders>, Scheme)>,
     /// Likewise: whether it says how long it took.
     server_timing: bool,
     /// Bytes of a body that is passed on as it comes.
@@ -97,6 +105,7 @@ impl LogGuard {
             runtime,
             route: None,
             allow_origin: None,
+            security_headers: None,
             server_timing: false,
             passed: None,
             closes: false,
@@ -130,14 +139,28 @@ impl LogGuard {
         self.record.upstream.as_deref()
     }
 
-    pub(super) fn route(&mut self, route: &Route) {
+    /// The route that was taken, by a client that sees `scheme`.
+    pub(super) fn route(&mut self, route: &Route, scheme: Scheme) {
         self.record.route = Some(route.name.clone());
         self.record.upstream = Some(route.upstream.name.clone());
         self.route = Some(route.metrics.clone());
         self.patience.progress = route.plan.progress_timeout.unwrap_or(self.patience.progress);
         self.patience.rate = route.plan.minimum_rate.unwrap_or(self.patience.rate);
         self.allow_origin = route.allow_origin.clone().map(Box::new);
+        self.security_headers = route.security_headers.clone().map(|headers| (headers, scheme));
         self.server_timing = route.plan.server_timing;
+    }
+
+    /// Whose password was right.
+    pub(super) fn user(&mut self, user: &HeaderValue) {
+        self.record.user = Some(user.clone());
+    }
+
+    /// Tells browsers what the route says they are to be careful about.
+    pub(super) fn security_headers(&mut self, headers: &mut HeaderMap) {
+        if let Some((security, scheme)) = self.security_headers.take() {
+            security.apply(scheme, headers);
+        }
     }
 
     /// Lets pages of another site read the answer, where its route says so and the application has not said anything.

@@ -122,6 +122,7 @@ async fn ask(
             script_name: "",
             https: false,
             client: None,
+            user: None,
             server_name: "localhost",
             server_port: connection.local_port,
             content_length: None,

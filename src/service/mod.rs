@@ -3,6 +3,7 @@
 //! [`serve`] is one plain function: the order of its steps is a promise, and where a step must stand where it stands, a
 //! comment says why. Each step's doing is elsewhere.
 
+mod access;
 mod answer;
 mod connection;
 mod hops;
@@ -145,35 +146,20 @@ async fn respond(
         return Err(GatewayError::downstream(StatusCode::NOT_FOUND, "no route for this path"));
     };
     let route: &Route = found.value;
-    log.route(route);
+    log.route(route, origin.scheme);
     if counts {
         limit_requests(&route.requests, &runtime, &origin, request, thread)?;
     }
+    // Where the application may read another path than we do, who is kept out there is kept out here.
+    let others = runtime.is_guarded.then(|| runtime.routes.find_as_others(origin.host.host(), &path)).flatten();
+    let others = others.filter(|others| !Arc::ptr_eq(others, found.value)).map(|others| &**others);
+    let guards = || [Some(route), others].into_iter().flatten();
     // Before the route answers anything.
-    let demands = route.plan.client_certificate
-        || runtime.demands_certificates
-            && runtime
-                .routes
-                .find_as_others(origin.host.host(), &path)
-                .is_some_and(|route| route.plan.client_certificate);
-    if demands {
-        demand_certificate(connection)?;
-    }
-    if found.bare && route.plan.slash == Slash::Redirect {
-        return Ok(Reached::Response(answer::redirect_to_slash(&path, uri.query())));
-    }
-
-    // Not the health path: whoever asks there asks for just this.
-    if route.upstream.is_starting() && !runtime.is_health_path(path.raw()) {
-        return Err(not_ready(&route.upstream.name));
-    }
-
-    // Before the body: a client that is told no need not send it.
-    let limit = route.plan.body_limit;
-    if let (Some(length), Some(limit)) = (body.length(), limit)
-        && length > limit
-    {
-        return Err(proxy::too_large(limit));
+    for guard in guards() {
+        access::admit(&guard.plan, &origin)?;
+        if guard.plan.client_certificate {
+            demand_certificate(connection)?;
+        }
     }
 
     headers::strip_hop_by_hop(&mut request.headers);
@@ -186,6 +172,39 @@ async fn respond(
     if authority.is_empty() {
         // A client of HTTP/1.0 need not name a host, but what goes on is HTTP/1.1 (RFC 9112, 3.2).
         request.headers.insert(header::HOST, host_for_nobody(&runtime));
+    }
+
+    let asks = guards().any(|guard| guard.plan.access.asks());
+    if asks && access::is_preflight(route, request) {
+        return Ok(Reached::Response(answer::about_the_server()));
+    }
+    for guard in guards() {
+        access::demand_password(guard, &runtime, &mut request.headers, &origin, log).await?;
+    }
+    // Not the health path: whoever asks there asks for just this. And before another server is asked, which may be a page of
+    // the application that is starting.
+    if route.upstream.is_starting() && !runtime.is_health_path(path.raw()) {
+        return Err(not_ready(&route.upstream.name));
+    }
+    // With headers that are true, so that it can believe what it is told.
+    for guard in guards() {
+        if let Some(answer) = access::ask(guard, request, target, &origin, thread, log).await? {
+            return Ok(Reached::Response(answer));
+        }
+    }
+    for guard in guards() {
+        access::keep_password(guard, &mut request.headers);
+    }
+    if found.bare && route.plan.slash == Slash::Redirect {
+        return Ok(Reached::Response(answer::redirect_to_slash(&path, uri.query())));
+    }
+
+    // Before the body: a client that is told no need not send it.
+    let limit = route.plan.body_limit;
+    if let (Some(length), Some(limit)) = (body.length(), limit)
+        && length > limit
+    {
+        return Err(proxy::too_large(limit));
     }
 
     // To an application behind uwsgi it is a request as any other.
@@ -493,6 +512,7 @@ async fn exchange(
                 script_name: if strip { route.plan.prefix.as_str() } else { "" },
                 https: view.origin.scheme == Scheme::Https,
                 client: view.origin.client,
+                user: access::user(route, &view.request.headers),
                 server_name: view.origin.host.host(),
                 server_port: view.origin.port,
                 content_length,

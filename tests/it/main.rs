@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what a test cannot do fails it")]
 
+mod access;
 mod authorities;
 mod backends;
 mod bodies;

@@ -2,6 +2,7 @@
 //!
 //! A key that could not be read is passed over by every rule that needs it: its fault has been told.
 
+mod access;
 mod listeners;
 mod routes;
 mod rules;
@@ -52,6 +53,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     }
     rules::refuse_routes_for_nobody(&listeners, &routes, reading);
     let tls = file.tls.and_then(|tls| lower_tls(tls, &listeners, reading));
+    access::refuse_other_protocols(&upstreams, &routes, reading);
     rules::refuse_circles(&listeners, &upstreams, reading);
     rules::refuse_supervisors_for_clients(&listeners, &upstreams, reading);
     rules::refuse_indexes_that_hold(&listeners, &upstreams, reading);
@@ -126,7 +128,7 @@ fn lower_access_log(log: raw::AccessLog, reading: &mut Reading<'_>) -> Result<Ac
         Some(_) if sink == LogSink::Stdout => None,
         rotate => lower_rotate("access_log", rotate, reading)?,
     };
-    Ok(AccessLogPlan { sink, format: log.format?, rotate })
+    Ok(AccessLogPlan { sink, format: log.format?, query: log.query?, rotate })
 }
 
 fn lower_error_log(log: raw::ErrorLog, reading: &mut Reading<'_>) -> Result<ErrorLogPlan, Told> {

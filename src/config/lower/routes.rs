@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{Seen, request_rates};
+use super::{
+    Seen,
+    access::{lower_access, lower_security_headers},
+    request_rates,
+};
 use crate::config::{
     plan::RoutePlan,
     raw,
@@ -43,12 +47,19 @@ pub(super) fn lower_routes(
         {
             reading.refuse_at(&format!("{at}.body_limit"), "no request could have a body; write `null` for no limit");
         }
-        lower_route(route, &at, reading)
+        lower_route(route, upstreams, &at, reading)
     };
     routes.into_iter().enumerate().map(lower).collect::<Vec<_>>().into_iter().collect()
 }
 
-fn lower_route(route: raw::Route, at: &str, reading: &mut Reading<'_>) -> Result<RoutePlan, Told> {
+fn lower_route(
+    route: raw::Route,
+    upstreams: &Result<BTreeSet<String>, Told>,
+    at: &str,
+    reading: &mut Reading<'_>,
+) -> Result<RoutePlan, Told> {
+    let access = lower_access(&route, upstreams, at, reading);
+    let security_headers = lower_security_headers(&route, at, reading);
     let requests = route.requests.and_then(|rates| request_rates(rates, &format!("{at}.requests"), reading));
     let buffer = route.buffer?;
     Ok(RoutePlan {
@@ -73,5 +84,7 @@ fn lower_route(route: raw::Route, at: &str, reading: &mut Reading<'_>) -> Result
         allow_origin: route.allow_origin?.map(|origin| origin.0),
         client_certificate: route.client_certificate?.is_some(),
         requests: requests?,
+        access: access?,
+        security_headers: security_headers?,
     })
 }

@@ -57,6 +57,8 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         allow_origin: None,
         client_certificate: false,
         requests: Vec::new(),
+        access: AccessPlan::default(),
+        security_headers: SecurityHeadersPlan::default(),
     };
     let upstream = UpstreamPlan {
         backend: None,
@@ -117,7 +119,12 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         upstreams: BTreeMap::from([("app".to_owned(), upstream)]),
         resolver: Vec::new(),
         routes: vec![route],
-        access_log: Some(AccessLogPlan { sink: LogSink::Stdout, format: LogFormat::Combined, rotate: None }),
+        access_log: Some(AccessLogPlan {
+            sink: LogSink::Stdout,
+            format: LogFormat::Combined,
+            query: LoggedQuery::Names,
+            rotate: None,
+        }),
         error_log: None,
         admin: None,
         workers: std::thread::available_parallelism().unwrap(),
@@ -215,6 +222,7 @@ administrator: admin@example.com
     let log = AccessLogPlan {
         sink: LogSink::File("/etc/access.log".into()),
         format: LogFormat::Template("{status} {path}".to_owned()),
+        query: LoggedQuery::Names,
         rotate: Some(RotatePlan { size: 100 << 20, keep: 10 }),
     };
     assert_eq!(plan.access_log, Some(log));

@@ -52,6 +52,11 @@ impl Words {
                 "Something in the request is not as it must be.",
                 "Check the address. If a link or a form brought you here, go back and try once more.",
             ),
+            401 => Self::once(
+                "A password is needed",
+                "This address is only for those who have a name and a password here.",
+                "Load the page again to be asked for them. If you have none, ask whoever runs this site.",
+            ),
             403 => Self::once(
                 "This is not for everybody",
                 "This address is only for those whom the site knows.",

@@ -135,7 +135,8 @@ impl Keeper {
         let candidate = candidate?;
         let content = candidate.provisions.certificates.iter().map(CertificateMaterial::content);
         let is_same = content.eq(self.certificates.iter().map(CertificateMaterial::content))
-            && candidate.provisions.client_authorities == self.client_authorities;
+            && candidate.provisions.client_authorities == self.client_authorities
+            && candidate.provisions.users == self.users;
         if candidate.plan == self.plan && is_same {
             // Files may have been exchanged for others with the same content, which are watched from now on.
             self.watcher.watch(config::dependencies(&self.plan));
@@ -154,6 +155,7 @@ impl Keeper {
             (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions, candidate.user.as_ref()));
         let certificates = candidate.provisions.certificates.clone();
         let client_authorities = candidate.provisions.client_authorities.clone();
+        let users = candidate.provisions.users.clone();
         let user = candidate.user.clone();
         let applied = match candidate.takes.clone() {
             Takes::Effect => self.apply(generation, candidate).await,
@@ -176,7 +178,7 @@ impl Keeper {
             self.rotate_tickets = Instant::now();
         }
         (self.generation, self.plan, self.certificates, self.user) = (generation, plan, certificates, user);
-        self.client_authorities = client_authorities;
+        (self.client_authorities, self.users) = (client_authorities, users);
         (self.log, self.errors) = (log, errors);
         self.write_errors();
         self.assign();
@@ -187,7 +189,7 @@ impl Keeper {
         self.warn();
         let changed = match (words.is_empty(), is_same) {
             (false, _) => joined(&words, "; "),
-            (true, false) => "the content of certificates".to_owned(),
+            (true, false) => "the content of certificates, or users".to_owned(),
             (true, true) => "a password, or where it was read".to_owned(),
         };
         tracing::info!(generation, cause, %changed, "configuration in force");

@@ -61,8 +61,8 @@ use crate::{
     admin::{Order, Outcome, Refusal, Report},
     config::{self, ListenAddress, Plan, Problem, RotatePlan, Source},
     keeper::{
-        ProvisionFaults, Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog, sockets::Sockets,
-        user::User,
+        ProvisionFaults, Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog,
+        secrets::UserFiles, sockets::Sockets, user::User,
     },
     telemetry::{chain, error_log},
     tls::{CertificateMaterial, ClientAuthorities, LIFETIME_SECONDS, TicketKeys, storage},
@@ -91,6 +91,7 @@ pub(super) struct Keeper {
     certificates: Vec<CertificateMaterial>,
     /// Likewise.
     client_authorities: ClientAuthorities,
+    users: UserFiles,
     history: History,
     refused: Option<Refusal>,
 
@@ -182,6 +183,7 @@ impl Keeper {
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
         keeper.certificates.clone_from(&provisions.certificates);
         keeper.client_authorities.clone_from(&provisions.client_authorities);
+        keeper.users.clone_from(&provisions.users);
         (keeper.log, keeper.errors) = watched(&keeper.plan, &provisions, keeper.user.as_ref());
         keeper.write_errors();
         keeper.run_backends();
@@ -237,6 +239,7 @@ impl Keeper {
             generation: 1,
             certificates: Vec::new(),
             client_authorities: ClientAuthorities::new(),
+            users: UserFiles::new(),
             history,
             refused: None,
             sockets,
@@ -530,7 +533,7 @@ impl Keeper {
     /// What another worker for the configuration in force is to be handed.
     fn gather_again(&mut self) -> Result<Provisions, ProvisionFaults> {
         let logs = [&self.log, &self.errors].map(|log| log.as_ref().and_then(|log| log.output().ok()));
-        let secrets = (self.certificates.clone(), self.client_authorities.clone());
+        let secrets = (self.certificates.clone(), self.client_authorities.clone(), self.users.clone());
         Provisions::gather_again(&self.plan, secrets, logs.into(), &mut self.sockets, self.user.as_ref())
     }
 

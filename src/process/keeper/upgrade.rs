@@ -36,6 +36,7 @@ use crate::{
     config::{self, Plan, Source},
     keeper::{
         Provisions,
+        secrets::UserFiles,
         sockets::{SocketList, Sockets},
         user::User,
     },
@@ -60,6 +61,8 @@ struct Inheritance {
     /// Of a program before this one that knows of none.
     #[serde(default)]
     client_authorities: ClientAuthorities,
+    #[serde(default)]
+    users: UserFiles,
     user: Option<User>,
     program: PathBuf,
     started: SystemTime,
@@ -230,6 +233,7 @@ impl Keeper {
                 tickets: self.tickets.clone(),
                 certificates: self.certificates.clone(),
                 client_authorities: self.client_authorities.clone(),
+                users: self.users.clone(),
                 user: self.user.clone(),
                 program: self.program.clone(),
                 started: self.started,
@@ -313,6 +317,7 @@ impl Keeper {
         let mut keeper = Self::new(source, options, plan, left.user, sockets, left.history, left.tickets)?;
         keeper.certificates = left.certificates;
         keeper.client_authorities = left.client_authorities;
+        keeper.users = left.users;
         keeper.generation = left.generation;
         keeper.refused = left.refused;
         keeper.crashes = left.crashes;

@@ -21,6 +21,8 @@ pub struct Record {
     pub request_id: RequestId,
     /// The client, past trusted proxies. `None`: a peer on a unix socket.
     pub client: Option<IpAddr>,
+    /// Whose password was right.
+    pub user: Option<HeaderValue>,
     /// `None`, like [`Self::target`] and [`Self::version`]: refused before it could be parsed (400, 408, 431).
     pub method: Option<Method>,
     /// As received, before any rewriting.
@@ -67,6 +69,7 @@ impl Record {
             started,
             request_id: RequestId::next(),
             client,
+            user: None,
             method: None,
             target: None,
             version: None,

@@ -6,17 +6,22 @@ use http::{HeaderValue, Uri, Version};
 use thiserror::Error;
 
 use super::{Record, clock, escape};
-use crate::config::LogFormat;
+use crate::config::{LogFormat, LoggedQuery};
 
 /// A compiled [`LogFormat`].
 ///
 /// - `combined` is the NCSA combined format byte for byte as Apache writes it:
-///   `%h %l %u %t "%r" %>s %b "%{Referer}i" "%{User-Agent}i"`, where `%l` and `%u` are always `-`.
+///   `%h %l %u %t "%r" %>s %b "%{Referer}i" "%{User-Agent}i"`, where `%l` is always `-`, and `%u` the user of a route with `basic_auth`.
 /// - `json` is one object a line; its keys are those of [`fields`] that say so, and what is not known is left out.
 /// - A template is text with `{field}` in it, `{{` and `}}` for braces; values are escaped as Apache escapes them, and
 ///   what is not known is `-`.
+///
+/// Of a query only the names are written, unless it is told otherwise ([`Self::with_query`]).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Format(Shape);
+pub struct Format {
+    shape: Shape,
+    query: LoggedQuery,
+}
 
 #[derive(Clone, Debug, PartialEq)]
 enum Shape {
@@ -32,28 +37,35 @@ enum Piece {
 
 impl Format {
     pub fn compile(format: &LogFormat) -> Result<Self, FormatError> {
-        match format {
-            LogFormat::Combined => Ok(Self(Shape::Text(pieces(COMBINED)?))),
-            LogFormat::Json => Ok(Self(Shape::Json)),
+        let shape = match format {
+            LogFormat::Combined => Shape::Text(pieces(COMBINED)?),
+            LogFormat::Json => Shape::Json,
             LogFormat::Template(template) => {
                 let pieces = pieces(template)?;
                 // Most likely a misspelt `combined` or `json`.
                 if !pieces.iter().any(|piece| matches!(piece, Piece::Value(_))) {
                     return Err(FormatError::NoField { template: template.clone() });
                 }
-                Ok(Self(Shape::Text(pieces)))
+                Shape::Text(pieces)
             }
-        }
+        };
+        Ok(Self { shape, query: LoggedQuery::Names })
+    }
+
+    /// The same, with `query` written of queries.
+    #[must_use]
+    pub fn with_query(self, query: LoggedQuery) -> Self {
+        Self { query, ..self }
     }
 
     /// Appends the line of `record` with its line break.
     pub fn write(&self, record: &Record, line: &mut Vec<u8>) {
-        match &self.0 {
+        match &self.shape {
             Shape::Text(pieces) => {
                 for piece in pieces {
                     match piece {
                         Piece::Literal(literal) => line.extend_from_slice(literal.as_bytes()),
-                        Piece::Value(kind) => kind.of(record).text(line),
+                        Piece::Value(kind) => kind.of(record).text(kind.query(self.query), line),
                     }
                 }
             }
@@ -65,7 +77,7 @@ impl Format {
                         line.extend_from_slice(&[before, b'"']);
                         line.extend_from_slice(field.name.as_bytes());
                         line.extend_from_slice(b"\":");
-                        value.json(line);
+                        value.json(field.kind.query(self.query), line);
                         before = b',';
                     }
                 }
@@ -158,6 +170,7 @@ enum Kind {
     TimeCommon,
     RequestId,
     Client,
+    User,
     Request,
     Method,
     Target,
@@ -182,12 +195,22 @@ enum Kind {
 }
 
 impl Kind {
+    /// How much of a query is written where `asked` is what the configuration says.
+    fn query(self, asked: LoggedQuery) -> LoggedQuery {
+        match self {
+            Self::Request | Self::Target | Self::Referer => asked,
+            // Of a question mark elsewhere nothing follows.
+            _ => LoggedQuery::Whole,
+        }
+    }
+
     fn of(self, record: &Record) -> Value<'_> {
         match self {
             Self::Time => Value::Time(record.started.wall),
             Self::TimeCommon => Value::TimeCommon(record.started.wall),
             Self::RequestId => Value::Id(record.request_id.digits()),
             Self::Client => record.client.map_or(Value::Missing, |address| Value::Address(address.to_canonical())),
+            Self::User => Value::of_header(record.user.as_ref()),
             Self::Request => match (&record.method, &record.target, record.version) {
                 (Some(method), Some(target), Some(version)) => {
                     let [scheme, colon, authority, path] = target_pieces(target, record.version);
@@ -253,24 +276,26 @@ impl<'r> Value<'r> {
         duration.map_or(Self::Missing, Self::Seconds)
     }
 
-    fn text(self, line: &mut Vec<u8>) {
+    fn text(self, query: LoggedQuery, line: &mut Vec<u8>) {
+        let mut escape = |part: &[u8]| escape::text(part, line);
         match self {
             Self::Missing => line.push(b'-'),
-            Self::Bytes(bytes) => escape::text(bytes, line),
-            Self::Text(pieces) => pieces.iter().for_each(|piece| escape::text(piece.as_bytes(), line)),
+            Self::Bytes(bytes) => show(bytes, query, &mut escape),
+            Self::Text(pieces) => pieces.iter().for_each(|piece| show(piece.as_bytes(), query, &mut escape)),
             plain => plain.plain(line),
         }
     }
 
-    fn json(self, line: &mut Vec<u8>) {
+    fn json(self, query: LoggedQuery, line: &mut Vec<u8>) {
         match self {
             Self::Number(_) | Self::Seconds(_) => self.plain(line),
             Self::Missing => line.extend_from_slice(b"null"),
             text => {
                 line.push(b'"');
+                let mut escape = |part: &[u8]| escape::json(part, line);
                 match text {
-                    Self::Bytes(bytes) => escape::json(bytes, line),
-                    Self::Text(pieces) => pieces.iter().for_each(|piece| escape::json(piece.as_bytes(), line)),
+                    Self::Bytes(bytes) => show(bytes, query, &mut escape),
+                    Self::Text(pieces) => pieces.iter().for_each(|piece| show(piece.as_bytes(), query, &mut escape)),
                     plain => plain.plain(line),
                 }
                 line.push(b'"');
@@ -292,6 +317,24 @@ impl<'r> Value<'r> {
             Self::Time(wall) => clock::rfc3339(wall, line),
             Self::TimeCommon(wall) => clock::common(wall, line),
             Self::Missing | Self::Bytes(_) | Self::Text(_) => {}
+        }
+    }
+}
+
+/// Writes `text`, of whose query `*` is written for each value. A part without a name may be a secret as a whole.
+fn show(text: &[u8], query: LoggedQuery, mut write: impl FnMut(&[u8])) {
+    let mark = text.iter().position(|byte| *byte == b'?').filter(|_| query == LoggedQuery::Names);
+    let Some(mark) = mark else { return write(text) };
+    let (path, query) = text.split_at(mark + 1);
+    write(path);
+    for (number, pair) in query.split(|byte| *byte == b'&').enumerate() {
+        if number > 0 {
+            write(b"&");
+        }
+        let value = pair.iter().position(|byte| *byte == b'=').map_or(0, |equals| equals + 1);
+        write(&pair[..value]);
+        if value < pair.len() {
+            write(b"*");
         }
     }
 }
@@ -332,19 +375,20 @@ fn decimal(mut number: u64, width: usize, line: &mut Vec<u8>) {
     line.extend_from_slice(&digits[first..]);
 }
 
-const COMBINED: &str = r#"{client} - - {time_common} "{request}" {status} {size} "{referer}" "{user_agent}""#;
+const COMBINED: &str = r#"{client} - {user} {time_common} "{request}" {status} {size} "{referer}" "{user_agent}""#;
 
 const FIELDS: &[Field] = &[
     json("time", Kind::Time, "when the request began, RFC 3339 with milliseconds, local time zone"),
     text("time_common", Kind::TimeCommon, "the same as Apache writes it: `[22/Nov/2026:21:29:31 +0000]`"),
     json("request_id", Kind::RequestId, "32 hexadecimal digits, also on error pages"),
     json("client", Kind::Client, "address of the client, past trusted proxies; none for a peer on a unix socket"),
+    json("user", Kind::User, "who came with a password that was right (`routes[].basic_auth`)"),
     text("request", Kind::Request, "the request line: method, target and version"),
     json("method", Kind::Method, "method of the request"),
-    json("target", Kind::Target, "target as received, with its query"),
+    json("target", Kind::Target, "target as received; of its query what `query` says"),
     json("version", Kind::Version, "`HTTP/1.1`"),
     json("host", Kind::Host, "`Host` as received"),
-    json("referer", Kind::Referer, "`Referer` as received"),
+    json("referer", Kind::Referer, "`Referer` as received; of its query what `query` says"),
     json("user_agent", Kind::UserAgent, "`User-Agent` as received"),
     json("route", Kind::Route, "the route that was taken"),
     json("upstream", Kind::Upstream, "name of the upstream"),

@@ -21,6 +21,7 @@ fn empty() -> Record {
 fn full() -> Record {
     Record {
         client: Some("203.0.113.9".parse().unwrap()),
+        user: Some(HeaderValue::from_static("alice")),
         method: Some(Method::GET),
         target: Some(Uri::from_static("/da/interview?i=a.yml")),
         version: Some(Version::HTTP_11),
@@ -45,7 +46,7 @@ fn full() -> Record {
 
 fn line(format: &LogFormat, record: &Record) -> String {
     let mut line = Vec::new();
-    Format::compile(format).unwrap().write(record, &mut line);
+    Format::compile(format).unwrap().with_query(LoggedQuery::Whole).write(record, &mut line);
     String::from_utf8(line).unwrap()
 }
 
@@ -79,7 +80,7 @@ fn combined_is_what_apache_writes() {
         (
             full(),
             format!(
-                "203.0.113.9 - - {date} \"GET /da/interview?i=a.yml HTTP/1.1\" 200 3456 \
+                "203.0.113.9 - alice {date} \"GET /da/interview?i=a.yml HTTP/1.1\" 200 3456 \
                  \"https://justice.example.com/\" \"Mozilla/5.0 (X11)\"\n"
             ),
         ),
@@ -87,6 +88,35 @@ fn combined_is_what_apache_writes() {
         (Record { status: 408, ..empty() }, format!("- - - {date} \"-\" 408 - \"-\" \"-\"\n")),
     ] {
         assert_eq!(line(&LogFormat::Combined, &record), expected);
+    }
+}
+
+#[test]
+fn the_values_of_a_query_are_not_written_unless_that_is_asked_for() {
+    for (target, expected) in [
+        ("/a?token=s3cret&i=a%26b", "/a?token=*&i=*"),
+        ("/a?s3cret", "/a?*"),
+        ("/a?x=", "/a?x="),
+        ("/a?", "/a?"),
+        ("/a?x=1?y=2&&z=a=b", "/a?x=*&&z=*"),
+        ("/a=b", "/a=b"),
+    ] {
+        let referer = HeaderValue::try_from(format!("https://site{target}")).unwrap();
+        let record = Record {
+            method: Some(Method::GET),
+            target: Some(target.parse().unwrap()),
+            version: Some(Version::HTTP_11),
+            referer: Some(referer),
+            user_agent: Some(HeaderValue::from_static("why?")),
+            ..empty()
+        };
+        for format in [LogFormat::Combined, LogFormat::Json] {
+            let mut line = Vec::new();
+            Format::compile(&format).unwrap().write(&record, &mut line);
+            let line = String::from_utf8(line).unwrap();
+            assert!(line.contains(expected) && line.contains(&format!("https://site{expected}\"")), "{line}");
+            assert!(line.contains("why?") && !line.contains("s3cret"), "{line}");
+        }
     }
 }
 
@@ -121,6 +151,7 @@ fn json_has_every_key_with_its_type() {
             "time": template("{time}", &record).trim_end(),
             "request_id": record.request_id.to_string(),
             "client": "203.0.113.9",
+            "user": "alice",
             "method": "GET",
             "target": "/da/interview?i=a.yml",
             "version": "HTTP/1.1",

@@ -180,7 +180,7 @@ upstreams:
 routes:
   - {{ prefix: /, upstream: application, timeout: {timeout}s, body_limit: 200MiB }}
   - {{ prefix: /ws/, upstream: websockets }}
-{route}access_log: {{ path: {folder}/access.log, format: '{{method}} {{target}} {{status}}', rotate: null }}
+{route}access_log: {{ path: {folder}/access.log, format: '{{method}} {{target}} {{status}}', query: whole, rotate: null }}
 admin: unix:{folder}/admin.sock
 spool: {{ path: {folder}/spool }}
 limits: {{ connections: {connections} }}

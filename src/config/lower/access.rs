@@ -1,0 +1,115 @@
+//! Who may use a route, and what browsers are told to be careful about.
+
+use std::collections::BTreeSet;
+
+use super::trust;
+use crate::config::{
+    plan::{
+        AccessPlan, BasicAuthPlan, ForwardAuthPlan, FrameAncestor, HstsPlan, Protocol, RoutePlan, SecurityHeadersPlan,
+        UpstreamPlan,
+    },
+    raw,
+    read::{OneOrMore, Reading, Told, suggestion},
+};
+
+pub(super) fn lower_access(
+    route: &raw::Route,
+    upstreams: &Result<BTreeSet<String>, Told>,
+    at: &str,
+    reading: &mut Reading<'_>,
+) -> Result<AccessPlan, Told> {
+    let allow = match &route.allow {
+        Ok(Some(allow)) if allow.is_empty() => {
+            let problem = "nobody could come; name who may, or write `null` for everybody";
+            Err(reading.refuse_at(&format!("{at}.allow"), problem))
+        }
+        allow => allow.clone(),
+    };
+    let basic_auth = lower_basic_auth(route);
+    let forward_auth = lower_forward_auth(route, upstreams, at, reading);
+    Ok(AccessPlan {
+        allow: allow?.map(trust),
+        deny: trust(route.deny.clone()?),
+        basic_auth: basic_auth?,
+        forward_auth: forward_auth?,
+    })
+}
+
+fn lower_basic_auth(route: &raw::Route) -> Result<Option<BasicAuthPlan>, Told> {
+    let Some(basic) = route.basic_auth.as_ref().map_err(|told| *told)? else { return Ok(None) };
+    Ok(Some(BasicAuthPlan { file: basic.file.clone()?.0, realm: basic.realm.clone()?.0, pass: basic.pass? }))
+}
+
+fn lower_forward_auth(
+    route: &raw::Route,
+    upstreams: &Result<BTreeSet<String>, Told>,
+    at: &str,
+    reading: &mut Reading<'_>,
+) -> Result<Option<ForwardAuthPlan>, Told> {
+    let Some(forward) = route.forward_auth.as_ref().map_err(|told| *told)? else { return Ok(None) };
+    if let (Ok(name), Ok(upstreams)) = (&forward.upstream, upstreams)
+        && !upstreams.contains(name)
+    {
+        let near = suggestion(name, upstreams.iter().map(String::as_str));
+        return Err(
+            reading.refuse_at(&format!("{at}.forward_auth.upstream"), format!("no upstream is named `{name}`{near}"))
+        );
+    }
+    Ok(Some(ForwardAuthPlan {
+        upstream: forward.upstream.clone()?,
+        path: forward.path.clone()?.0,
+        response_headers: forward.response_headers.clone()?.into_iter().map(|name| name.0).collect(),
+        timeout: forward.timeout?.0,
+    }))
+}
+
+/// Who is asked by HTTP has to speak it.
+pub(super) fn refuse_other_protocols(
+    upstreams: &Result<std::collections::BTreeMap<String, UpstreamPlan>, Told>,
+    routes: &Result<Vec<RoutePlan>, Told>,
+    reading: &mut Reading<'_>,
+) {
+    let (Ok(upstreams), Ok(routes)) = (upstreams, routes) else { return };
+    for (index, route) in routes.iter().enumerate() {
+        let Some(forward) = &route.access.forward_auth else { continue };
+        if upstreams.get(&forward.upstream).is_some_and(|upstream| upstream.protocol != Protocol::Http) {
+            let problem = format!("`{}` does not speak HTTP, by which it would be asked", forward.upstream);
+            reading.refuse_at(&format!("routes[{index}].forward_auth.upstream"), problem);
+        }
+    }
+}
+
+pub(super) fn lower_security_headers(
+    route: &raw::Route,
+    at: &str,
+    reading: &mut Reading<'_>,
+) -> Result<SecurityHeadersPlan, Told> {
+    let hsts = lower_hsts(route, at, reading);
+    let Some(headers) = route.security_headers.as_ref().map_err(|told| *told)? else {
+        return Ok(SecurityHeadersPlan { hsts: hsts?, ..SecurityHeadersPlan::default() });
+    };
+    let frames = headers.frames.clone()?.map(|OneOrMore(frames)| frames);
+    if let Some(frames) = &frames
+        && (frames.is_empty() || frames.len() > 1 && frames.contains(&FrameAncestor::None))
+    {
+        let problem = "`none` stands alone, and something has to stand there; write `null` to say nothing of it";
+        return Err(reading.refuse_at(&format!("{at}.security_headers.frames"), problem));
+    }
+    Ok(SecurityHeadersPlan {
+        hsts: hsts?,
+        nosniff: headers.nosniff?,
+        referrer_policy: headers.referrer_policy.clone()?.map(|policy| policy.0),
+        frames,
+    })
+}
+
+fn lower_hsts(route: &raw::Route, at: &str, reading: &mut Reading<'_>) -> Result<Option<HstsPlan>, Told> {
+    let Some(hsts) = route.hsts.as_ref().map_err(|told| *told)? else { return Ok(None) };
+    let plan = HstsPlan { max_age: hsts.max_age?.0, subdomains: hsts.subdomains?, preload: hsts.preload? };
+    // What the list takes (hstspreload.org).
+    if plan.preload && !(plan.subdomains && plan.max_age.as_secs() >= 365 * 24 * 3600) {
+        let problem = "browsers build it in only with `subdomains: true` and a `max_age` of `365d`";
+        return Err(reading.refuse_at(&format!("{at}.hsts.preload"), problem));
+    }
+    Ok(Some(plan))
+}
