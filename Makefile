@@ -1,5 +1,5 @@
 # `make help` lists what there is. Debian packages are named in tests/packages.sh, in one place.
-.PHONY: help build demo test lint deny bench soak restarts docassemble clean
+.PHONY: help build demo test lint deny bench soak restarts docassemble docassemble-restarts clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -18,7 +18,7 @@ ONLY ?=
 SCRIPTS = .ci/run tests/packages.sh $(wildcard tests/docassemble/*.sh)
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 build: ## target/release/vestibule
 	cargo build --release --locked
@@ -62,6 +62,9 @@ restarts: build ## applications that restart, die, hang and flap, behind Vestibu
 
 docassemble: build ## the real docassemble behind Vestibule: make docassemble ONLY=root/uwsgi,front (root)
 	python3 tests/docassemble/run.py --only "$(ONLY)"
+
+docassemble-restarts: build ## the real docassemble restarting under supervisord, behind Vestibule, nginx and HAProxy (root)
+	python3 benches/restarts/docassemble.py
 
 clean: ## everything that was built or measured
 	cargo clean
