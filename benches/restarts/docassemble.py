@@ -238,8 +238,10 @@ async def measure(peer, case, seconds, docassemble, folder, port):
         live_help.terminate()
         live_help.wait()
     executed = Counter(docassemble.executed.read_text().splitlines())
-    *columns, how = tell(told, executed).items()
-    return dict([*columns, ("live help", fate(said)), how])
+    told, (websocket, refused) = tell(told, executed), fate(said)
+    faults = list(broken(case, told, websocket)) if peer == "vestibule" else []
+    how = told.pop("how").split() + ([f"handshake×{refused}"] if refused else [])
+    return {**told, "live help": websocket, "how": " ".join(how)}, faults
 
 
 def events(said):
@@ -253,21 +255,20 @@ def is_connected(said):
 
 
 def fate(said):
-    """What has become of the websocket."""
-    closed = None
-    told, refused = [], 0
+    """What has become of the websocket, and how many attempts to open it again have failed."""
+    closed, told, refused = None, [], 0
     for at, what, *code in events(said):
         refused += what == "refused"
         if what == "closed" and closed is None:
             closed = at
             told += code
         elif what == "heard" and closed is not None:
-            told.append(f"{at - closed:.1f} s")
+            told.append(f"{at - closed:.1f} s away")
             closed = None
-    return " ".join([*told, *([f"({refused} refused)"] if refused else [])]) or "stays"
+    return ", ".join(told) or "stays", refused
 
 
-def broken(case, told):
+def broken(case, told, websocket):
     """What Vestibule has promised, and not kept."""
     may_be_inside = CASES[case][2]
     if told["GET failed"]:
@@ -279,8 +280,8 @@ def broken(case, told):
     # What was sent to a process that was ended may have been executed, which is what 502 says.
     if told["POST failed"] and told["how"] != f"502×{told['POST failed']}":
         yield f"requests failed otherwise than by 502: {told['how']}"
-    if told["live help"] != "stays" and case != "websockets":
-        yield "the websocket was closed"
+    if websocket != "stays" and not (case == "websockets" and websocket.startswith("1012, ")):
+        yield f"the websocket of live help: {websocket}"
 
 
 def run(peer, cases, seconds, env):
@@ -288,7 +289,7 @@ def run(peer, cases, seconds, env):
     configure, options = PEERS[peer]
     docassemble, folder, results = Docassemble(env), Path(tempfile.mkdtemp(prefix="restarts-")), {}
     folder.chmod(0o755)
-    front = None
+    front, faults = None, []
     try:
         docassemble.up(*options)
         port = free_port()
@@ -297,7 +298,8 @@ def run(peer, cases, seconds, env):
         asyncio.run(until(f"{peer} to answer", lambda: status_of(port, "/health_check") == 200))
         for case in cases:
             print(f"{peer}: {case} ...", file=sys.stderr, flush=True)
-            results[case] = asyncio.run(measure(peer, case, seconds, docassemble, folder, port))
+            results[case], broken_now = asyncio.run(measure(peer, case, seconds, docassemble, folder, port))
+            faults += [f"{case}: {fault}" for fault in broken_now]
     except BaseException:
         print(f"logs are in {folder}", file=sys.stderr)
         raise
@@ -307,7 +309,7 @@ def run(peer, cases, seconds, env):
             front.wait()
         docassemble.down()
     shutil.rmtree(folder)
-    return results
+    return results, faults
 
 
 def main():
@@ -323,13 +325,15 @@ def main():
     if setup:
         return setup
     env = environment()
-    results = {peer: run(peer, [case for case in cases if peer in CASES[case][1]], options.seconds, env) for peer in peers}
+    results, faults = {}, []
+    for peer in peers:
+        results[peer], broken_there = run(peer, [case for case in cases if peer in CASES[case][1]], options.seconds, env)
+        faults += broken_there
     for case in cases:
         print(f"\n{case}: {CASES[case][3]}; {RATE * options.seconds} requests")
         known = [peer for peer in peers if case in results[peer]]
         for peer in known:
             show(peer, results[peer][case], headed=peer == known[0])
-    faults = [f"{case}: {fault}" for case, told in results.get("vestibule", {}).items() for fault in broken(case, told)]
     for fault in faults:
         print(f"\nVestibule has not kept its word: {fault}")
     return 1 if faults else 0
