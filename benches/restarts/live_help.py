@@ -37,8 +37,9 @@ def say(*what):
 def main():
     base, origin = sys.argv[1:]
     space = "/wsinterview"
-    # One Origin and one Host, ours.
-    client = socketio.Client(websocket_extra_options={"suppress_origin": True, "host": origin.split("//")[1]})
+    # One Origin and one Host, ours; and as patient as a browser's client.
+    options = {"suppress_origin": True, "host": origin.split("//")[1]}
+    client = socketio.Client(request_timeout=20, websocket_extra_options=options)
 
     def opened():
         global code

@@ -312,9 +312,9 @@ impl Composer<'_> {
                 let endpoints =
                     self.settings.websockets.iter().map(|endpoint| text(&endpoint.value, endpoint.position));
                 let endpoints = list(endpoints, first.position);
-                // Long enough for its restart; a browser asks again by itself.
+                // It loads all of docassemble at its start; a browser waits for 20 s, and then asks again by itself.
                 let supervisor = self.program("websockets");
-                let keys = [("endpoints", endpoints), ("hold", word("5s")), ("supervisor", supervisor)];
+                let keys = [("endpoints", endpoints), ("hold", word("15s")), ("supervisor", supervisor)];
                 upstreams.push(("websockets", map(keys)));
             }
         }
