@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """The same as restarts.py with the real docassemble: its uWSGI and its websockets under a real supervisord.
 
-    python3 benches/restarts/docassemble.py [--peer vestibule,nginx,haproxy] [--case restart,reload,order,websockets] [--seconds 40]
+    python3 benches/restarts/docassemble.py [--peer vestibule,nginx] [--case restart,reload,order,websockets] [--seconds 40]
 
-docassemble is installed and started as for its acceptance cases (tests/docassemble), with supervisord's programs as in its image.
-Vestibule serves what docassemble's own config.yml says; nginx has the site that docassemble makes for it, and HAProxy, which
-has no uwsgi, goes to uWSGI's HTTP socket, and docassemble sends files itself. Of ten requests, two are POST: an answer to a question of an interview, and
-what an open interview asks every few seconds; the others are interviews and other pages, most of them with the cookie of a session, and
-static files. One client of live help holds a websocket.
+docassemble is installed and started as for its acceptance cases (tests/docassemble), with supervisord's programs as in its
+image. Vestibule serves what docassemble's own config.yml says; nginx has the site that docassemble makes for it; HAProxy,
+which has no uwsgi, goes to uWSGI's HTTP socket, and docassemble sends files itself. Of ten requests, two are POST: an answer to
+a question of an interview, and what an open interview asks every few seconds. The others are an interview, pages and static
+files, some of them with the cookie of a session. One client of live help holds a websocket.
 
 Exit status 1: behind Vestibule, a request failed that must not. Needs root, as docassemble's acceptance cases do.
 """
@@ -214,7 +214,7 @@ async def websockets(docassemble, _):
 CASES = {
     "restart": (restart, list(PEERS), True, "supervisorctl restart uwsgi"),
     "reload": (reload, list(PEERS), False, "touch docassemble.wsgi, on which uWSGI loads docassemble anew"),
-    "order": (order, ["vestibule"], False, "Vestibule is told to restart uwsgi (POST /restart/uwsgi); the others do not know the word"),
+    "order": (order, ["vestibule"], False, "Vestibule is told to restart uwsgi (POST /restart/uwsgi), which only it can be"),
     "websockets": (websockets, list(PEERS), False, "supervisorctl restart websockets"),
 }
 
