@@ -304,6 +304,8 @@ impl Composer<'_> {
                 ("protocol", word(protocol)),
                 ("endpoints", list([word(endpoint)], START)),
                 ("concurrency", word(threads)),
+                // Twice as many as come at a busy site while docassemble is loaded, which takes ten seconds of a slow machine.
+                ("queue", map([("limit", word("1024"))])),
                 ("health", map([("path", text(&health, root.position)), ("ready", text(&ready, root.position))])),
                 ("supervisor", self.program("uwsgi")),
             ]);
