@@ -1,5 +1,5 @@
 # `make help` lists what there is. Debian packages are named in tests/packages.sh, in one place.
-.PHONY: help build demo test lint deny bench soak restarts hostile docassemble clean
+.PHONY: help build demo test lint deny bench soak restarts hostile docassemble docassemble-restarts clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -22,7 +22,7 @@ ONLY ?=
 SCRIPTS = .ci/run tests/packages.sh $(wildcard tests/docassemble/*.sh)
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 build: ## target/release/vestibule
 	cargo build --release --locked
@@ -72,6 +72,9 @@ hostile: build ## what attacks do to it, next to nginx, HAProxy, Caddy and Apach
 
 docassemble: build ## the real docassemble behind Vestibule: make docassemble ONLY=root/uwsgi,front (root)
 	python3 tests/docassemble/run.py --only "$(ONLY)"
+
+docassemble-restarts: build ## the real docassemble restarting under supervisord, behind Vestibule, nginx and HAProxy (root)
+	python3 benches/restarts/docassemble.py
 
 clean: ## everything that was built or measured
 	cargo clean

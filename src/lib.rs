@@ -129,6 +129,7 @@
 //! | a request that waits for a place, beside its connection | 256 bytes in the queue, of `queue.limit` | fixed |
 //! | what uWSGI says of its workers, and how long it may take | 1 MiB, 2 s | fixed |
 //! | an answer of supervisord, and how long it may take | 1 MiB, 5 s (180 s for a restart) | fixed |
+//! | a restart of a program by order: how long requests inside are waited for, and others wait in front of it | a third of `hold`; `hold`, and again until it is back | `hold` |
 //! | restarts of programs that hang: at once, of one program in an hour | 1, 3 | fixed, `supervisor.restart` |
 //! | instances of a program of `backends` that are replaced because they hang, restarts of one by order, in an hour | 6 for each of `instances`, 60 | fixed |
 //! | processes of programs that are watched; looks at them | 64; one in 4 s | fixed |

@@ -23,7 +23,8 @@ case "${1:-}" in
     hostile) packages="nginx-light haproxy caddy apache2 slowhttptest openssl python3 python3-venv" ;;
     # what docassemble needs, and the neighbours of its deployments
     docassemble) packages="postgresql redis-server locales curl openssl build-essential pkg-config libpq-dev libldap2-dev
-                           libsasl2-dev libmagic1 libzbar0 poppler-utils qpdf nginx-light apache2 haproxy" ;;
+                           libsasl2-dev libmagic1 libzbar0 poppler-utils qpdf nginx-light apache2 haproxy
+                           supervisor" ;;
     *) sed -n '2,4p' "$0" >&2; exit 2 ;;
 esac
 

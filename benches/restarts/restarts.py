@@ -181,25 +181,54 @@ def haproxy(folder, port, applications):
 PEERS = {"vestibule": vestibule, "nginx": nginx, "haproxy": haproxy}
 
 
-async def ask(port, number):
-    """One request: its method, its status or what went wrong, and how long it took."""
+def page(number):
+    """The request of this number: its method, what it asks for, further fields, and its body."""
     method = "POST" if number % 5 == 0 else "GET"
-    body = b"x" * 1024 if method == "POST" else b""
+    return method, f"/page?n={number}", "", b"x" * 1024 if method == "POST" else b""
+
+
+def is_whole(answer):
+    """Whether all has come that its head promises."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    fields = dict(line.lower().partition(b":")[::2] for line in head.split(b"\r\n")[1:])
+    if b"content-length" in fields:
+        return len(body) == int(fields[b"content-length"])
+    return b"transfer-encoding" not in fields or body.endswith(b"0\r\n\r\n")
+
+
+async def ask(port, number, request):
+    """One request: its method, its number, its status or what went wrong, and how long it took."""
+    method, target, fields, body = request(number)
     begun = time.monotonic()
     try:
         async with asyncio.timeout(PATIENCE):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            head = f"{method} /page?n={number} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}"
             if body:
                 head += f"Content-Length: {len(body)}\r\n"
             writer.write(head.encode() + b"\r\n" + body)
             answer = await reader.read()
             writer.close()
         status = int(answer.split(b" ", 2)[1])
-        outcome = status if status != 200 or answer.endswith(b"\r\n\r\nok") else "cut"
+        outcome = status if status != 200 or is_whole(answer) else "cut"
     except (OSError, IndexError, ValueError, TimeoutError) as error:
         outcome = type(error).__name__
     return method, number, outcome, time.monotonic() - begun
+
+
+async def ask_for(seconds, port, request, act):
+    """`RATE` requests a second for `seconds`, two seconds of them before `act`; answers what has come of each."""
+    asked, began, acting = [], time.monotonic(), None
+    for number in range(RATE * seconds):
+        delay = began + number / RATE - time.monotonic()
+        if delay > 0:
+            await asyncio.sleep(delay)
+        if acting is None and time.monotonic() - began > 2:
+            acting = asyncio.create_task(act())
+        asked.append(asyncio.create_task(ask(port, number, request)))
+    told = await asyncio.gather(*asked)
+    await acting
+    return told
 
 
 async def measure(peer, case, seconds):
@@ -216,16 +245,7 @@ async def measure(peer, case, seconds):
         log = open(folder / f"{peer}.log", "wb")
         front = subprocess.Popen(PEERS[peer](folder, port, applications), stdout=log, stderr=log)
         await until(f"{peer} to answer", lambda: answers(port))
-        asked, began, acting = [], time.monotonic(), None
-        for number in range(RATE * seconds):
-            delay = began + number / RATE - time.monotonic()
-            if delay > 0:
-                await asyncio.sleep(delay)
-            if acting is None and time.monotonic() - began > 2:
-                acting = asyncio.create_task(act(applications))
-            asked.append(asyncio.create_task(ask(port, number)))
-        told = await asyncio.gather(*asked)
-        await acting
+        told = await ask_for(seconds, port, page, lambda: act(applications))
     finally:
         if front:
             front.terminate()
@@ -256,6 +276,14 @@ def tell(answers, executed):
     }
 
 
+def show(peer, told, headed):
+    """One line of a table, the last column of which is as wide as it comes."""
+    *names, last = told
+    if headed:
+        print(f"  {'':10}" + "".join(f"{name:>20}" for name in names) + f"  {last}")
+    print(f"  {peer:10}" + "".join(f"{told[name]:>20}" for name in names) + f"  {told[last]}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", default=",".join(PEERS))
@@ -264,13 +292,8 @@ def main():
     options = parser.parse_args()
     for case in options.case.split(","):
         print(f"\n{case}: {CASES[case][2]}; {RATE * options.seconds} requests")
-        header = None
-        for peer in options.peer.split(","):
-            told = asyncio.run(measure(peer, case, options.seconds))
-            if header is None:
-                header = list(told)
-                print(f"  {'':10}" + "".join(f"{name:>20}" for name in header[:-1]) + f"  {header[-1]}")
-            print(f"  {peer:10}" + "".join(f"{told[name]:>20}" for name in header[:-1]) + f"  {told['how']}", flush=True)
+        for number, peer in enumerate(options.peer.split(",")):
+            show(peer, asyncio.run(measure(peer, case, options.seconds)), headed=number == 0)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ pub(super) async fn look_after(
             let by_operator = wanted.try_recv().ok().map(|(plan, told)| Order { plan, reason: Reason::Operator(told) });
             let hanging = || next_order(&runtime, &mut programs).filter(|_| !drain.is_on());
             if let Some(order) = by_operator.or_else(hanging) {
-                orders.spawn(order.carry_out(Arc::clone(&busy)));
+                let upstreams = programs_of(&runtime).filter(|(_, program)| program.plan.supervisor == order.plan);
+                let upstreams = upstreams.map(|(upstream, _)| Arc::clone(upstream)).collect();
+                orders.spawn(order.carry_out(Arc::clone(&busy), upstreams));
             }
         }
         drop(runtime);
@@ -235,6 +237,13 @@ enum Reason {
     Operator(oneshot::Sender<Outcome>),
 }
 
+impl Reason {
+    /// Requests inside may come to their end first. Those inside of what hangs do not.
+    fn lets_end(&self) -> bool {
+        !matches!(self, Self::Unwell { matter: HANGS, .. })
+    }
+}
+
 /// What came of it: whether it was restarted, which it is not where somebody else was faster.
 struct Carried {
     order: Order,
@@ -250,7 +259,7 @@ fn next_order(runtime: &Runtime, programs: &mut [Known]) -> Option<Order> {
         let running = info.state == ProgramState::Running;
         let hangs = terms.filter(|terms| running && upstream.hangs(terms.after, since.elapsed()));
         let hangs =
-            hangs.map(|terms| ("hangs", format!("{} requests and looks in a row without an answer", terms.after)));
+            hangs.map(|terms| (HANGS, format!("{} requests and looks in a row without an answer", terms.after)));
         let is_watched = program.plan.watch.is_some_and(|watch| watch.restart);
         let over = seen.over.filter(|_| running && is_watched).map(|over| ("uses too much", over));
         let terms = terms.unwrap_or(BUDGET);
@@ -278,8 +287,19 @@ fn next_order(runtime: &Runtime, programs: &mut [Known]) -> Option<Order> {
 }
 
 impl Order {
-    async fn carry_out(self, busy: Arc<Mutex<()>>) -> Carried {
+    /// Requests for `upstreams`, the program's, wait meanwhile, so that none is inside of what is ended.
+    async fn carry_out(self, busy: Arc<Mutex<()>>, upstreams: Vec<Arc<Upstream>>) -> Carried {
         let _busy = busy.lock().await;
+        // Where none waits, none is held back.
+        let waits = upstreams.iter().filter(|upstream| !upstream.plan.hold.is_zero());
+        let _halts: Vec<_> = waits.filter_map(|upstream| Some(upstream.program.as_ref()?.halt())).collect();
+        if self.reason.lets_end() {
+            let longest = upstreams.iter().map(|upstream| upstream.plan.hold / 3).max().unwrap_or_default();
+            let end = Instant::now() + longest;
+            while !upstreams.iter().all(|upstream| upstream.is_idle()) && Instant::now() < end {
+                sleep(IDLE).await;
+            }
+        }
         let outcome = self.restart().await;
         Carried { order: self, outcome }
     }
@@ -362,6 +382,10 @@ fn has_come(moment: Instant) -> bool {
     moment <= Instant::now()
 }
 
+/// What is the matter with a program that answers nobody.
+const HANGS: &str = "hangs";
+/// Between two looks at whether requests are inside.
+const IDLE: Duration = Duration::from_millis(20);
 /// Of restarts for what a program uses, where `restart` says nothing else.
 const BUDGET: RestartPlan = RestartPlan { after: 1, at_most: 3, within: Duration::from_secs(3600) };
 /// Between two looks while a program is not running, or nobody can be asked.

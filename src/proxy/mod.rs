@@ -142,6 +142,10 @@ pub async fn send(
         trace.connect = Some(began.elapsed());
         trace.endpoint = Some(Arc::clone(&endpoint));
         let in_flight = upstream.enter(&endpoint);
+        if upstream.is_halted() {
+            // Since a moment ago; nothing has gone yet.
+            continue;
+        }
         let exchange = Exchange { endpoint: &endpoint, pool, in_flight };
         let began = Instant::now();
         let outcome = exchange.run(&mut outbound, lease, &mut place, upstream).await;
@@ -190,7 +194,7 @@ impl Drop for Counted<'_> {
 /// A connection to the endpoint that should have the next request, from the pool or new.
 ///
 /// One that cannot be connected to is followed by the next one at once; with none that could be, all are tried again after a
-/// pause.
+/// pause. None is connected to while its program is about to be restarted by us.
 async fn connect(
     upstream: &Upstream,
     pool: &Pool,
@@ -198,10 +202,19 @@ async fn connect(
     connect_timeout: Duration,
     can_repeat: bool,
 ) -> Result<(Arc<Endpoint>, Lease), GatewayError> {
-    let held = Instant::now();
+    let came = Instant::now();
+    let mut held = came;
     let mut pause = FIRST_PAUSE;
     let mut refusals = 0;
     loop {
+        while upstream.is_halted() {
+            if came.elapsed() >= upstream.plan.hold {
+                return Err(unavailable(format!("the program of {} is being restarted", upstream.name)));
+            }
+            sleep(FIRST_PAUSE).await;
+            // It has all of `hold` to come back.
+            held = Instant::now();
+        }
         let refused = match upstream.select(affinity) {
             Some(endpoint) => match connect_to(&endpoint, upstream, pool, connect_timeout, can_repeat).await {
                 Ok(lease) => return Ok((endpoint, lease)),

@@ -58,7 +58,8 @@ pub enum TunnelCause {
 }
 
 impl Tunnel {
-    pub(super) fn new(wire: EndpointWire, in_flight: InFlight, endpoint: Arc<Endpoint>, idle: Duration) -> Self {
+    pub(super) fn new(wire: EndpointWire, mut in_flight: InFlight, endpoint: Arc<Endpoint>, idle: Duration) -> Self {
+        in_flight.is_tunnel();
         // Copied, so that the read buffer of the handshake is not kept for the life of the tunnel.
         let early = BytesMut::from(&wire.incoming[..]);
         Self { upstream: wire.lease.stream, early, idle, endpoint, _in_flight: in_flight }

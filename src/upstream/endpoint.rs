@@ -35,6 +35,8 @@ pub struct Endpoint {
     pub(super) backup: AtomicBool,
     pub(super) leaving: AtomicBool,
     pub(super) in_flight: AtomicUsize,
+    /// Those of them that have become tunnels.
+    pub(super) tunnels: AtomicUsize,
     /// When it is its turn; see [`Balancer`].
     pub(super) turn: AtomicU64,
     /// Since when its share grows; 0 where that is whole.
@@ -76,6 +78,7 @@ impl Endpoint {
             backup: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            tunnels: AtomicUsize::new(0),
             turn: AtomicU64::new(0),
             growing_since: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -255,12 +258,24 @@ impl From<EndpointAddress> for Member {
 #[derive(Debug)]
 pub struct InFlight {
     pub(super) endpoint: Arc<Endpoint>,
+    pub(super) tunnel: bool,
     pub(super) _counted: Held,
+}
+
+impl InFlight {
+    /// It has become a tunnel, which may last for days.
+    pub fn is_tunnel(&mut self) {
+        self.tunnel = true;
+        self.endpoint.tunnels.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if self.tunnel {
+            self.endpoint.tunnels.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub use health::{Cause, Failure, State};
 use http::StatusCode;
 pub use line::{Class, Client, Who};
 pub use pool::{Lease, Pool};
-pub use program::{Program, Sight};
+pub use program::{Halt, Program, Sight};
 pub use queue::{Place, Queue, Refused};
 use readiness::LET_IN;
 pub use readiness::{Finding, Phase, Readiness};
@@ -248,9 +248,10 @@ impl Upstream {
 
     /// Counts a request inside `endpoint`, one of ours, until the guard is dropped.
     pub fn enter(&self, endpoint: &Arc<Endpoint>) -> InFlight {
-        endpoint.in_flight.fetch_add(1, Ordering::Relaxed);
+        // In one order with `Program::halt`: who halts it sees this one, or this one sees that.
+        endpoint.in_flight.fetch_add(1, Ordering::SeqCst);
         endpoint.sent.fetch_add(1, Ordering::Relaxed);
-        InFlight { endpoint: Arc::clone(endpoint), _counted: self.metrics.in_flight.hold() }
+        InFlight { endpoint: Arc::clone(endpoint), tunnel: false, _counted: self.metrics.in_flight.hold() }
     }
 
     /// Takes note that a connection to `endpoint` was made.
@@ -522,6 +523,21 @@ impl Upstream {
         Some(Missing { name, state: "cannot be reached", since })
     }
 
+    /// Requests have to wait, since its program is being restarted by us.
+    pub fn is_halted(&self) -> bool {
+        self.program.as_ref().is_some_and(|program| program.is_halted())
+    }
+
+    /// Whether nothing is inside but tunnels.
+    pub fn is_idle(&self) -> bool {
+        let counts = |endpoint: &Arc<Endpoint>| {
+            // In this order: one that becomes a tunnel, or ends as one, between the two is taken for a request.
+            let tunnels = endpoint.tunnels.load(Ordering::SeqCst);
+            endpoint.in_flight.load(Ordering::SeqCst) <= tunnels
+        };
+        self.endpoints.load().iter().all(counts)
+    }
+
     /// Requests inside, over all endpoints and cores.
     pub fn in_flight(&self) -> usize {
         self.endpoints.load().iter().map(|endpoint| endpoint.in_flight()).sum()
@@ -729,6 +745,22 @@ mod tests {
         assert_eq!(upstream.admit().unwrap_err(), Silent, "the last trial was just now");
         upstream.refused(endpoint, &std::io::ErrorKind::ConnectionRefused.into());
         assert!(upstream.admit().unwrap().is_none(), "it is restarted, and waited for");
+    }
+
+    #[test]
+    fn an_upstream_is_idle_with_nothing_inside_but_tunnels() {
+        let upstream = upstream(&["127.0.0.1", "127.0.0.2"]);
+        let [first, second] = &upstream.endpoints()[..] else { panic!("two were given") };
+        assert!(upstream.is_idle());
+        let (mut tunnel, request) = (upstream.enter(first), upstream.enter(second));
+        tunnel.is_tunnel();
+        assert!(!upstream.is_idle());
+        drop(request);
+        assert!(upstream.is_idle());
+        drop(tunnel);
+        assert!(upstream.is_idle());
+        let _request = upstream.enter(first);
+        assert!(!upstream.is_idle(), "a tunnel that has ended counts for nothing");
     }
 
     #[test]

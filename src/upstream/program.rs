@@ -4,8 +4,8 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -21,7 +21,19 @@ pub struct Program {
     pub plan: ProgramPlan,
     /// Of `sight`, for the path of a request.
     down: AtomicBool,
+    /// How many hold requests back from it.
+    halts: AtomicUsize,
     sight: Mutex<Sight>,
+}
+
+/// Requests wait in front of a program until this is dropped.
+#[derive(Debug)]
+pub struct Halt(Arc<Program>);
+
+impl Drop for Halt {
+    fn drop(&mut self) {
+        self.0.halts.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// A program as it was last seen.
@@ -51,7 +63,7 @@ pub struct Sight {
 
 impl Program {
     pub(super) fn new(plan: ProgramPlan) -> Self {
-        Self { plan, down: AtomicBool::new(false), sight: Mutex::default() }
+        Self { plan, down: AtomicBool::new(false), halts: AtomicUsize::new(0), sight: Mutex::default() }
     }
 
     /// As `supervisorctl` calls it.
@@ -151,6 +163,17 @@ impl Program {
     /// Waiting for a connection is of no use: it takes somebody to start it.
     pub fn is_down(&self) -> bool {
         self.down.load(Ordering::Relaxed)
+    }
+
+    /// Holds requests back from it.
+    pub fn halt(self: &Arc<Self>) -> Halt {
+        self.halts.fetch_add(1, Ordering::SeqCst);
+        Halt(Arc::clone(self))
+    }
+
+    /// Requests have to wait.
+    pub fn is_halted(&self) -> bool {
+        self.halts.load(Ordering::SeqCst) > 0
     }
 
     /// What it was last seen as.
@@ -260,6 +283,16 @@ mod tests {
             assert!(!program.is_down(), "nothing is known any more");
             assert_eq!(program.seen().words(), None);
         }
+    }
+
+    #[test]
+    fn a_program_is_halted_until_everybody_who_has_halted_it_lets_go() {
+        let program = Arc::new(program());
+        let (first, second) = (program.halt(), program.halt());
+        drop(first);
+        assert!(program.is_halted());
+        drop(second);
+        assert!(!program.is_halted());
     }
 
     #[test]

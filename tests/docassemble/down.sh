@@ -13,6 +13,10 @@ stop() {  # stop PIDFILE SIGNAL LABEL
     if kill -0 "$p" 2>/dev/null; then kill -KILL "$p"; echo "$3 had to be killed"; else echo "$3 stopped"; fi
     rm -f "$1"
 }
+if alive "$RUN/supervisord.pid"; then
+    stop "$RUN/supervisord.pid" TERM "supervisord with its programs"
+    rm -f "$RUN/uwsgi.pid"
+fi
 stop "$RUN/websockets.pid" TERM websockets
 stop "$RUN/uwsgi.pid" INT uwsgi
 stop "$RUN/redis.pid" TERM redis

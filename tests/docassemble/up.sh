@@ -9,11 +9,14 @@
 #   --https            "use https: True"
 #   --url-root URL     "url root", e.g. https://localhost:8443 (default: not set)
 #   --debug-env        adds /__environ: the WSGI environ of the request as JSON
+#   --executed FILE    the method and `n` of the query of each request are written there as it is begun with
+#   --supervisor       uwsgi and websockets are programs of a supervisord at unix:$DA_STATE/run/supervisor.sock, as in
+#                      docassemble's image; its configuration, for supervisorctl, is $DA_STATE/supervisord.conf
 set -euo pipefail
 cd "$(dirname "$0")"
 # shellcheck source=env.sh
 . ./env.sh
-root=/; web=nginx; xsend=True; lb=False; https=False; urlroot=; debugenv=
+root=/; web=nginx; xsend=True; lb=False; https=False; urlroot=; module=docassemble.webapp.run; executed=; supervisor=
 while [ $# -gt 0 ]; do
     case "$1" in
         --root) root="$2"; shift ;;
@@ -22,15 +25,16 @@ while [ $# -gt 0 ]; do
         --behind-https) lb=True ;;
         --https) https=True ;;
         --url-root) urlroot="$2"; shift ;;
-        --debug-env) debugenv=1 ;;
-        *) sed -n '2,13p' "$0"; exit 2 ;;
+        --debug-env) module=debug_env ;;
+        --executed) module=executed; executed="$2"; shift ;;
+        --supervisor) supervisor=1 ;;
+        *) sed -n '2,16p' "$0"; exit 2 ;;
     esac
     shift
 done
 case "$root" in /|/*/) ;; *) echo "--root must begin and end with /" >&2; exit 2 ;; esac
 if [ ! -x "$DA_VENV/bin/uwsgi" ] || [ ! -d "$DA_STATE/pg" ]; then echo "run setup.sh first" >&2; exit 1; fi
 mount="${root%/}"; mount="${mount:-/}"
-here="$PWD"
 install -d -m 755 "$DA_STATE"
 install -d -m 755 -o www-data -g www-data "$RUN" "$LOG" "$DA_STATE/files" "$DA_STATE/home"
 umask 022
@@ -127,15 +131,20 @@ buffer-size = 32768
 socket = $RUN/docassemble.sock
 chmod-socket = 666
 http-socket = 127.0.0.1:$DA_HTTP_PORT
-mount = $mount=${debugenv:+debug_env:application}
+mount = $mount=$module:application
 venv = $DA_VENV
 py-executable = $DA_VENV/bin/python
-${debugenv:+pythonpath = $here}
+pythonpath = $DA_STATE/modules
 pidfile = $RUN/uwsgi.pid
 touch-reload = $wsgi
-die-on-term = true
 I
-[ -n "$debugenv" ] || sed -i "s#^mount = .*#mount = $mount=docassemble.webapp.run:application#" "$DA_STATE/uwsgi.ini"
+# In docassemble's image TERM makes uWSGI reload, and the script around it sends INT.
+[ -n "$supervisor" ] || echo "die-on-term = true" >> "$DA_STATE/uwsgi.ini"
+# Where www-data can read them, wherever this is.
+install -d -m 755 "$DA_STATE/modules"
+install -m 644 debug_env.py executed.py "$DA_STATE/modules"
+install -m 755 program.sh "$DA_STATE"
+[ -z "$executed" ] || { : > "$executed"; chown www-data "$executed"; export EXECUTED="$executed"; }
 
 export DA_CONFIG_FILE="$DA_STATE/config.yml" HOME="$DA_STATE/home" LANG=en_US.UTF-8 PATH="$DA_VENV/bin:/usr/bin:/bin"
 [ ! -d "$DA_PYTHON_COPY/lib" ] || export LD_LIBRARY_PATH="$DA_PYTHON_COPY/lib"   # libpython of the copied Python
@@ -147,11 +156,52 @@ if [ ! -f "$DA_STATE/tables-$DA_VERSION" ]; then
     touch "$DA_STATE/tables-$DA_VERSION"
 fi
 t1=$(date +%s.%N)
-if ! alive "$RUN/uwsgi.pid"; then
+if [ -n "$supervisor" ]; then
+    rm -f "$RUN/uwsgi.pid"
+    cat > "$DA_STATE/supervisord.conf" <<S
+[unix_http_server]
+file = $RUN/supervisor.sock
+chown = www-data:www-data
+[supervisord]
+user = root
+pidfile = $RUN/supervisord.pid
+logfile = $LOG/supervisord.log
+childlogdir = $LOG
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl = unix://$RUN/supervisor.sock
+[program:uwsgi]
+command = bash $DA_STATE/program.sh INT $DA_VENV/bin/uwsgi --ini $DA_STATE/uwsgi.ini
+directory = /tmp
+user = www-data
+autorestart = true
+startretries = 0
+startsecs = 5
+stopwaitsecs = 20
+stopasgroup = true
+killasgroup = true
+redirect_stderr = true
+stdout_logfile = $LOG/uwsgi.log
+[program:websockets]
+command = bash $DA_STATE/program.sh TERM $DA_VENV/bin/python -u -m docassemble.webapp.socketserver $DA_CONFIG_FILE
+directory = /tmp
+user = www-data
+autorestart = true
+startretries = 1
+startsecs = 1
+stopwaitsecs = 20
+killasgroup = true
+redirect_stderr = true
+stdout_logfile = $LOG/websockets.log
+S
+    supervisord -c "$DA_STATE/supervisord.conf"
+fi
+if [ -z "$supervisor" ] && ! alive "$RUN/uwsgi.pid"; then
     rm -f "$RUN/uwsgi.pid"
     (cd /tmp; (as_web "$DA_VENV/bin/uwsgi" --ini "$DA_STATE/uwsgi.ini") >> "$LOG/uwsgi.log" 2>&1 < /dev/null &)
 fi
-if ! alive "$RUN/websockets.pid"; then
+if [ -z "$supervisor" ] && ! alive "$RUN/websockets.pid"; then
     (cd /tmp; (as_web "$DA_VENV/bin/python" -u -m docassemble.webapp.socketserver "$DA_CONFIG_FILE") \
         >> "$LOG/websockets.log" 2>&1 < /dev/null & echo $! > "$RUN/websockets.pid")
 fi

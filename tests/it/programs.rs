@@ -461,7 +461,7 @@ fn a_restart_or_a_reload_of_the_program_under_load_fails_no_request_that_can_be_
     let Some(supervisord) = Supervisord::start(folder.path(), free_port(), "", &programs) else { return };
     let reload = folder.path().join("reload");
     // As an application that has much to load.
-    let application = format!("import time\ntime.sleep(3)\n{}", include_str!("support/application.py"));
+    let application = format!("import time\ntime.sleep(2)\n{}", include_str!("support/application.py"));
     fs::write(folder.path().join("application.py"), application).unwrap();
     let upstream = "health: { path: /health_check, ready: '/health_check?ready=1' }, concurrency: 4,";
     let served = Served::start_in(folder, &before(upstream, BY_SOCKET), |_| {});
@@ -489,6 +489,11 @@ fn a_restart_or_a_reload_of_the_program_under_load_fails_no_request_that_can_be_
         supervisord.control(&["stop", "uwsgi"]);
         supervisord.control(&["start", "uwsgi"]);
     });
+    let ordered = row("POST /restart/app", &|| {
+        let told = served.ask("admin.sock", "POST", "/restart/app");
+        assert!(told.contains("uwsgi was restarted"), "{told}\n{}", served.events());
+    });
+    assert_eq!(ordered.broken, 0, "what is inside comes to its end before a restart of ours");
     row("supervisorctl signal KILL uwsgi", &|| {
         let before = supervisord.pid("uwsgi");
         supervisord.control(&["signal", "KILL", "uwsgi"]);

@@ -304,6 +304,8 @@ impl Composer<'_> {
                 ("protocol", word(protocol)),
                 ("endpoints", list([word(endpoint)], START)),
                 ("concurrency", word(threads)),
+                // Twice as many as come at a busy site while docassemble is loaded, which takes ten seconds of a slow machine.
+                ("queue", map([("limit", word("1024"))])),
                 ("health", map([("path", text(&health, root.position)), ("ready", text(&ready, root.position))])),
                 ("supervisor", self.program("uwsgi")),
             ]);
@@ -312,9 +314,9 @@ impl Composer<'_> {
                 let endpoints =
                     self.settings.websockets.iter().map(|endpoint| text(&endpoint.value, endpoint.position));
                 let endpoints = list(endpoints, first.position);
-                // Long enough for its restart; a browser asks again by itself.
+                // It loads all of docassemble at its start; a browser waits for 20 s, and then asks again by itself.
                 let supervisor = self.program("websockets");
-                let keys = [("endpoints", endpoints), ("hold", word("5s")), ("supervisor", supervisor)];
+                let keys = [("endpoints", endpoints), ("hold", word("15s")), ("supervisor", supervisor)];
                 upstreams.push(("websockets", map(keys)));
             }
         }

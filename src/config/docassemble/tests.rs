@@ -89,8 +89,10 @@ fn an_empty_configuration_is_the_site_at_the_root_without_tls() {
     assert_eq!(app.endpoints, [EndpointPlan::at(socket)]);
     assert_eq!(app.concurrency.map(usize::from), Some(6));
     assert_eq!(app.health_path.as_deref(), Some("/health_check"));
+    assert_eq!((app.queue.limit, app.queue.timeout), (1024, Duration::from_secs(30)));
     let websockets = EndpointAddress::Tcp { host: "127.0.0.1".to_owned(), port: 5000 };
     assert_eq!(plan.upstreams["websockets"].endpoints, [EndpointPlan::at(websockets)]);
+    assert_eq!(plan.upstreams["websockets"].hold, Duration::from_secs(15), "less than a browser waits");
     let route = plan.routes.iter().find(|route| route.upstream == "app").unwrap();
     assert_eq!((route.timeout, route.body_limit), (Duration::from_secs(60), Some(16 << 20)));
     assert_eq!(

@@ -93,7 +93,7 @@ fn inside_at_most(places: u64, config: &'static str) {
         // What the application counted: the highest of all answers.
         let peak = asked.iter_mut().map(|stream| body(&read_response(stream)).parse::<u64>().unwrap()).max();
         assert_eq!(peak, Some(places));
-        assert_eq!(site.served.status()["upstreams"][0]["queue_limit"], 512);
+        assert_eq!(site.served.status()["upstreams"][0]["queue_limit"], 1024);
     });
 }
 
