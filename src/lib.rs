@@ -174,6 +174,7 @@
 //!   own answer has the length of the file and no body.
 
 pub mod admin;
+mod allocator;
 pub mod backends;
 pub mod cli;
 pub mod config;

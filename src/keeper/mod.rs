@@ -31,7 +31,7 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use crate::{
     config::{self, Plan},
     files::{Denied, Roots, RootsError},
-    tls::{CertificateMaterial, ClientAuthorities},
+    tls::{CertificateMaterial, ClientAuthorities, HandedCertificate},
     upstream::StickKey,
 };
 use output::{LogOutput, OutputError};
@@ -43,7 +43,7 @@ use user::User;
 type Logs = (Option<Result<LogOutput, OutputError>>, Option<Result<LogOutput, OutputError>>);
 
 /// Certificates, and the authorities of clients', as far as they could be read.
-type Secrets = (Result<Vec<CertificateMaterial>, Vec<SecretFault>>, Result<ClientAuthorities, Vec<SecretFault>>);
+type Secrets = (Result<Vec<Arc<CertificateMaterial>>, Vec<SecretFault>>, Result<ClientAuthorities, Vec<SecretFault>>);
 
 /// Everything of the system that a [`Plan`] asks for, opened.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub struct Provisions {
     /// In the order of the plan.
     pub listeners: Vec<BoundListener>,
     /// In the order of the plan; self-signed if it names none and has a TLS listener.
-    pub certificates: Vec<CertificateMaterial>,
+    pub certificates: Vec<HandedCertificate>,
     /// By the file of `client_ca`.
     pub client_authorities: ClientAuthorities,
     pub access_log: Option<LogOutput>,
@@ -106,7 +106,7 @@ impl Provisions {
     /// since then is the matter of the next reload. Where a log cannot be opened, lines go on to that of `logs`, which is open still.
     pub fn gather_again(
         plan: &Plan,
-        (certificates, clients): (Vec<CertificateMaterial>, ClientAuthorities),
+        (certificates, clients): (Vec<Arc<CertificateMaterial>>, ClientAuthorities),
         logs: (Option<LogOutput>, Option<LogOutput>),
         sockets: &mut Sockets,
         owner: Option<&User>,
@@ -124,6 +124,11 @@ impl Provisions {
         let error_log =
             plan.error_log.as_ref().map(|plan| or_before(LogOutput::file(&plan.path, owner), logs.1, "error_log"));
         Self::open(plan, (Ok(certificates), Ok(clients)), (access_log, error_log), sockets, None, owner)
+    }
+
+    /// The certificates that come with it.
+    pub fn materials(&self) -> Vec<Arc<CertificateMaterial>> {
+        self.certificates.iter().filter_map(HandedCertificate::material).cloned().collect()
     }
 
     fn open(
@@ -184,7 +189,7 @@ impl Provisions {
             sockets.hand(plan, held).map_err(|source| ProvisionFaults(vec![ProvisionFault::Descriptors { source }]))?;
         Ok(Self {
             listeners,
-            certificates,
+            certificates: certificates.into_iter().map(HandedCertificate::New).collect(),
             client_authorities,
             access_log,
             error_log,

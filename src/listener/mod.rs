@@ -32,7 +32,7 @@ use crate::{
     config::ListenerPlan,
     drain::{Drain, Leaving},
     http::forwarded::Peer,
-    metrics::{Handshake, ListenerMetrics},
+    metrics::{Handshake, Held, ListenerMetrics},
     service::{Connection, TrafficThread},
     tls::{ServerConfigs, TlsInfo},
 };
@@ -210,64 +210,41 @@ impl Listener {
         }
         let metrics = self.metrics.clone();
         let deadline = runtime.plan.limits.handshake_timeout;
-        self.spawn(thread, |thread| async move {
-            let peer = ends.peer;
+        self.spawn(thread, |thread, held| async move {
             // Each phase on the heap by itself: the task of an idle connection is then not as large as its handshake was.
-            let opening = Box::pin(open(stream, ends, listener.proxy_protocol, tls.as_deref()));
-            let opened = timeout(deadline, opening).await;
-            let outcome = match &opened {
-                Ok(Ok(_)) => Handshake::Ok,
-                Ok(Err(_)) => Handshake::Error,
-                Err(_) => Handshake::Timeout,
-            };
-            if tls.is_some() {
-                metrics.handshake(outcome);
-            }
-            let (stream, ends) = match opened {
-                Ok(Ok(Some(opened))) => opened,
-                Ok(Ok(None)) => return,
-                Ok(Err(error)) => {
-                    tracing::debug!(?peer, error = &error as &dyn std::error::Error, "connection not opened");
-                    return;
-                }
-                Err(_) => {
-                    tracing::debug!(?peer, ?deadline, "connection not opened in time");
-                    return;
-                }
-            };
+            let opening = Box::pin(open_in_time(stream, ends, listener.proxy_protocol, tls, metrics, deadline));
+            let Some((stream, ends)) = opening.await else { return };
             let local_port = ends.local.map_or(0, |local| local.port());
             let connection = |tls| Rc::new(Connection { thread, listener, leaving, peer: ends.peer, local_port, tls });
             match stream {
-                Stream::Plain(stream) => Box::pin(http1::serve(stream, connection(None))).await,
+                Stream::Plain(stream) => serve_http1(http1::wire(stream), connection(None)).await,
                 Stream::Tls(stream) => {
                     let info = TlsInfo::of(stream.get_ref().1);
                     if info.alpn == Some("h2") {
-                        Box::pin(http2::serve(*stream, connection(Some(info)))).await;
+                        Box::pin(http2::serve(stream, connection(Some(info)))).await;
                     } else {
-                        Box::pin(http1::serve(*stream, connection(Some(info)))).await;
+                        serve_http1(http1::wire(*stream), connection(Some(info))).await;
                     }
                 }
             }
+            drop(held);
         });
     }
 
     /// Runs one connection, if there may be one more: beyond the limit it is closed at once, which costs the least.
+    ///
+    /// What `serve` is given besides counts it, until it is dropped.
     fn spawn<F: Future<Output = ()> + 'static>(
         &self,
         thread: &Rc<TrafficThread>,
-        serve: impl FnOnce(Rc<TrafficThread>) -> F,
+        serve: impl FnOnce(Rc<TrafficThread>, (OpenConnection, Held)) -> F,
     ) {
         let limit = thread.current().plan.limits.connections;
         let Some(counted) = self.connections.enter(limit) else {
             self.metrics.shed();
             return;
         };
-        let accepted = self.metrics.accepted();
-        let serve = serve(Rc::clone(thread));
-        thread.tasks.spawn(async move {
-            serve.await;
-            drop((counted, accepted));
-        });
+        thread.tasks.spawn(serve(Rc::clone(thread), (counted, self.metrics.accepted())));
     }
 
     /// An error of one connection is passed over; one of ours, as when descriptors run out, would come again at once.
@@ -293,6 +270,14 @@ impl Listener {
     }
 }
 
+/// Serves requests, and what comes of them if that is a websocket.
+async fn serve_http1<S: Downstream>(wire: http1::Wire<S>, connection: Rc<Connection>) {
+    let upgraded = Box::pin(http1::serve(wire, &connection)).await;
+    if let Some(upgraded) = upgraded {
+        Box::pin(upgraded.carry(connection)).await;
+    }
+}
+
 /// Both ends of a connection, or those a PROXY header tells.
 struct Ends {
     peer: Peer,
@@ -303,6 +288,38 @@ struct Ends {
 enum Stream<S> {
     Plain(S),
     Tls(Box<TlsStream<S>>),
+}
+
+/// `None`: there is nothing to be read from it.
+async fn open_in_time<S: Downstream>(
+    stream: S,
+    ends: Ends,
+    proxy_protocol: bool,
+    tls: Option<Rc<ServerConfigs>>,
+    metrics: ListenerMetrics,
+    deadline: Duration,
+) -> Option<(Stream<S>, Ends)> {
+    let peer = ends.peer;
+    let opened = timeout(deadline, open(stream, ends, proxy_protocol, tls.as_deref())).await;
+    let outcome = match &opened {
+        Ok(Ok(_)) => Handshake::Ok,
+        Ok(Err(_)) => Handshake::Error,
+        Err(_) => Handshake::Timeout,
+    };
+    if tls.is_some() {
+        metrics.handshake(outcome);
+    }
+    match opened {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => {
+            tracing::debug!(?peer, error = &error as &dyn std::error::Error, "connection not opened");
+            None
+        }
+        Err(_) => {
+            tracing::debug!(?peer, ?deadline, "connection not opened in time");
+            None
+        }
+    }
 }
 
 /// `None`: the connection has served its purpose.
