@@ -14,6 +14,7 @@
 //! | [`config`] | the only door for settings: text → tree → raw values → [`config::Plan`], or every fault at once; docassemble's own configuration is another way to the tree |
 //! | [`http`] | the vocabulary of one exchange: bodies, errors, paths, hosts, header rules, pages, compression |
 //! | [`h1`] | HTTP/1.1 on the wire, bytes in and bytes out, for both sides |
+//! | `allocator` | memory that was freed goes back to the system |
 //! | [`metrics`], [`telemetry`], [`drain`] | counts; the access log and events; what a stop waits for |
 //! | [`limits`] | how many may come in, and how often: connections, handshakes and requests by client and in all, memory |
 //! | [`spool`] | disk for bodies that do not fit in memory |
@@ -116,7 +117,7 @@
 //! | a response head | 64 KiB | fixed |
 //! | a read of a long body, either side | 128 KiB | fixed |
 //! | a compressor | 2 MiB | fixed |
-//! | an idle tunnel | none beyond its sockets | |
+//! | an idle tunnel | none beyond its sockets and the line that is logged of it | |
 //! | what workers have said and the keeper has not heard | 64 words, and what a socket holds | fixed |
 //! | a command of the operator's: what is logged of each output, how long it may take | 64 KiB in lines of 1000 characters; 5 min for DNS records | fixed; `tls.deploy` |
 //! | what is logged of a program of `backends` | 1000 lines of 1000 bytes and 256 KiB a second, of each instance; it waits then | fixed |
@@ -186,6 +187,7 @@
 
 pub mod access;
 pub mod admin;
+mod allocator;
 pub mod backends;
 pub mod cli;
 pub mod config;

@@ -22,6 +22,7 @@ mod outer;
 mod plan;
 mod raw;
 mod read;
+mod stamp;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -43,6 +44,7 @@ pub use explain::explain;
 pub use files::unusable_folders;
 pub use outer::{Outer, explain_outer};
 pub use plan::*;
+pub(crate) use stamp::FileStamp;
 pub use trust::{untrusted, untrusted_for_logs, untrusted_sources};
 pub use units::parse_wait;
 

@@ -1,7 +1,7 @@
 //! What is never served, whatever the roots say: configuration, keys, storage.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet, hash_map::Entry},
     ffi::OsStr,
     fs, io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
@@ -22,7 +22,7 @@ use super::roots::RootsError;
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Denied {
     /// Without links.
-    paths: Vec<PathBuf>,
+    paths: HashSet<PathBuf>,
     /// Device and inode.
     files: HashSet<(u64, u64)>,
 }
@@ -37,10 +37,12 @@ impl Denied {
     /// Where one is cannot be known, so it could not be kept from being served. Blocks on the disk.
     pub fn new(denied: &[PathBuf]) -> Result<Self, RootsError> {
         let mut this = Self::default();
+        let mut folders = HashMap::new();
         for path in denied {
-            let canonical = canonical(path).map_err(|source| RootsError::Deny { path: path.clone(), source })?;
+            let canonical = canonical_among(path, &mut folders)
+                .map_err(|source| RootsError::Deny { path: path.clone(), source })?;
             this.remember(canonical.clone());
-            this.paths.push(canonical);
+            this.paths.insert(canonical);
         }
         Ok(this)
     }
@@ -50,7 +52,8 @@ impl Denied {
         // The kernel's mark on a name that is gone: a key that is replaced just now is still a key.
         let bytes = real.as_os_str().as_bytes();
         let unmarked = Path::new(OsStr::from_bytes(bytes.strip_suffix(b" (deleted)").unwrap_or(bytes)));
-        self.files.contains(&file) || self.paths.iter().any(|path| real.starts_with(path) || unmarked.starts_with(path))
+        let mut ways = real.ancestors().chain(unmarked.ancestors());
+        self.files.contains(&file) || ways.any(|folder| self.paths.contains(folder))
     }
 
     /// Notes the inodes of the files at and under `path`. What cannot be read is left to the paths.
@@ -67,6 +70,18 @@ impl Denied {
             }
         }
     }
+}
+
+/// The same as [`canonical`] for one of many; `folders` remembers where those are that they lie in.
+fn canonical_among<'p>(path: &'p Path, folders: &mut HashMap<&'p Path, PathBuf>) -> io::Result<PathBuf> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return canonical(path) };
+    if folder.as_os_str().is_empty() || !fs::symlink_metadata(path).is_ok_and(|found| !found.is_symlink()) {
+        return canonical(path);
+    }
+    Ok(match folders.entry(folder) {
+        Entry::Occupied(known) => known.get().join(name),
+        Entry::Vacant(new) => new.insert(canonical(folder)?).join(name),
+    })
 }
 
 /// `path` without links, as far as it exists; for a link to nothing, where it leads.

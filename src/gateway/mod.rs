@@ -47,7 +47,7 @@ use crate::{
     spool::Spool,
     telemetry::access_log::{self, AccessLog, Format, FormatError},
     tls::{
-        Certificate, CertificateError, CertificateMaterial, CertificateStore, ClientAuthority, ClientAuthorityError,
+        Certificate, CertificateError, CertificateStore, ClientAuthority, ClientAuthorityError, HandedCertificate,
         PendingChallenge, SecretBytes, ServerConfigs, TicketKeys, Ticketer,
     },
 };
@@ -135,6 +135,8 @@ struct Thread {
 pub enum StartError {
     #[error("{at}: this certificate cannot be used")]
     Certificate { at: String, source: CertificateError },
+    #[error("tls.certificates: the one of before at the place {place} is to be kept, and there is none")]
+    NoCertificate { place: u32 },
     #[error("client_ca: {}", file.display())]
     ClientCa { file: PathBuf, source: ClientAuthorityError },
     #[error("basic_auth: {}: {problem}", file.display())]
@@ -312,7 +314,7 @@ impl Gateway {
         held: &BTreeMap<String, u32>,
     ) -> Result<(), StartError> {
         let before = self.current.load().plan.clone();
-        let certificates = certificates(&provisions.certificates)?;
+        let certificates = certificates(&provisions.certificates, &self.certificates.certificates())?;
         let protocols = |plan: &Plan| (plan.tls.tls12, plan.tls.tls13, plan.tls.ciphers.clone());
         let tls_changed = protocols(&plan) != protocols(&before);
         let tls = if tls_changed {
@@ -553,11 +555,11 @@ impl Gateway {
         self.certificates.challenges().seek_by(seek);
     }
 
-    /// Serves `materials`, in their order, in place of the certificates there are; handshakes that have begun keep theirs.
+    /// Serves `handed`, in their order, in place of the certificates there are; handshakes that have begun keep theirs.
     ///
     /// One that cannot be used leaves all as it was, with an event.
-    pub fn serve_certificates(&self, materials: &[CertificateMaterial]) {
-        match certificates(materials) {
+    pub fn serve_certificates(&self, handed: &[HandedCertificate]) {
+        match certificates(handed, &self.certificates.certificates()) {
             Ok(certificates) => {
                 self.certificates.replace(certificates);
                 self.certificates_changed.notify_one();
@@ -694,12 +696,16 @@ fn users(plan: &Plan, files: &UserFiles) -> Result<BTreeMap<PathBuf, Arc<Users>>
     named.map(read).collect()
 }
 
-fn certificates(materials: &[CertificateMaterial]) -> Result<Vec<Certificate>, StartError> {
-    let load = |material: &CertificateMaterial| {
-        Certificate::from_material(material)
-            .map_err(|source| StartError::Certificate { at: material.at.clone(), source })
+/// `before`: those that are served.
+fn certificates(handed: &[HandedCertificate], before: &[Certificate]) -> Result<Vec<Certificate>, StartError> {
+    let load = |handed: &HandedCertificate| match handed {
+        HandedCertificate::New(material) => Certificate::from_material(material)
+            .map_err(|source| StartError::Certificate { at: material.at.clone(), source }),
+        HandedCertificate::Kept(place) => {
+            before.get(*place as usize).cloned().ok_or(StartError::NoCertificate { place: *place })
+        }
     };
-    materials.iter().map(load).collect()
+    handed.iter().map(load).collect()
 }
 
 /// A connection is a descriptor, and so is its way to the endpoint: as many as the system allows.

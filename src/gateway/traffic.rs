@@ -11,6 +11,7 @@ use std::{
 };
 
 use tokio::{
+    runtime::Handle,
     sync::{
         mpsc::{UnboundedReceiver, UnboundedSender},
         oneshot,
@@ -20,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    allocator::Quiet,
     config::ListenerPlan,
     drain::{Drain, Tasks},
     limits::Connections,
@@ -115,13 +117,17 @@ impl Share {
 
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut quiet = Quiet::default();
         while !drain.is_on() {
             tokio::select! {
                 // A change that was ordered before a stop is made before it.
                 biased;
                 Some(command) = commands.recv() => sockets.obey(command),
                 () = drain.started() => {}
-                _ = tick.tick() => sockets.thread.pool.prune(),
+                _ = tick.tick() => {
+                    sockets.thread.pool.prune();
+                    quiet.look(Handle::current().metrics().worker_total_busy_duration(0));
+                }
             }
         }
         drop(sockets);
@@ -220,5 +226,5 @@ impl TryFrom<Bound> for Socket {
     }
 }
 
-/// How often a traffic thread looks after its idle connections to endpoints.
+/// How often a traffic thread looks after its idle connections to endpoints, and whether it has memory to give back.
 const TICK: Duration = Duration::from_millis(500);

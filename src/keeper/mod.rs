@@ -31,7 +31,7 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags};
 use crate::{
     config::{self, Plan},
     files::{Denied, Roots, RootsError},
-    tls::{CertificateMaterial, ClientAuthorities},
+    tls::{CertificateMaterial, ClientAuthorities, HandedCertificate},
     upstream::StickKey,
 };
 use output::{LogOutput, OutputError};
@@ -44,7 +44,7 @@ type Logs = (Option<Result<LogOutput, OutputError>>, Option<Result<LogOutput, Ou
 
 /// Certificates, the authorities of clients', and users, as far as they could be read.
 type Secrets = (
-    Result<Vec<CertificateMaterial>, Vec<SecretFault>>,
+    Result<Vec<Arc<CertificateMaterial>>, Vec<SecretFault>>,
     Result<ClientAuthorities, Vec<SecretFault>>,
     Result<UserFiles, Vec<SecretFault>>,
 );
@@ -55,7 +55,7 @@ pub struct Provisions {
     /// In the order of the plan.
     pub listeners: Vec<BoundListener>,
     /// In the order of the plan; self-signed if it names none and has a TLS listener.
-    pub certificates: Vec<CertificateMaterial>,
+    pub certificates: Vec<HandedCertificate>,
     /// By the file of `client_ca`.
     pub client_authorities: ClientAuthorities,
     /// By the file of `basic_auth`.
@@ -112,7 +112,7 @@ impl Provisions {
     /// since then is the matter of the next reload. Where a log cannot be opened, lines go on to that of `logs`, which is open still.
     pub fn gather_again(
         plan: &Plan,
-        (certificates, clients, users): (Vec<CertificateMaterial>, ClientAuthorities, UserFiles),
+        (certificates, clients, users): (Vec<Arc<CertificateMaterial>>, ClientAuthorities, UserFiles),
         logs: (Option<LogOutput>, Option<LogOutput>),
         sockets: &mut Sockets,
         owner: Option<&User>,
@@ -130,6 +130,11 @@ impl Provisions {
         let error_log =
             plan.error_log.as_ref().map(|plan| or_before(LogOutput::file(&plan.path, owner), logs.1, "error_log"));
         Self::open(plan, (Ok(certificates), Ok(clients), Ok(users)), (access_log, error_log), sockets, None, owner)
+    }
+
+    /// The certificates that come with it.
+    pub fn materials(&self) -> Vec<Arc<CertificateMaterial>> {
+        self.certificates.iter().filter_map(HandedCertificate::material).cloned().collect()
     }
 
     fn open(
@@ -194,7 +199,7 @@ impl Provisions {
             sockets.hand(plan, held).map_err(|source| ProvisionFaults(vec![ProvisionFault::Descriptors { source }]))?;
         Ok(Self {
             listeners,
-            certificates,
+            certificates: certificates.into_iter().map(HandedCertificate::New).collect(),
             client_authorities,
             users,
             access_log,

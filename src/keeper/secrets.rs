@@ -1,6 +1,6 @@
 //! Certificates and keys, read for the gateway.
 
-use std::{cell::OnceCell, collections::BTreeMap, io, path::PathBuf};
+use std::{cell::OnceCell, collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 
@@ -10,7 +10,7 @@ use crate::{
     config::{CertificateHost, Plan, Problem},
     tls::{
         Awaited, Certificate, CertificateMaterial, ClientAuthorities, MaterialFault, MaterialProblem, SecretBytes,
-        acme, read_bounded,
+        acme, read_bounded, shelf::SHELF,
     },
 };
 
@@ -23,18 +23,19 @@ use crate::{
 /// # Errors
 ///
 /// Every file that cannot be read.
-pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
+pub fn read(plan: &Plan) -> Result<Vec<Arc<CertificateMaterial>>, Vec<SecretFault>> {
     if !plan.listeners.iter().any(|listener| listener.tls) {
         return Ok(Vec::new());
     }
     if plan.tls.is_self_signed() {
-        return self_signed::for_the_site(plan).map_err(|fault| vec![fault]);
+        let made = self_signed::for_the_site(plan).map_err(|fault| vec![fault])?;
+        return Ok(made.into_iter().map(Arc::new).collect());
     }
     let mut materials = Vec::new();
     let mut faults = Vec::new();
     let substitutes = OnceCell::new();
     for certificate in &plan.tls.certificates {
-        match CertificateMaterial::read(certificate) {
+        match SHELF.read(certificate) {
             Ok(material) => materials.push(material),
             Err(found) => faults.extend(found.into_iter().map(SecretFault::File)),
         }
@@ -44,7 +45,7 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
         let substitutes = || substitutes.get_or_init(|| self::substitutes(plan, &materials));
         match awaited(plan, Awaited::Ordered(ordered), &ordered.hosts, substitutes) {
             // Where faults have thinned out the list, places mean nothing and nobody asks.
-            Ok(material) => materials.insert(ordered.after.min(materials.len()), material),
+            Ok(material) => materials.insert(ordered.after.min(materials.len()), Arc::new(material)),
             Err(fault) => faults.push(fault),
         }
     }
@@ -52,7 +53,7 @@ pub fn read(plan: &Plan) -> Result<Vec<CertificateMaterial>, Vec<SecretFault>> {
     for fetched in &plan.tls.fetched {
         let substitutes = || substitutes.get_or_init(|| self::substitutes(plan, &materials));
         match awaited(plan, Awaited::Fetched(fetched), &site, substitutes) {
-            Ok(material) => materials.insert(fetched.after.min(materials.len()), material),
+            Ok(material) => materials.insert(fetched.after.min(materials.len()), Arc::new(material)),
             Err(fault) => faults.push(fault),
         }
     }
@@ -101,8 +102,9 @@ fn awaited<'s>(
 
 /// What can be served in the place of a certificate that has not come yet: those of the operator's own, and those that
 /// were ordered for other names.
-fn substitutes(plan: &Plan, own: &[CertificateMaterial]) -> Vec<(CertificateMaterial, Certificate)> {
-    let own = own.iter().filter_map(|material| Some((material.clone(), Certificate::from_material(material).ok()?)));
+fn substitutes(plan: &Plan, own: &[Arc<CertificateMaterial>]) -> Vec<(CertificateMaterial, Certificate)> {
+    let own =
+        own.iter().filter_map(|own| Some((CertificateMaterial::clone(own), Certificate::from_material(own).ok()?)));
     let kept = acme::bundles(&plan.tls.storage).into_iter().filter_map(|file| {
         let bundle = SecretBytes::new(read_bounded(&file).ok()?);
         acme::unfold("", &bundle, &file)

@@ -127,7 +127,7 @@ const RENEWAL_DAYS: i64 = 30;
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
 
     use super::*;
     use crate::{
@@ -139,8 +139,8 @@ mod tests {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
     }
 
-    fn names(materials: &[CertificateMaterial]) -> Vec<Vec<String>> {
-        let names = |material| Certificate::from_material(material).unwrap();
+    fn names(materials: &[Arc<CertificateMaterial>]) -> Vec<Vec<String>> {
+        let names = |material: &Arc<CertificateMaterial>| Certificate::from_material(material).unwrap();
         let text = |certificate: Certificate| certificate.names().iter().map(ToString::to_string).collect();
         materials.iter().map(names).map(text).collect()
     }
@@ -165,7 +165,7 @@ mod tests {
                 vec!["localhost", "127.0.0.1", "::1"]
             ]
         );
-        let pem = |materials: &[CertificateMaterial]| -> Vec<_> {
+        let pem = |materials: &[Arc<CertificateMaterial>]| -> Vec<_> {
             materials.iter().map(|material| (material.certificate.clone(), material.key.expose().to_vec())).collect()
         };
         assert_eq!(pem(&again), pem(&made), "made anew although it was there");

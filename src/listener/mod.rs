@@ -208,57 +208,32 @@ impl Listener {
         let accepted = metrics.accepted();
         let thread = Rc::clone(thread);
         thread.tasks.clone().spawn(async move {
-            let peer = ends.peer;
-            let deadline = runtime.plan.limits.handshake_timeout;
             // Each phase on the heap by itself: the task of an idle connection is then not as large as its handshake was.
-            let opening =
-                Box::pin(open(stream, ends, listener.proxy_protocol, tls.as_deref(), &mut admission, &runtime));
-            let opened = timeout(deadline, opening).await;
-            let outcome = match &opened {
-                Ok(Ok(_)) => Some(Handshake::Ok),
-                Ok(Err(OpenError::Limit(..))) => None,
-                Ok(Err(_)) => Some(Handshake::Error),
-                Err(_) => Some(Handshake::Timeout),
+            let opening = open_in_time(stream, ends, listener.proxy_protocol, tls, &mut admission, runtime, metrics);
+            let (stream, ends) = match Box::pin(opening).await {
+                Ok(Some(opened)) => opened,
+                Ok(None) => return,
+                Err((reason, client)) => return refused(reason, client, &thread.current()),
             };
-            if tls.is_some()
-                && let Some(outcome) = outcome
-            {
-                metrics.handshake(outcome);
-            }
-            let (stream, ends) = match opened {
-                Ok(Ok(Some(opened))) => opened,
-                Ok(Ok(None)) => return,
-                Ok(Err(OpenError::Limit(reason, client))) => return refused(reason, client, &runtime),
-                Ok(Err(error)) => {
-                    tracing::debug!(?peer, error = &error as &dyn std::error::Error, "connection not opened");
-                    return;
-                }
-                Err(_) => {
-                    tracing::debug!(?peer, ?deadline, "connection not opened in time");
-                    return;
-                }
-            };
-            // It is not to keep this generation for as long as it stays.
-            drop(runtime);
             let (peer, local_port) = (ends.peer, ends.local.map_or(0, |local| local.port()));
             let connection = |tls| {
                 Rc::new(Connection { thread: Rc::clone(&thread), listener, leaving, peer, local_port, turned_away, tls })
             };
             match stream {
-                Stream::Plain(stream) => Box::pin(http1::serve(stream, connection(None))).await,
+                Stream::Plain(stream) => serve_http1(http1::wire(stream), connection(None)).await,
                 Stream::Tls(stream) => {
                     let info = TlsInfo::of(stream.get_ref().1);
                     if info.alpn == Some("h2") {
-                        let ended = Box::pin(http2::serve(*stream, connection(Some(info)))).await;
+                        let ended = Box::pin(http2::serve(stream, connection(Some(info)))).await;
                         if matches!(ended, http2::End::Flood) {
-                            let client = Some(peer).and_then(|peer| match peer {
+                            let client = match peer {
                                 Peer::Tcp(address) => Some(Client::new(address.ip())),
                                 Peer::Unix => None,
-                            });
+                            };
                             refused(Shed::Flood, client, &thread.current());
                         }
                     } else {
-                        Box::pin(http1::serve(*stream, connection(Some(info)))).await;
+                        serve_http1(http1::wire(*stream), connection(Some(info))).await;
                     }
                 }
             }
@@ -286,6 +261,14 @@ impl Listener {
             );
         }
         sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+/// Serves requests, and what comes of them if that is a websocket.
+async fn serve_http1<S: Downstream>(wire: http1::Wire<S>, connection: Rc<Connection>) {
+    let upgraded = Box::pin(http1::serve(wire, &connection)).await;
+    if let Some(upgraded) = upgraded {
+        Box::pin(upgraded.carry(connection)).await;
     }
 }
 
@@ -320,6 +303,43 @@ struct Ends {
 enum Stream<S> {
     Plain(S),
     Tls(Box<TlsStream<S>>),
+}
+
+/// `None`: there is nothing to be read from it. An error: it is beyond a limit.
+async fn open_in_time<S: Downstream>(
+    stream: S,
+    ends: Ends,
+    proxy_protocol: bool,
+    tls: Option<Rc<ServerConfigs>>,
+    admission: &mut Admission,
+    runtime: Rc<Arc<Runtime>>,
+    metrics: ListenerMetrics,
+) -> Result<Option<(Stream<S>, Ends)>, (Shed, Option<Client>)> {
+    let (peer, deadline) = (ends.peer, runtime.plan.limits.handshake_timeout);
+    let opened = timeout(deadline, open(stream, ends, proxy_protocol, tls.as_deref(), admission, &runtime)).await;
+    let outcome = match &opened {
+        Ok(Ok(_)) => Some(Handshake::Ok),
+        Ok(Err(OpenError::Limit(..))) => None,
+        Ok(Err(_)) => Some(Handshake::Error),
+        Err(_) => Some(Handshake::Timeout),
+    };
+    if tls.is_some()
+        && let Some(outcome) = outcome
+    {
+        metrics.handshake(outcome);
+    }
+    match opened {
+        Ok(Ok(opened)) => Ok(opened),
+        Ok(Err(OpenError::Limit(reason, client))) => Err((reason, client)),
+        Ok(Err(error)) => {
+            tracing::debug!(?peer, error = &error as &dyn std::error::Error, "connection not opened");
+            Ok(None)
+        }
+        Err(_) => {
+            tracing::debug!(?peer, ?deadline, "connection not opened in time");
+            Ok(None)
+        }
+    }
 }
 
 /// `None`: the connection has served its purpose.

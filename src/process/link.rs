@@ -103,7 +103,7 @@ impl Link {
     ///
     /// Not to be cancelled and tried again: part of a message may have gone.
     pub(super) async fn send(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
-        let content = Zeroizing::new(postcard::to_stdvec(message)?);
+        let content = content_of(message)?;
         if descriptors.is_empty() && content.len() <= SHORT {
             let packet = Zeroizing::new([&[WHOLE][..], &content].concat());
             return Ok(self.socket.async_io(Interest::WRITABLE, || send(self.socket(), &packet, &[])).await?);
@@ -117,7 +117,7 @@ impl Link {
 
     /// The same where there is room for all of it; nothing is waited for.
     pub(super) fn send_now(&self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
-        let content = sealed(&Zeroizing::new(postcard::to_stdvec(message)?))?;
+        let content = sealed(&content_of(message)?)?;
         for (packet, batch) in packets(&all(&content, descriptors))? {
             send(self.socket(), &packet, batch)?;
         }
@@ -203,6 +203,13 @@ impl Link {
     pub(super) async fn hear(&self) -> io::Result<Option<Result<Word, NoWord>>> {
         self.socket.async_io(Interest::READABLE, || hear(self.socket())).await
     }
+}
+
+/// `message` as bytes, in a buffer that never grows: it may hold keys, of which no copy is left behind in freed memory.
+fn content_of(message: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, LinkError> {
+    let mut content = Zeroizing::new(vec![0; postcard::experimental::serialized_size(message)?]);
+    postcard::to_slice(message, &mut content)?;
+    Ok(content)
 }
 
 fn hear(socket: BorrowedFd<'_>) -> io::Result<Option<Result<Word, NoWord>>> {

@@ -29,7 +29,7 @@ use crate::{
         sockets::{BoundListener, BoundSockets},
         user::User,
     },
-    tls::{CertificateMaterial, ClientAuthorities, PendingChallenge, TicketKeys},
+    tls::{CertificateMaterial, ClientAuthorities, HandedCertificate, PendingChallenge, TicketKeys},
     upstream::StickKey,
 };
 
@@ -65,7 +65,7 @@ pub(super) enum ToWorker {
     /// Answer exactly these, and say so.
     Challenges { version: u64, pending: Vec<PendingChallenge> },
     /// Serve these in place of those that came with the plan.
-    Certificates(Vec<CertificateMaterial>),
+    Certificates(Vec<HandedCertificate>),
     /// These are the instances of programs of ours.
     Instances(Vec<Instance>),
     /// What a process that is watched uses.
@@ -80,7 +80,7 @@ pub(super) struct Handover {
     pub(super) generation: u64,
     pub(super) plan: Plan,
     listeners: Vec<HandedListener>,
-    certificates: Vec<CertificateMaterial>,
+    certificates: Vec<HandedCertificate>,
     client_authorities: ClientAuthorities,
     users: UserFiles,
     denied: Denied,
@@ -178,6 +178,11 @@ impl Handover {
             },
             descriptors,
         )
+    }
+
+    /// The certificates that come with it.
+    pub(super) fn materials(&self) -> Vec<Arc<CertificateMaterial>> {
+        self.certificates.iter().filter_map(HandedCertificate::material).cloned().collect()
     }
 
     /// What was handed over, as the gateway takes it; opens the folders of `files` as the user that we are.

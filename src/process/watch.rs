@@ -25,6 +25,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, warn};
 
 use super::signal_mask;
+use crate::config::FileStamp as Seen;
 
 /// Tells when files change.
 ///
@@ -105,30 +106,6 @@ enum Message {
     /// Something has happened to a name that matters.
     Stirred,
     End,
-}
-
-/// What tells a file from what was, or will be, in its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Seen {
-    /// Of what links lead to; `None` of what is not there, or cannot be reached.
-    fn of(file: &Path) -> Option<Self> {
-        let found = fs::metadata(file).ok()?;
-        Some(Self {
-            device: found.dev(),
-            inode: found.ino(),
-            size: found.size(),
-            modified: (found.mtime(), found.mtime_nsec()),
-            changed: (found.ctime(), found.ctime_nsec()),
-        })
-    }
 }
 
 /// A file as it was told last.

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     admin::{Order, Outcome, tag},
+    allocator,
     backends::Unmeasured,
     config::Plan,
     drain::Cut,
@@ -67,6 +68,11 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
         Rc::new(Link::over(link)?)
     };
     link.keep_room();
+    if runs_as == RunsAs::Process {
+        // Buffers are of a few pages, of which most are never touched: a huge page would have them all in memory. Where the
+        // system has it otherwise, that costs memory and nothing else.
+        rustix::thread::disable_transparent_huge_pages(true).ok();
+    }
     // Caught and never asked for: what a signal means is the keeper's to say.
     let _caught = match runs_as {
         RunsAs::Process => Some(runtime.block_on(async { Signals::catch() })?),
@@ -112,6 +118,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
     let say = |word| local.block_on(&runtime, link.say(word));
     // Nobody hears it where the keeper has gone; that comes to be known by the next message.
     drop(say(Word::Ready));
+    allocator::give_back();
     loop {
         let step = local.block_on(&runtime, worker.next(&mut messages, &mut ordered, &mut told));
         let word = match step {
@@ -122,6 +129,9 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
         };
         if let Some(word) = word {
             drop(say(word));
+            if matches!(word, Word::Applied | Word::Failed) {
+                allocator::give_back();
+            }
         }
     }
     let Cut { requests, tunnels } = worker.gateway.finish();
@@ -248,7 +258,7 @@ impl Worker {
                 self.gateway.answer_challenges(&pending);
                 return Some(Word::Answers { version });
             }
-            ToWorker::Certificates(materials) => self.gateway.serve_certificates(&materials),
+            ToWorker::Certificates(handed) => self.gateway.serve_certificates(&handed),
             ToWorker::Instances(instances) => self.gateway.set_instances(instances),
             ToWorker::Used { pid, used } => self.gateway.note_used(pid, used.ok_or(Unmeasured::Hidden)),
             ToWorker::Another { pid } => self.gateway.note_used(pid, Err(Unmeasured::Another)),

@@ -68,14 +68,14 @@ impl Tunnel {
     /// Carries bytes until both sides have closed, nothing moves any more, or `drain` becomes a stop.
     ///
     /// `early` is what the client has sent behind its handshake.
-    pub async fn run<C>(mut self, mut client: C, early: BytesMut, drain: &Drain) -> TunnelEnd
+    pub async fn run<C>(mut self: Box<Self>, client: &mut C, early: BytesMut, drain: &Drain) -> TunnelEnd
     where
         C: AsyncRead + AsyncWrite + Unpin,
     {
         let mut down = Pipe::new(std::mem::take(&mut self.early), Mask::No);
         let mut up = Pipe::new(early, Mask::Yes);
         let cause = tokio::select! {
-            cause = carry(&mut client, &mut self.upstream, &mut down, &mut up, self.idle) => {
+            cause = carry(client, &mut self.upstream, &mut down, &mut up, self.idle) => {
                 if matches!(cause, TunnelCause::Failed(_)) {
                     // Best effort: it may be the client that failed.
                     down.give_up();
@@ -87,7 +87,7 @@ impl Tunnel {
             () = drain.stopping() => {
                 down.close();
                 up.close();
-                let ending = carry(&mut client, &mut self.upstream, &mut down, &mut up, self.idle);
+                let ending = carry(client, &mut self.upstream, &mut down, &mut up, self.idle);
                 match timeout(CLOSE_GRACE, ending).await {
                     Ok(TunnelCause::Failed(error)) => TunnelCause::Failed(error),
                     _ => TunnelCause::Drained,

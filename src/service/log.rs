@@ -113,6 +113,16 @@ impl LogGuard {
         }
     }
 
+    /// Keeps only what the line says, and nothing of the buffer that the request was read into: what is logged when a
+    /// websocket ends is kept for as long as it lasts.
+    pub(super) fn detach(&mut self) {
+        let record = &mut *self.record;
+        for value in [&mut record.host, &mut record.referer, &mut record.user_agent] {
+            *value = value.take().and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok());
+        }
+        record.target = record.target.take().and_then(|target| target.to_string().parse().ok());
+    }
+
     pub(super) fn request_id(&self) -> RequestId {
         self.record.request_id
     }

@@ -266,12 +266,13 @@ pub fn refuse(connection: &Rc<Connection>, error: &GatewayError, glimpse: Glimps
 
 /// Carries a websocket to its end and logs it.
 pub async fn tunnel<Io: AsyncRead + AsyncWrite + Unpin>(
-    tunnel: Tunnel,
-    client: Io,
+    tunnel: Box<Tunnel>,
+    client: &mut Io,
     early: BytesMut,
-    mut log: LogGuard,
+    mut log: Box<LogGuard>,
     connection: &Rc<Connection>,
 ) {
+    log.detach();
     let counted = connection.thread.metrics.tunnels.hold();
     let end = tunnel.run(client, early, &connection.thread.drain).await;
     drop(counted);

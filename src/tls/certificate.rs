@@ -1,6 +1,6 @@
 //! One certificate with its key and chain, checked as far as that can be done without asking anybody.
 
-use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{fmt, net::IpAddr, ops::Deref, path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 use rustls::{
@@ -22,15 +22,29 @@ use zeroize::Zeroizing;
 
 use super::material::{CertificateMaterial, Role};
 
-/// A certificate that can be served: leaf, chain and the key that belongs to the leaf.
+/// A certificate that can be served: leaf, chain and the key that belongs to the leaf. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Certificate {
-    at: String,
+    at: Arc<str>,
+    facts: Arc<CertificateFacts>,
+    key: Arc<CertifiedKey>,
+}
+
+/// What is known of a [`Certificate`] without its key.
+#[derive(Debug)]
+pub struct CertificateFacts {
     names: Vec<CertificateName>,
     not_before: Timestamp,
     not_after: Timestamp,
     self_signed: bool,
-    key: Arc<CertifiedKey>,
+}
+
+impl Deref for Certificate {
+    type Target = CertificateFacts;
+
+    fn deref(&self) -> &CertificateFacts {
+        &self.facts
+    }
 }
 
 impl Certificate {
@@ -66,7 +80,8 @@ impl Certificate {
 
         let chain = in_order_of_issue(leaf, certificates);
         let key = Arc::new(CertifiedKey::new(chain, key));
-        Ok(Self { at: material.at.clone(), names, not_before, not_after, self_signed, key })
+        let facts = Arc::new(CertificateFacts { names, not_before, not_after, self_signed });
+        Ok(Self { at: material.at.as_str().into(), facts, key })
     }
 
     /// What is wrong with each file of `material` by itself; whether they belong together is not looked at.
@@ -82,6 +97,22 @@ impl Certificate {
         &self.at
     }
 
+    /// What is known of it without its key.
+    pub(super) fn facts(&self) -> &Arc<CertificateFacts> {
+        &self.facts
+    }
+
+    /// What rustls signs and sends.
+    pub(super) fn key(&self) -> &Arc<CertifiedKey> {
+        &self.key
+    }
+
+    pub(super) fn algorithm(&self) -> SignatureAlgorithm {
+        self.key.key.algorithm()
+    }
+}
+
+impl CertificateFacts {
     /// The names and addresses it is for; the common name only where there is no other (RFC 9110, 4.3.4).
     pub fn names(&self) -> &[CertificateName] {
         &self.names
@@ -132,15 +163,6 @@ impl Certificate {
             (CertificateName::Wildcard(parent), None) => name.split_once('.').is_some_and(|(_, rest)| rest == parent),
             _ => false,
         })
-    }
-
-    /// What rustls signs and sends.
-    pub(super) fn key(&self) -> &Arc<CertifiedKey> {
-        &self.key
-    }
-
-    pub(super) fn algorithm(&self) -> SignatureAlgorithm {
-        self.key.key.algorithm()
     }
 }
 
@@ -310,7 +332,9 @@ fn in_order_of_issue(
     mut rest: Vec<CertificateDer<'static>>,
 ) -> Vec<CertificateDer<'static>> {
     let mut chain = vec![leaf];
-    while let Some(last) = chain.last() {
+    while !rest.is_empty()
+        && let Some(last) = chain.last()
+    {
         rest.retain(|certificate| !chain.contains(certificate));
         let next = X509Certificate::from_der(last).ok().and_then(|(_, last)| {
             rest.iter().position(|certificate| {

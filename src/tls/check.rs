@@ -1,10 +1,13 @@
 //! What `vestibule check` says about certificates, before anything is served with them.
 
-use std::{collections::HashSet, error::Error};
+use std::{collections::HashSet, error::Error, ops::Deref};
 
 use jiff::Timestamp;
 
-use super::{Certificate, CertificateMaterial, ClientAuthority, Role, read_bounded};
+use super::{
+    Certificate, CertificateFacts, ClientAuthority, Role, read_bounded,
+    shelf::{SHELF, Unfit},
+};
 use crate::config::{CertificatePlan, HostName, ListenerPlan, Plan, Problem};
 
 /// Reads and checks every configured certificate: files, pairs, dates, and whether the site's hosts are covered.
@@ -29,8 +32,7 @@ pub fn warnings(plan: &Plan) -> Vec<Problem> {
         return Vec::new();
     }
     let warning = |entry: &CertificatePlan| {
-        let certificate = Certificate::from_material(&CertificateMaterial::read(entry).ok()?).ok()?;
-        let problem = certificate.ends_soon(Timestamp::now())?.to_string();
+        let problem = SHELF.facts(entry).ok()?.ends_soon(Timestamp::now())?.to_string();
         Some(Problem { at: format!("{}.files.{}", entry.at, Role::Certificate), problem })
     };
     plan.tls.certificates.iter().filter_map(warning).collect()
@@ -45,7 +47,8 @@ pub fn findings(plan: &Plan, certificates: &[Certificate], now: Timestamp) -> Ve
         let warning = certificate.warning(now).or_else(soon)?;
         Some(Problem { at: certificate.at().to_owned(), problem: warning.to_string() })
     });
-    dates.chain(uncovered(plan, certificates)).collect()
+    let facts: Vec<&CertificateFacts> = certificates.iter().map(Deref::deref).collect();
+    dates.chain(uncovered(plan, &facts)).collect()
 }
 
 #[derive(Default)]
@@ -63,33 +66,28 @@ fn examine(plan: &Plan, now: Timestamp) -> Examined {
     let mut certificates = Vec::new();
     for entry in &plan.tls.certificates {
         let at = |role: Role, problem: String| Problem { at: format!("{}.files.{role}", entry.at), problem };
-        let material =
-            match CertificateMaterial::read(entry) {
-                Ok(material) => material,
-                Err(faults) => {
-                    problems.extend(faults.into_iter().map(|fault| {
-                        at(fault.role, format!("cannot read {}: {}", fault.file.display(), fault.problem))
-                    }));
-                    continue;
-                }
-            };
-        let faults = Certificate::faults(&material);
-        if !faults.is_empty() {
-            problems.extend(faults.iter().map(|fault| at(fault.role(), with_cause(fault))));
-            continue;
-        }
-        match Certificate::from_material(&material) {
+        match SHELF.facts(entry) {
             Ok(certificate) => {
-                warnings.extend(certificate.warning(now).map(|warning| {
-                    at(Role::Certificate, format!("{}: {warning}", material.certificate_file.display()))
-                }));
+                warnings.extend(
+                    certificate
+                        .warning(now)
+                        .map(|warning| at(Role::Certificate, format!("{}: {warning}", entry.certificate.display()))),
+                );
                 certificates.push(certificate);
             }
-            Err(error) => problems.push(at(error.role(), with_cause(&error))),
+            Err(Unfit::Unreadable(faults)) => problems.extend(
+                faults
+                    .into_iter()
+                    .map(|fault| at(fault.role, format!("cannot read {}: {}", fault.file.display(), fault.problem))),
+            ),
+            Err(Unfit::Unusable(faults)) => {
+                problems.extend(faults.iter().map(|fault| at(fault.role(), with_cause(fault))));
+            }
         }
     }
     // What a certificate that cannot be read would have covered is not known.
     if certificates.len() == plan.tls.certificates.len() {
+        let certificates: Vec<_> = certificates.iter().map(AsRef::as_ref).collect();
         warnings.extend(uncovered(plan, &certificates));
     }
     examined
@@ -113,14 +111,16 @@ fn client_authorities(plan: &Plan) -> Vec<Problem> {
     listeners.filter_map(problem).collect()
 }
 
-fn uncovered<'a>(plan: &'a Plan, certificates: &'a [Certificate]) -> impl Iterator<Item = Problem> + 'a {
+fn uncovered<'a>(plan: &'a Plan, certificates: &'a [&'a CertificateFacts]) -> impl Iterator<Item = Problem> + 'a {
     let host = plan.host.iter().map(|host| ("host".to_owned(), host));
     let aliases = plan.aliases.iter().enumerate().map(|(position, host)| (format!("aliases[{position}]"), host));
-    let names: Vec<String> = certificates.iter().flat_map(Certificate::names).map(ToString::to_string).collect();
+    let names = || -> Vec<String> {
+        certificates.iter().flat_map(|certificate| certificate.names()).map(ToString::to_string).collect()
+    };
     let covered = |host: &HostName| certificates.iter().any(|certificate| certificate.covers(host.as_str()));
     host.chain(aliases).filter(move |(_, host)| !covered(host)).map(move |(at, host)| Problem {
         at,
-        problem: format!("no certificate is for `{host}`; there are certificates for {}", list(&names)),
+        problem: format!("no certificate is for `{host}`; there are certificates for {}", list(&names())),
     })
 }
 

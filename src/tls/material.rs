@@ -5,9 +5,10 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroize;
 
 use crate::config::CertificatePlan;
@@ -62,6 +63,33 @@ impl CertificateMaterial {
     pub fn content(&self) -> (&[u8], &[u8], &[u8]) {
         (&self.certificate, self.key.expose(), self.chain.as_deref().unwrap_or_default())
     }
+}
+
+/// A certificate as whoever serves is told of it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub enum HandedCertificate {
+    #[serde(serialize_with = "serialize", deserialize_with = "deserialize")]
+    New(Arc<CertificateMaterial>),
+    /// The one at this place among those that it was told of before.
+    Kept(u32),
+}
+
+impl HandedCertificate {
+    /// What comes with it, where it is new.
+    pub fn material(&self) -> Option<&Arc<CertificateMaterial>> {
+        match self {
+            Self::New(material) => Some(material),
+            Self::Kept(_) => None,
+        }
+    }
+}
+
+fn serialize<S: Serializer>(material: &Arc<CertificateMaterial>, serializer: S) -> Result<S::Ok, S::Error> {
+    material.serialize(serializer)
+}
+
+fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<CertificateMaterial>, D::Error> {
+    CertificateMaterial::deserialize(deserializer).map(Arc::new)
 }
 
 /// Bytes that are wiped when they are dropped and never printed.

@@ -17,6 +17,7 @@ mod handshakes;
 mod info;
 mod material;
 mod roots;
+pub(crate) mod shelf;
 pub mod storage;
 mod store;
 #[cfg(test)]
@@ -25,14 +26,16 @@ mod tickets;
 
 pub use acme::{OrderReport, OrderState};
 pub(crate) use awaited::Awaited;
-pub use certificate::{Certificate, CertificateError, CertificateName, CertificateWarning};
+pub use certificate::{Certificate, CertificateError, CertificateFacts, CertificateName, CertificateWarning};
 pub use challenges::{Challenges, PendingChallenge};
 pub use check::{check, faults, findings, warnings};
 pub use client::{ClientAuthorities, ClientAuthority, ClientAuthorityError};
 pub use config::ServerConfigs;
 pub use info::TlsInfo;
 pub(crate) use material::read_bounded;
-pub use material::{CertificateMaterial, MADE_BY_US, MaterialFault, MaterialProblem, Role, SecretBytes};
+pub use material::{
+    CertificateMaterial, HandedCertificate, MADE_BY_US, MaterialFault, MaterialProblem, Role, SecretBytes,
+};
 pub use roots::Roots;
 pub use store::{CertificateId, CertificateStore};
 pub use tickets::{LIFETIME_SECONDS, TicketKeys, Ticketer};

@@ -91,7 +91,7 @@ impl ResolvesServerCert for CertificateStore {
 
 impl fmt::Debug for CertificateStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.index.load().certificates.iter().map(Certificate::names)).finish()
+        f.debug_list().entries(self.index.load().certificates.iter().map(|certificate| certificate.names())).finish()
     }
 }
 

@@ -21,14 +21,37 @@ use super::{Connection, Downstream};
 use crate::{
     h1::{Glimpse, HeadLimits, RequestHead, decode_request},
     http::{Body, GatewayError},
-    service::{self, Answer},
+    proxy::Tunnel,
+    service::{self, Answer, LogGuard},
 };
 
-/// Serves requests one after the other until the client, a limit or a drain ends it.
-pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
+/// A connection that has become a websocket, with what its client has sent behind the handshake.
+pub(super) struct Upgraded<Io> {
+    tunnel: Box<Tunnel>,
+    io: Io,
+    early: BytesMut,
+    log: Box<LogGuard>,
+}
+
+impl<Io: Downstream> Upgraded<Io> {
+    /// Carries it to its end.
+    pub(super) async fn carry(mut self: Box<Self>, connection: Rc<Connection>) {
+        service::tunnel(self.tunnel, &mut self.io, self.early, self.log, &connection).await;
+    }
+}
+
+/// A connection that requests are read from.
+pub(super) type Wire<Io> = Rc<RefCell<ClientWire<Io>>>;
+
+pub(super) fn wire<Io: Downstream>(io: Io) -> Wire<Io> {
+    Rc::new(RefCell::new(ClientWire::new(io)))
+}
+
+/// Serves requests one after the other until the client, a limit or a drain ends it; what has become a websocket is left to
+/// the caller, so that nothing of what has served its requests is kept for as long as it lasts.
+pub(super) async fn serve<Io: Downstream>(wire: Wire<Io>, connection: &Rc<Connection>) -> Option<Box<Upgraded<Io>>> {
     let limits = connection.thread.current().plan.limits.clone();
     let head_limits = HeadLimits { bytes: limits.header_bytes, fields: limits.header_count, target: limits.uri_bytes };
-    let wire = Rc::new(RefCell::new(ClientWire::new(io)));
     let mut timer = pin!(sleep(limits.head_timeout));
     let drain = connection.thread.drain.clone();
     let mut stopping = pin!(drain.stopping());
@@ -39,14 +62,14 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         let waits = Waits { idle, head: limits.head_timeout };
         let head = match read_head(&wire, head_limits, waits, timer.as_mut(), stopping.as_mut()).await {
             Ok(head) => head,
-            Err(NoHead::Over) => return,
+            Err(NoHead::Over) => return None,
             Err(NoHead::Refused(error)) => {
                 let glimpse = Glimpse::of(&wire.borrow().read);
-                let answer = service::refuse(&connection, &error, glimpse);
+                let answer = service::refuse(connection, &error, glimpse);
                 let asked = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
                 response::send(&wire, answer, &asked, timer.as_mut()).await;
                 request::linger(&wire, timer.as_mut()).await;
-                return;
+                return None;
             }
         };
         idle = limits.keep_alive;
@@ -61,21 +84,27 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         };
         let request = Request::from_parts(head.parts, body);
 
+        // On the heap by itself: an idle connection is then not as large as a request that is being served.
+        let serving = Box::pin(service::serve(request, connection));
         // A client that has gone takes its request with it: out of the queue, off the endpoint.
-        let Some(answer) = until_gone(service::serve(request, &connection), &wire).await else { return };
+        let Some(answer) = until_gone(serving, &wire).await else { return None };
 
         asked.keep_alive &= !connection.leaving.is_on() && !connection.turned_away;
         let next = response::send(&wire, answer, &asked, timer.as_mut()).await;
         match next {
             response::Next::Request => {}
-            response::Next::Gone => return,
-            response::Next::Close => return request::close(&wire).await,
-            response::Next::Linger => return request::linger(&wire, timer.as_mut()).await,
+            response::Next::Gone => return None,
+            response::Next::Close => {
+                request::close(&wire).await;
+                return None;
+            }
+            response::Next::Linger => {
+                request::linger(&wire, timer.as_mut()).await;
+                return None;
+            }
             response::Next::Tunnel(tunnel, log) => {
-                let Some(wire) = Rc::into_inner(wire) else { return };
-                let (io, early) = wire.into_inner().into_parts();
-                service::tunnel(*tunnel, io, early, *log, &connection).await;
-                return;
+                let (io, early) = Rc::into_inner(wire)?.into_inner().into_parts();
+                return Some(Box::new(Upgraded { tunnel, io, early, log }));
             }
         }
     }

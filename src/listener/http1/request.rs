@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// A connection while it is served; the request body and the response both use it, in turn.
-pub(super) struct ClientWire<Io> {
+pub(in crate::listener) struct ClientWire<Io> {
     pub(super) io: Io,
     /// Read and not yet taken.
     pub(super) read: BytesMut,

@@ -16,12 +16,13 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::{
     streams::{Progress, Streams},
     watched::Watched,
 };
-use super::{Connection, Downstream};
+use super::Connection;
 use crate::{
     http::{Body, CLIENT_CLOSED_REQUEST, GatewayError},
     service::{self, Answer, LogGuard},
@@ -29,7 +30,10 @@ use crate::{
 
 /// Serves streams until the client goes, nothing has been asked for long enough, or a drain begins: then a GOAWAY
 /// lets what has begun come to its end (RFC 9113, 6.8).
-pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) -> End {
+pub(super) async fn serve<Io>(io: Io, connection: Rc<Connection>) -> End
+where
+    Io: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     let limits = connection.thread.current().plan.limits.clone();
     let streams = Streams::new(connection.thread.tasks.clone());
     let (io, exhausted) = Watched::new(io);

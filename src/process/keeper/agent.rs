@@ -6,6 +6,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     rc::Rc,
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -364,13 +365,14 @@ impl Keeper {
             let Some(place) = self.certificates.iter_mut().find(|place| place.at == material.at) else { continue };
             // An agent that begins tells all there are.
             if place.certificate != material.certificate || place.key != material.key {
-                *place = material;
+                *place = Arc::new(material);
                 any = true;
             }
         }
         if any {
-            for worker in &self.workers {
-                worker.tell(ToWorker::Certificates(self.certificates.clone()));
+            for worker in &mut self.workers {
+                let handed = worker.hand(&self.certificates);
+                worker.tell(ToWorker::Certificates(handed));
             }
         }
         any

@@ -1,6 +1,6 @@
 //! Another configuration: read, refused or put in force, remembered, gone back to.
 
-use std::{collections::BTreeMap, io, thread, time::SystemTime};
+use std::{collections::BTreeMap, io, sync::Arc, thread, time::SystemTime};
 
 use tokio::{
     sync::oneshot,
@@ -21,7 +21,6 @@ use crate::{
     config::{self, ConfigError, Plan, Takes},
     keeper::{Provisions, user::User},
     listener::LET_GO,
-    tls::CertificateMaterial,
 };
 
 /// A configuration that could be put in force.
@@ -120,6 +119,7 @@ impl Keeper {
         self.orders.is_held = true;
         let done = Box::pin(self.try_to_put_in_force(text, cause)).await;
         self.orders.is_held = false;
+        self.tidy();
         done
     }
 
@@ -133,8 +133,12 @@ impl Keeper {
             candidate = self.candidate(text);
         }
         let candidate = candidate?;
-        let content = candidate.provisions.certificates.iter().map(CertificateMaterial::content);
-        let is_same = content.eq(self.certificates.iter().map(CertificateMaterial::content))
+        let certificates = candidate.provisions.materials();
+        let is_same = certificates.len() == self.certificates.len()
+            && certificates
+                .iter()
+                .zip(&self.certificates)
+                .all(|(new, old)| Arc::ptr_eq(new, old) || new.content() == old.content())
             && candidate.provisions.client_authorities == self.client_authorities
             && candidate.provisions.users == self.users;
         if candidate.plan == self.plan && is_same {
@@ -153,7 +157,6 @@ impl Keeper {
         let generation = self.generation + 1;
         let (plan, (log, errors)) =
             (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions, candidate.user.as_ref()));
-        let certificates = candidate.provisions.certificates.clone();
         let client_authorities = candidate.provisions.client_authorities.clone();
         let users = candidate.provisions.users.clone();
         let user = candidate.user.clone();
@@ -240,8 +243,11 @@ impl Keeper {
         let Some(serving) = self.serving_worker().map(|worker| worker.id) else {
             return Err("the worker has just ended; try again".to_owned());
         };
-        let Candidate { plan, user, provisions, .. } = candidate;
+        let Candidate { plan, user, mut provisions, .. } = candidate;
         let log = sink(&plan);
+        if let Some(worker) = self.worker_mut(serving) {
+            provisions.certificates = worker.hand(&provisions.materials());
+        }
         let (handover, descriptors) = Handover::new(
             generation,
             &plan,
@@ -271,10 +277,11 @@ impl Keeper {
                 Err(format!("the worker did not put it in force within {START:?} and is replaced"))
             }
         };
-        if applied.is_ok()
-            && let Some(worker) = self.worker_mut(serving)
-        {
-            worker.log = log;
+        if let Some(worker) = self.worker_mut(serving) {
+            match applied {
+                Ok(()) => worker.log = log,
+                Err(_) => worker.forget_certificates(),
+            }
         }
         applied
     }

@@ -7,6 +7,7 @@ use std::{
     fs, io,
     path::Path,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -92,7 +93,7 @@ impl Keeper {
         let ready = |ordered: &AcmePlan| {
             let file = acme::bundle_file(&tls.storage, &acme::id(&ordered.hosts));
             // A self-signed one in its place is of use to nobody.
-            let is_it = |known: &&CertificateMaterial| known.at == ordered.at && known.certificate_file == file;
+            let is_it = |known: &&Arc<CertificateMaterial>| known.at == ordered.at && known.certificate_file == file;
             Some((ordered.clone(), self.certificates.iter().find(is_it)?.clone()))
         };
         let certificates: Vec<_> = tls.acme.iter().filter_map(ready).collect();
@@ -181,7 +182,7 @@ impl Keeper {
 async fn deploy(
     tls: &TlsPlan,
     ordered: AcmePlan,
-    material: CertificateMaterial,
+    material: Arc<CertificateMaterial>,
     occasion: Occasion,
 ) -> Result<String, String> {
     let hosts: Vec<_> = ordered.hosts.iter().map(ToString::to_string).collect();

@@ -28,6 +28,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     pin::pin,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -59,13 +60,14 @@ use super::{
 };
 use crate::{
     admin::{Order, Outcome, Refusal, Report},
+    allocator,
     config::{self, ListenAddress, Plan, Problem, RotatePlan, Source},
     keeper::{
         ProvisionFaults, Provisions, activation::Inherited, output::LogOutput, rotation::WatchedLog,
         secrets::UserFiles, sockets::Sockets, user::User,
     },
     telemetry::{chain, error_log},
-    tls::{CertificateMaterial, ClientAuthorities, LIFETIME_SECONDS, TicketKeys, storage},
+    tls::{CertificateMaterial, ClientAuthorities, LIFETIME_SECONDS, TicketKeys, shelf::SHELF, storage},
 };
 
 /// Whether the keys of session tickets are those that machines with one secret have by the clock.
@@ -88,7 +90,7 @@ pub(super) struct Keeper {
     plan: Plan,
     generation: u64,
     /// As they are in force, whatever becomes of their files.
-    certificates: Vec<CertificateMaterial>,
+    certificates: Vec<Arc<CertificateMaterial>>,
     /// Likewise.
     client_authorities: ClientAuthorities,
     users: UserFiles,
@@ -181,7 +183,7 @@ impl Keeper {
         let mut history = History::load(&plan.tls.storage, source.file());
         history.push(1, "start", &text);
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
-        keeper.certificates.clone_from(&provisions.certificates);
+        keeper.certificates = provisions.materials();
         keeper.client_authorities.clone_from(&provisions.client_authorities);
         keeper.users.clone_from(&provisions.users);
         (keeper.log, keeper.errors) = watched(&keeper.plan, &provisions, keeper.user.as_ref());
@@ -201,7 +203,14 @@ impl Keeper {
         for address in keeper.sockets.addresses() {
             tracing::info!(%address, "listening");
         }
+        keeper.tidy();
         Ok(keeper)
+    }
+
+    /// Forgets what was only needed on the way to the configuration in force.
+    fn tidy(&self) {
+        SHELF.keep_only(&self.plan.tls);
+        allocator::give_back();
     }
 
     /// Where it listens.

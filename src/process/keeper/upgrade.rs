@@ -16,6 +16,7 @@ use std::{
     },
     path::{self, Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -231,7 +232,7 @@ impl Keeper {
                 refused: self.refused.clone(),
                 crashes: self.crashes,
                 tickets: self.tickets.clone(),
-                certificates: self.certificates.clone(),
+                certificates: self.certificates.iter().map(|material| CertificateMaterial::clone(material)).collect(),
                 client_authorities: self.client_authorities.clone(),
                 users: self.users.clone(),
                 user: self.user.clone(),
@@ -315,7 +316,7 @@ impl Keeper {
         // It is in force: what has become of the files that it names is the matter of the next reload.
         let plan = config::check_text(&source, &left.text, &[])?;
         let mut keeper = Self::new(source, options, plan, left.user, sockets, left.history, left.tickets)?;
-        keeper.certificates = left.certificates;
+        keeper.certificates = left.certificates.into_iter().map(Arc::new).collect();
         keeper.client_authorities = left.client_authorities;
         keeper.users = left.users;
         keeper.generation = left.generation;

@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     env, fmt, io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -10,6 +10,7 @@ use std::{
     },
     process::{Command, Stdio},
     rc::Rc,
+    sync::Arc,
     thread,
     time::{Duration, SystemTime},
 };
@@ -37,6 +38,7 @@ use super::super::{
 use crate::{
     admin::{WorkerReport, timestamp},
     config::{LogSink, Plan},
+    tls::{CertificateMaterial, HandedCertificate},
 };
 
 /// A worker that lives, or is just ending.
@@ -46,6 +48,8 @@ pub(super) struct Worker {
     process: Option<Pid>,
     pub(super) started: SystemTime,
     pub(super) state: State,
+    /// Those that it was told of last; none where that is not known.
+    certificates: Vec<Arc<CertificateMaterial>>,
     /// What its sandbox was made for; `None` where that cannot be known any more.
     pub(super) begun_with: Option<Plan>,
     /// Places that it has while it leaves, by upstream.
@@ -151,7 +155,8 @@ impl Worker {
         };
         let (begun_with, log) = (Some(handover.plan.clone()), sink(&handover.plan));
         let started = SystemTime::now();
-        let worker = Self::listen_to(id, process, link, deeds, started, begun_with, log)?;
+        let mut worker = Self::listen_to(id, process, link, deeds, started, begun_with, log)?;
+        worker.certificates = handover.materials();
         worker.tell_with(ToWorker::Start(Box::new(handover)), descriptors);
         Ok(worker)
     }
@@ -190,6 +195,7 @@ impl Worker {
             process,
             started,
             state: State::Starting,
+            certificates: Vec::new(),
             begun_with,
             held: BTreeMap::new(),
             log,
@@ -200,6 +206,23 @@ impl Worker {
             progress,
             sending,
         })
+    }
+
+    /// What it has to be told for it to serve `certificates`; to be told at once.
+    pub(super) fn hand(&mut self, certificates: &[Arc<CertificateMaterial>]) -> Vec<HandedCertificate> {
+        let known: HashMap<_, _> = self.certificates.iter().map(Arc::as_ptr).zip(0..).collect();
+        let handed = certificates.iter().map(|material| match known.get(&Arc::as_ptr(material)) {
+            Some(place) => HandedCertificate::Kept(*place),
+            None => HandedCertificate::New(Arc::clone(material)),
+        });
+        let handed = handed.collect();
+        self.certificates = certificates.to_vec();
+        handed
+    }
+
+    /// It may serve others than those that it was told of last.
+    pub(super) fn forget_certificates(&mut self) {
+        self.certificates = Vec::new();
     }
 
     pub(super) fn tell(&self, message: ToWorker) {
