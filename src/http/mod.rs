@@ -16,6 +16,6 @@ pub mod page;
 pub mod path;
 mod weight;
 
-pub use body::Body;
+pub use body::{Body, Relay};
 pub use error::{CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side};
 pub use file::{FileBody, Sequence};

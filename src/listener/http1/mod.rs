@@ -57,7 +57,7 @@ pub(super) async fn serve<Io: Downstream>(io: Io, connection: Rc<Connection>) {
         let body = if wire.borrow().body_is_read() {
             Body::Empty
         } else {
-            Body::stream(RequestBody::new(Rc::clone(&wire), &head))
+            Body::relay(RequestBody::new(Rc::clone(&wire), &head))
         };
         let request = Request::from_parts(head.parts, body);
 
