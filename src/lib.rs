@@ -12,6 +12,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`config`] | the only door for settings: text → tree → raw values → [`config::Plan`], or every fault at once; docassemble's own configuration is another way to the tree |
+//! | [`splice`] | bytes that pass from a socket or a file to a socket within the kernel |
 //! | [`http`] | the vocabulary of one exchange: bodies, errors, paths, hosts, header rules, pages, compression |
 //! | [`h1`] | HTTP/1.1 on the wire, bytes in and bytes out, for both sides |
 //! | `allocator` | memory that was freed goes back to the system |
@@ -116,6 +117,7 @@
 //! | bodies on disk, in all | 1 GiB | `spool.limit` |
 //! | a response head | 64 KiB | fixed |
 //! | a read of a long body, either side | 128 KiB | fixed |
+//! | of a long body that passes between plain sockets: pipes of a thread, bytes in each | 64, 1 MiB in the kernel | fixed |
 //! | a compressor | 2 MiB | fixed |
 //! | an idle tunnel | none beyond its sockets and the line that is logged of it | |
 //! | what workers have said and the keeper has not heard | 64 words, and what a socket holds | fixed |
@@ -207,6 +209,7 @@ pub mod route;
 pub mod runtime;
 pub mod service;
 mod shim;
+pub mod splice;
 pub mod spool;
 pub mod telemetry;
 pub mod tls;

@@ -19,7 +19,7 @@ use std::{
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
 
-use crate::metrics::Gauge;
+use crate::{metrics::Gauge, splice::Pipe};
 
 /// The space for spooled bodies, shared by all cores.
 #[derive(Debug)]
@@ -139,14 +139,25 @@ impl SpoolFile {
         self.length
     }
 
+    /// Adds what `pipe` holds at the end, off the traffic thread.
+    ///
+    /// On an error nothing has been added. Cancelled, it leaves a file that is only fit to be dropped.
+    pub async fn append_from(&mut self, pipe: &mut Pipe) -> Result<(), SpoolError> {
+        let bytes = pipe.held() as u64;
+        self.reserve(bytes)?;
+        let spilled = pipe.spill(Arc::clone(&self.file), self.length).await;
+        self.appended(bytes, spilled)
+    }
+
     /// Adds `chunks` at the end, off the traffic thread: a disk that is behind must not stop other connections.
     ///
     /// On an error nothing has been added. Cancelled, it leaves a file that is only fit to be dropped.
     pub async fn append(&mut self, chunks: Vec<Bytes>) -> Result<(), SpoolError> {
-        let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        self.spool.reserve(bytes)?;
-        // Before the wait, which a client that goes may end.
-        self.reserved += bytes;
+        let bytes: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.reserve(bytes)?;
         let (file, start) = (Arc::clone(&self.file), self.length);
         let written = tokio::task::spawn_blocking(move || {
             let mut at = start;
@@ -159,6 +170,17 @@ impl SpoolFile {
         .await
         .map_err(io::Error::other)
         .and_then(|result| result);
+        self.appended(bytes, written)
+    }
+
+    /// Takes room for `bytes`; before any wait, which a client that goes may end.
+    fn reserve(&mut self, bytes: u64) -> Result<(), SpoolError> {
+        self.spool.reserve(bytes)?;
+        self.reserved += bytes;
+        Ok(())
+    }
+
+    fn appended(&mut self, bytes: u64, written: io::Result<()>) -> Result<(), SpoolError> {
         match written {
             Ok(()) => {
                 self.length += bytes;

@@ -73,6 +73,18 @@ impl BodyDecoder {
         }
     }
 
+    /// Leaves out the next `count` bytes of a body of known length: they have gone some other way (splice).
+    ///
+    /// More than [`Self::remaining`] counts as all of them.
+    pub fn skip(&mut self, count: u64) {
+        if let State::Fixed(left) = &mut self.0 {
+            *left = left.saturating_sub(count);
+            if *left == 0 {
+                self.0 = State::Done;
+            }
+        }
+    }
+
     /// Takes what there is at the front of `buffer`.
     pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Decoded, BodyError> {
         loop {

@@ -3,6 +3,7 @@
 //! Which file, and which range of it, is decided elsewhere: see [`crate::files`].
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     fs::File,
     io::{self, IoSliceMut},
@@ -13,7 +14,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use rustix::io::ReadWriteFlags;
@@ -73,7 +74,7 @@ impl FileBody {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         if self.read.is_none() {
             let length = usize::try_from(self.remaining).map_or(Self::CHUNK, |left| left.min(Self::CHUNK));
-            match read_cached(&self.file, BytesMut::zeroed(length), self.offset) {
+            match read_cached(&self.file, Piece::of(length), self.offset) {
                 Ok(bytes) => return Poll::Ready(Ok(bytes)),
                 Err(buffer) => {
                     let (file, offset) = (Arc::clone(&self.file), self.offset);
@@ -137,25 +138,72 @@ impl http_body::Body for FileBody {
     }
 }
 
-/// Reads what the page cache has of `buffer.len()` bytes at `offset`; empty at the end of the file.
-///
-/// Gives the buffer back when nothing can be said without waiting: not cached, a file system that cannot tell, or a
-/// fault that the blocking read will meet again.
-fn read_cached(file: &File, mut buffer: BytesMut, offset: u64) -> Result<Bytes, BytesMut> {
-    match rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut buffer)], offset, ReadWriteFlags::NOWAIT) {
-        Ok(count) => {
-            buffer.truncate(count);
-            Ok(buffer.freeze())
-        }
-        Err(_) => Err(buffer),
+/// A buffer for one frame, which is used again by this thread when the frame has been sent: memory that is in the
+/// processor's cache, and need not be cleared.
+struct Piece {
+    buffer: Vec<u8>,
+    /// Bytes of it that are the frame.
+    length: usize,
+}
+
+thread_local! {
+    static PIECES: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Piece {
+    fn of(length: usize) -> Self {
+        let kept = if length == FileBody::CHUNK { PIECES.with_borrow_mut(Vec::pop) } else { None };
+        Self { buffer: kept.unwrap_or_else(|| vec![0; length]), length }
+    }
+
+    fn filled(mut self, count: usize) -> Bytes {
+        self.length = count;
+        Bytes::from_owner(self)
     }
 }
 
-fn read(file: &File, mut buffer: BytesMut, offset: u64) -> io::Result<Bytes> {
-    let count = rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut buffer[..], offset))?;
-    buffer.truncate(count);
-    Ok(buffer.freeze())
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
 }
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.buffer);
+        if buffer.len() != FileBody::CHUNK {
+            return;
+        }
+        // One that is dropped with its thread is only freed.
+        let here = PIECES.try_with(|pieces| {
+            if let Ok(mut pieces) = pieces.try_borrow_mut()
+                && pieces.len() < KEPT
+            {
+                pieces.push(buffer);
+            }
+        });
+        here.unwrap_or_default();
+    }
+}
+
+/// Reads what the page cache has of `piece.length` bytes at `offset`; empty at the end of the file.
+///
+/// Gives the buffer back when nothing can be said without waiting: not cached, a file system that cannot tell, or a
+/// fault that the blocking read will meet again.
+fn read_cached(file: &File, mut piece: Piece, offset: u64) -> Result<Bytes, Piece> {
+    match rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut piece.buffer)], offset, ReadWriteFlags::NOWAIT) {
+        Ok(count) => Ok(piece.filled(count)),
+        Err(_) => Err(piece),
+    }
+}
+
+fn read(file: &File, mut piece: Piece, offset: u64) -> io::Result<Bytes> {
+    let count = rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut piece.buffer[..], offset))?;
+    Ok(piece.filled(count))
+}
+
+/// Buffers of [`FileBody::CHUNK`] bytes that a thread keeps.
+const KEPT: usize = 4;
 
 /// Bodies one after the other: the literal text between the parts of a `multipart/byteranges`, and the parts.
 ///

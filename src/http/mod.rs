@@ -17,6 +17,6 @@ pub mod path;
 pub mod security_headers;
 mod weight;
 
-pub use body::Body;
+pub use body::{Body, Relay};
 pub use error::{CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side};
 pub use file::{FileBody, Sequence};

@@ -11,7 +11,8 @@ use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::{Body, GatewayError};
+use super::{Body, GatewayError, Relay};
+use crate::splice::Pipe;
 
 /// How slow a client may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +84,40 @@ impl Paced {
     pub fn body(body: Body, patience: Patience) -> Body {
         match body {
             body @ (Body::Empty | Body::Full(_)) => body,
-            body => Body::stream(Self { body, pace: Pace::new(patience) }),
+            body => Body::relay(Self { body, pace: Pace::new(patience) }),
+        }
+    }
+}
+
+impl Paced {
+    /// `moved`, unless the client was too slow with it.
+    fn judge<T>(&mut self, moved: Option<Result<T, GatewayError>>, bytes: usize) -> Option<Result<T, GatewayError>> {
+        match self.pace.moved(bytes as u64) {
+            Err(slow) if matches!(moved, Some(Ok(_))) => {
+                Some(Err(GatewayError::downstream(StatusCode::REQUEST_TIMEOUT, slow.to_string())))
+            }
+            _ => moved,
+        }
+    }
+}
+
+impl Relay for Paced {
+    fn poll_relay(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<Option<Result<usize, GatewayError>>> {
+        let polled = self.body.poll_relay(cx, pipe);
+        if polled.is_pending() {
+            self.pace.wait();
+        }
+        match ready!(polled) {
+            // It is read next, and counted then.
+            None => Poll::Ready(None),
+            moved => {
+                let bytes = moved.as_ref().and_then(|moved| moved.as_ref().ok()).map_or(0, |count| *count);
+                Poll::Ready(self.judge(moved, bytes))
+            }
         }
     }
 }
@@ -99,12 +133,7 @@ impl http_body::Body for Paced {
         }
         let frame = ready!(polled);
         let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
-        match self.pace.moved(bytes as u64) {
-            Err(slow) if matches!(frame, Some(Ok(_))) => {
-                Poll::Ready(Some(Err(GatewayError::downstream(StatusCode::REQUEST_TIMEOUT, slow.to_string()))))
-            }
-            _ => Poll::Ready(frame),
-        }
+        Poll::Ready(self.judge(frame, bytes))
     }
 
     fn is_end_stream(&self) -> bool {

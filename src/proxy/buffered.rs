@@ -3,23 +3,31 @@
 //! The application's thread is free again when its last byte is in our hands, however slowly the client reads: up
 //! to `spool.memory` bytes wait in memory, the rest in the spool. When that is full too, the endpoint is
 //! slowed; nothing is dropped.
+//!
+//! A client that takes a long response as fast as the spool would is given it directly, which frees the thread as soon
+//! and costs a fraction. Whether it does is looked at every [`LOOK`], while it is waited for; the first look that finds it
+//! slower turns to draining, for good.
 
 use std::{
     cell::RefCell,
+    future::poll_fn,
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
+use tokio::time::sleep;
 
 use super::{Incoming, pieces::Pieces};
 use crate::{
     drain::Tasks,
-    http::{Body, FileBody, GatewayError},
+    http::{Body, FileBody, GatewayError, Relay},
+    splice::Pipe,
     spool::{Spool, SpoolFile},
 };
 
@@ -29,8 +37,19 @@ use crate::{
 pub(super) fn drain(incoming: Incoming, spool: Arc<Spool>, tasks: &Tasks) -> Body {
     let length = incoming.size_hint().exact();
     let shared = Rc::new(RefCell::new(Shared::default()));
-    let drainer = tasks.spawn(fill(incoming, Rc::clone(&shared), spool));
-    Body::stream(Buffered { shared, file: None, left: length, drainer })
+    // What fits in memory frees the endpoint soonest there.
+    let drainer = if length.is_some_and(|length| length <= spool.memory() as u64) {
+        tasks.spawn(fill(incoming, Rc::clone(&shared), spool))
+    } else {
+        shared.borrow_mut().direct = Some(incoming);
+        let shared = Rc::clone(&shared);
+        tasks.spawn(async move {
+            if let Some(incoming) = until_slow(&shared).await {
+                fill(incoming, shared, spool).await;
+            }
+        })
+    };
+    Body::relay(Buffered { shared, file: None, left: length, drainer })
 }
 
 /// What passes from the one who fills to the one who reads.
@@ -39,6 +58,14 @@ pub(super) fn drain(incoming: Incoming, spool: Arc<Spool>, tasks: &Tasks) -> Bod
 /// filler writes to it.
 #[derive(Default)]
 struct Shared {
+    /// The body, while the reader takes it from the endpoint by itself; comes before all else.
+    direct: Option<Incoming>,
+    /// Bytes that it has taken since the last look.
+    taken: u64,
+    /// It waits for the endpoint, and not for the client.
+    waits: bool,
+    /// Whoever looks, while there is nothing to be seen.
+    watcher: Option<Waker>,
     /// Comes before what is in the file.
     memory: Pieces,
     file: Option<SpoolFile>,
@@ -58,8 +85,51 @@ impl Shared {
         }
     }
 
+    /// Lets the reader take what comes next from the endpoint; `None` when that is drained instead.
+    fn poll_direct<T>(
+        &mut self,
+        poll: impl FnOnce(Pin<&mut Incoming>) -> Poll<Option<Result<T, GatewayError>>>,
+        length: impl FnOnce(&T) -> u64,
+    ) -> Option<Poll<Option<Result<T, GatewayError>>>> {
+        let polled = poll(Pin::new(self.direct.as_mut()?));
+        self.waits = polled.is_pending();
+        if !self.waits
+            && let Some(watcher) = self.watcher.take()
+        {
+            watcher.wake();
+        }
+        if let Poll::Ready(Some(Ok(moved))) = &polled {
+            self.taken += length(moved);
+        }
+        Some(polled)
+    }
+
     fn is_file_unread(&self) -> bool {
         self.reading || self.file.as_ref().is_some_and(|file| self.given < file.length())
+    }
+}
+
+/// Until the client takes less than the spool would, which is when the body is to be drained; `None` after its end.
+async fn until_slow(shared: &RefCell<Shared>) -> Option<Incoming> {
+    loop {
+        poll_fn(|cx| {
+            let mut shared = shared.borrow_mut();
+            if !shared.waits {
+                return Poll::Ready(());
+            }
+            shared.watcher = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        shared.borrow_mut().taken = 0;
+        sleep(LOOK).await;
+        let mut shared = shared.borrow_mut();
+        if shared.direct.as_ref()?.is_end_stream() {
+            return None;
+        }
+        if !shared.waits && shared.taken < KEEPS_UP {
+            return shared.direct.take();
+        }
     }
 }
 
@@ -138,7 +208,7 @@ async fn store(data: Bytes, shared: &Rc<RefCell<Shared>>, spool: &Arc<Spool>) {
 
 /// Until the reader has had everything: then memory is free, and comes before the file again.
 async fn wait_for_reader(shared: &Rc<RefCell<Shared>>) {
-    std::future::poll_fn(|cx| {
+    poll_fn(|cx| {
         let mut shared = shared.borrow_mut();
         if shared.memory.is_empty() && !shared.is_file_unread() {
             shared.file = None;
@@ -166,11 +236,14 @@ impl http_body::Body for Buffered {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
         let this = self.get_mut();
-        let frame = std::task::ready!(this.poll_next(cx));
-        if let (Some(left), Some(Ok(data))) = (&mut this.left, &frame) {
-            *left = left.saturating_sub(data.len() as u64);
-        }
-        Poll::Ready(frame.map(|data| data.map(Frame::data)))
+        let length = |frame: &Frame<Bytes>| frame.data_ref().map_or(0, Bytes::len) as u64;
+        let direct = this.shared.borrow_mut().poll_direct(|body| body.poll_frame(cx), length);
+        let frame = match direct {
+            Some(polled) => ready!(polled),
+            None => ready!(this.poll_next(cx)).map(|data| data.map(Frame::data)),
+        };
+        this.count(frame.as_ref().and_then(|frame| frame.as_ref().ok()).map_or(0, length));
+        Poll::Ready(frame)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -178,11 +251,32 @@ impl http_body::Body for Buffered {
     }
 }
 
+impl Relay for Buffered {
+    fn poll_relay(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<Option<Result<usize, GatewayError>>> {
+        let this = self.get_mut();
+        let direct = this.shared.borrow_mut().poll_direct(|body| body.poll_relay(cx, pipe), |count| *count as u64);
+        let Some(polled) = direct else { return Poll::Ready(None) };
+        let relayed = ready!(polled);
+        this.count(relayed.as_ref().and_then(|relayed| relayed.as_ref().ok()).map_or(0, |count| *count as u64));
+        Poll::Ready(relayed)
+    }
+}
+
 impl Buffered {
+    fn count(&mut self, bytes: u64) {
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(bytes);
+        }
+    }
+
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, GatewayError>>> {
         loop {
             if let Some(file) = &mut self.file {
-                if let Some(frame) = std::task::ready!(Pin::new(file).poll_frame(cx)) {
+                if let Some(frame) = ready!(Pin::new(file).poll_frame(cx)) {
                     let Ok(data) = frame?.into_data() else { continue };
                     return Poll::Ready(Some(Ok(data)));
                 }
@@ -220,10 +314,13 @@ impl Drop for Buffered {
     }
 }
 
+/// How long a client that is waited for is given before it is looked at, and what it has to have taken by then: 32 MiB a
+/// second, below which a disk frees the endpoint sooner.
+const LOOK: Duration = Duration::from_millis(50);
+const KEEPS_UP: u64 = 32 * 1024 * 1024 / 20;
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::task::LocalSet;
 
     use super::*;
@@ -239,7 +336,7 @@ mod tests {
             let drainer = Tasks::default().spawn(async move {
                 let _filling = filling;
                 // The reader waits by now.
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                sleep(Duration::from_millis(1)).await;
                 panic!("as it was asked for");
             });
             let mut body = Buffered { shared, file: None, left: None, drainer };

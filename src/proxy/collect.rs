@@ -1,6 +1,11 @@
 //! A request body, whole before an application thread is taken.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -9,6 +14,7 @@ use http_body_util::BodyExt;
 use super::pieces::Pieces;
 use crate::{
     http::{Body, FileBody, GatewayError},
+    splice::{self, Pipe},
     spool::{Spool, SpoolError, SpoolFile},
 };
 
@@ -68,15 +74,29 @@ pub async fn collect(mut body: Body, bounds: Bounds, spool: &Arc<Spool>) -> Resu
     let mut length = 0_u64;
     let mut pieces = Pieces::default();
     let mut file: Option<SpoolFile> = None;
-    while let Some(frame) = next(&mut body, bounds.progress).await {
-        let Ok(data) = frame?.into_data() else { continue };
-        length += data.len() as u64;
+    // What is too long for memory goes from its socket to the disk without being read, while it comes in long pieces.
+    let mut passes = body.length().is_some_and(|length| length > spool.memory() as u64);
+    while let Some(piece) = next(&mut body, passes, bounds.progress).await {
+        let piece = piece?;
+        length += piece.length();
         if let Some(limit) = bounds.limit
             && length > limit
         {
             return Err(too_large(limit));
         }
-        pieces.push(data);
+        match piece {
+            Next::Read(data) => pieces.push(data),
+            Next::Piped(mut pipe) => {
+                passes = pipe.held() as u64 >= splice::WORTH_IT;
+                let target = match &mut file {
+                    Some(file) => file,
+                    none => none.insert(spool.file().map_err(no_room)?),
+                };
+                target.append(pieces.take()).await.map_err(no_room)?;
+                target.append_from(&mut pipe).await.map_err(no_room)?;
+                continue;
+            }
+        }
         // On disk it goes in pieces worth a system call.
         let threshold = if file.is_some() { PIECE } else { spool.memory() };
         if pieces.length() > threshold {
@@ -85,6 +105,7 @@ pub async fn collect(mut body: Body, bounds: Bounds, spool: &Arc<Spool>) -> Resu
                 none => none.insert(spool.file().map_err(no_room)?),
             };
             target.append(pieces.take()).await.map_err(no_room)?;
+            passes = body.length().is_some();
         }
     }
     match file {
@@ -112,11 +133,38 @@ fn human(bytes: u64) -> String {
     }
 }
 
-async fn next(body: &mut Body, progress: Duration) -> Option<Result<http_body::Frame<Bytes>, GatewayError>> {
-    match tokio::time::timeout(progress, body.frame()).await {
-        Ok(frame) => frame,
-        Err(_) => Some(Err(too_slow(progress))),
+/// What has come of a body.
+enum Next {
+    Read(Bytes),
+    Piped(Pipe),
+}
+
+impl Next {
+    fn length(&self) -> u64 {
+        match self {
+            Self::Read(data) => data.len() as u64,
+            Self::Piped(pipe) => pipe.held() as u64,
+        }
     }
+}
+
+async fn next(body: &mut Body, passes: bool, progress: Duration) -> Option<Result<Next, GatewayError>> {
+    let next = async {
+        if passes {
+            // While there is nothing, others have the pipe.
+            let piped = poll_fn(|cx| {
+                let Some(mut pipe) = Pipe::take() else { return Poll::Ready(None) };
+                let moved = ready!(body.poll_relay(cx, &mut pipe));
+                Poll::Ready(moved.map(|moved| moved.map(|_| Next::Piped(pipe))))
+            });
+            if let Some(piped) = piped.await {
+                return Some(piped);
+            }
+        }
+        let frame = body.frame().await?;
+        Some(frame.map(|frame| Next::Read(frame.into_data().unwrap_or_default())))
+    };
+    tokio::time::timeout(progress, next).await.unwrap_or_else(|_| Some(Err(too_slow(progress))))
 }
 
 /// The refusal of a body that has stopped coming.

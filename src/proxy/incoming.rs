@@ -17,7 +17,8 @@ use tokio::time::{Instant, Sleep};
 use super::wire::{EndpointWire, is_disconnect};
 use crate::{
     h1::{BodyDecoder, BodyLength, Decoded},
-    http::GatewayError,
+    http::{GatewayError, Relay},
+    splice::Pipe,
     upstream::{Endpoint, InFlight, Place, Pool},
 };
 
@@ -104,19 +105,25 @@ impl Incoming {
         }
     }
 
-    fn fail(&mut self, error: GatewayError) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
+    fn fail<T>(&mut self, error: GatewayError) -> Poll<Option<Result<T, GatewayError>>> {
         self.source = None;
         Poll::Ready(Some(Err(error)))
     }
 
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// The endpoint has been waited for for too long.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<GatewayError> {
         let progress = self.progress;
         let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(progress)));
         if !self.waiting {
             self.waiting = true;
             deadline.as_mut().reset(Instant::now() + progress);
         }
-        deadline.as_mut().poll(cx)
+        ready!(deadline.as_mut().poll(cx));
+        let label = self.source.as_ref().map_or("", |source| &source.endpoint.label);
+        let stalled = format!("is too slow: it sent nothing of its response for {progress:?}");
+        let mut error = broken(label, &stalled).source(io::Error::from(io::ErrorKind::TimedOut));
+        error.status = StatusCode::GATEWAY_TIMEOUT;
+        Poll::Ready(error)
     }
 }
 
@@ -149,26 +156,20 @@ impl http_body::Body for Incoming {
             match source.wire.poll_read(cx) {
                 Poll::Ready(Ok(0)) => {
                     if let Err(error) = this.decoder.end_of_stream() {
-                        let error = broken(label, "closed the connection before the end of its response").source(error);
+                        let error = broken(label, CUT).source(error);
                         return this.fail(error);
                     }
                     this.finish();
                     return Poll::Ready(None);
                 }
                 Poll::Ready(Ok(_)) => this.waiting = false,
-                // A reset is no end: what was read may be half of it.
                 Poll::Ready(Err(error)) => {
-                    let what = if is_disconnect(&error) { "reset the connection" } else { "cannot be read from" };
-                    let error = broken(label, what).source(error);
+                    let error = unread(label, error);
                     return this.fail(error);
                 }
                 Poll::Pending => {
-                    let label = Arc::clone(label);
-                    ready!(this.poll_stalled(cx));
-                    let stalled = format!("is too slow: it sent nothing of its response for {:?}", this.progress);
-                    let mut error = broken(&label, &stalled).source(io::Error::from(io::ErrorKind::TimedOut));
-                    error.status = StatusCode::GATEWAY_TIMEOUT;
-                    return this.fail(error);
+                    let stalled = ready!(this.poll_stalled(cx));
+                    return this.fail(stalled);
                 }
             }
         }
@@ -183,6 +184,56 @@ impl http_body::Body for Incoming {
     }
 }
 
+impl Relay for Incoming {
+    fn poll_relay(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<Option<Result<usize, GatewayError>>> {
+        let this = self.get_mut();
+        let Some(source) = &mut this.source else { return Poll::Ready(None) };
+        let Some(left @ 1..) = this.decoder.remaining() else { return Poll::Ready(None) };
+        // While there is still something of the request to be sent, reading does that, too.
+        if !source.wire.incoming.is_empty() || !source.wire.is_sent() {
+            return Poll::Ready(None);
+        }
+        let label = &source.endpoint.label;
+        match source.wire.lease.stream.poll_fill(cx, pipe, left) {
+            Poll::Ready(Ok(0)) => {
+                let error = broken(label, CUT).source(io::Error::from(io::ErrorKind::UnexpectedEof));
+                this.fail(error)
+            }
+            Poll::Ready(Ok(count)) => {
+                this.waiting = false;
+                this.decoder.skip(count as u64);
+                if this.decoder.is_done() {
+                    this.finish();
+                }
+                Poll::Ready(Some(Ok(count)))
+            }
+            // A kind of socket that cannot; or a fault of it, which reading will meet again and name.
+            Poll::Ready(Err(error)) if !is_disconnect(&error) => Poll::Ready(None),
+            Poll::Ready(Err(error)) => {
+                let error = unread(label, error);
+                this.fail(error)
+            }
+            Poll::Pending => {
+                let stalled = ready!(this.poll_stalled(cx));
+                this.fail(stalled)
+            }
+        }
+    }
+}
+
+fn unread(endpoint: &str, error: io::Error) -> GatewayError {
+    // A reset is no end: what was read may be half of it.
+    let what = if is_disconnect(&error) { "reset the connection" } else { "cannot be read from" };
+    broken(endpoint, what).source(error)
+}
+
 fn broken(endpoint: &str, what: &str) -> GatewayError {
     GatewayError::upstream(StatusCode::BAD_GATEWAY, format!("endpoint {endpoint} {what}"))
 }
+
+/// What an endpoint has done whose response is not whole.
+const CUT: &str = "closed the connection before the end of its response";

@@ -395,7 +395,7 @@ impl Reply {
     pub fn into_body(mut self, delivery: Delivery, spool: &Arc<Spool>, tasks: &Tasks) -> (response::Parts, Body) {
         let body = match self.body.take_if_whole() {
             Some(whole) => Body::from(whole),
-            None if delivery == Delivery::AsItComes => Body::stream(self.body),
+            None if delivery == Delivery::AsItComes => Body::relay(self.body),
             None => buffered::drain(self.body, Arc::clone(spool), tasks),
         };
         (self.parts, body)

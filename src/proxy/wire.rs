@@ -18,7 +18,8 @@ use super::collect::too_slow;
 use crate::{
     h1::{self, HeadError, HeadLimits, ResponseHead},
     http::{Body, GatewayError},
-    upstream::{Lease, Pool},
+    splice::{self, Pipe},
+    upstream::{Lease, Pool, UpstreamStream},
 };
 
 /// A connection with a request on its way out and a response on its way in.
@@ -30,6 +31,8 @@ pub(super) struct EndpointWire {
     pub(super) lease: Lease,
     /// What has been read and not yet been taken.
     pub(super) incoming: BytesMut,
+    /// Room that a read is given, as far as is known how much will come.
+    expected: usize,
     outgoing: Outgoing,
     /// A byte of the response has been seen.
     answered: bool,
@@ -44,7 +47,21 @@ struct Outgoing {
     data: Bytes,
     body: Body,
     chunked: bool,
+    /// What is sent without being read; comes after `data`.
+    unread: Unread,
+    /// The body is one that can be.
+    passes: bool,
     state: Sending,
+}
+
+/// A part of the body that goes from where it is to the endpoint within the kernel.
+#[derive(Debug)]
+enum Unread {
+    Nothing,
+    /// So much of the file that the body is.
+    File(u64),
+    /// What has come from the client's socket.
+    Pipe(Pipe),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +103,9 @@ pub(super) enum WireError {
 impl EndpointWire {
     /// `head` is sent first, then `body`, in chunks where `chunked`.
     pub(super) fn new(lease: Lease, head: BytesMut, body: Body, chunked: bool) -> Self {
-        let mut outgoing = Outgoing { buffer: head, data: Bytes::new(), body, chunked, state: Sending::Body };
+        let passes = !chunked && body.length().is_some_and(|length| length >= splice::WORTH_IT);
+        let (data, unread, state) = (Bytes::new(), Unread::Nothing, Sending::Body);
+        let mut outgoing = Outgoing { buffer: head, data, body, chunked, unread, passes, state };
         // A small body leaves in one piece with its head.
         if let Body::Full(bytes) = &mut outgoing.body
             && bytes.len() <= JOINED
@@ -98,7 +117,7 @@ impl EndpointWire {
         if outgoing.body.is_end_stream() && !chunked {
             outgoing.state = Sending::Rest;
         }
-        Self { lease, incoming: BytesMut::new(), outgoing, answered: false, begun: false }
+        Self { lease, incoming: BytesMut::new(), expected: 0, outgoing, answered: false, begun: false }
     }
 
     /// The whole request has been handed to the kernel.
@@ -192,20 +211,18 @@ impl EndpointWire {
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.incoming.capacity() - self.incoming.len() < READ_AT_LEAST {
-            self.incoming.reserve(READ);
+        let room = self.incoming.capacity() - self.incoming.len();
+        if room < READ_AT_LEAST.max(self.expected / 2) {
+            self.incoming.reserve(self.expected.max(READ));
         }
         let read = ready!(poll_read_buf(Pin::new(&mut self.lease.stream), cx, &mut self.incoming));
         self.answered |= matches!(read, Ok(1..));
         Poll::Ready(read)
     }
 
-    /// Makes room for a body that is longer than a read.
+    /// Reads a body of which `bytes` are still to come in pieces that are worth a system call.
     pub(super) fn expect(&mut self, bytes: u64) {
-        let wanted = usize::try_from(bytes).unwrap_or(usize::MAX).min(LARGE_READ);
-        if wanted > self.incoming.capacity() {
-            self.incoming.reserve(wanted);
-        }
+        self.expected = usize::try_from(bytes).unwrap_or(usize::MAX).min(LARGE_READ);
     }
 
     /// One step of sending, or the beginning of an answer. `broken` keeps why nothing more can be sent.
@@ -232,6 +249,18 @@ impl EndpointWire {
         }
     }
 
+    /// Sends one piece of what there is.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.begun
+            && !self.lease.is_reused()
+            && let Ok(count @ 1..) = self.lease.stream.try_write_first(&self.outgoing.buffer)
+        {
+            self.outgoing.buffer.advance(count);
+            return Poll::Ready(Ok(()));
+        }
+        self.outgoing.poll_write(cx, &mut self.lease.stream)
+    }
+
     /// Sends until all is sent; `Ready` after each piece that made progress.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
         let mut progress = false;
@@ -249,40 +278,18 @@ impl EndpointWire {
                     Poll::Pending => return Poll::Pending,
                 },
                 Sending::Rest if self.outgoing.is_flushed() => self.outgoing.state = Sending::Done,
-                Sending::Body | Sending::Rest => {
-                    let outgoing = &mut self.outgoing;
-                    let first = if self.begun || self.lease.is_reused() {
-                        Err(io::ErrorKind::WouldBlock.into())
-                    } else {
-                        self.lease.stream.try_write_first(&outgoing.buffer)
-                    };
-                    let stream = Pin::new(&mut self.lease.stream);
-                    let written = if let Ok(written @ 1..) = first {
-                        Poll::Ready(Ok(written))
-                    } else if outgoing.data.is_empty() {
-                        stream.poll_write(cx, &outgoing.buffer)
-                    } else {
-                        let pieces = [io::IoSlice::new(&outgoing.buffer), io::IoSlice::new(&outgoing.data)];
-                        stream.poll_write_vectored(cx, &pieces)
-                    };
-                    match written {
-                        Poll::Ready(Ok(0)) => {
-                            outgoing.state = Sending::Broken;
-                            return Poll::Ready(Err(WireError::Send(io::ErrorKind::WriteZero.into())));
-                        }
-                        Poll::Ready(Ok(count)) => {
-                            outgoing.advance(count);
-                            self.begun = true;
-                            progress = true;
-                        }
-                        Poll::Ready(Err(error)) => {
-                            outgoing.state = Sending::Broken;
-                            return Poll::Ready(Err(WireError::Send(error)));
-                        }
-                        Poll::Pending if progress => return Poll::Ready(Ok(())),
-                        Poll::Pending => return Poll::Pending,
+                Sending::Body | Sending::Rest => match self.poll_write(cx) {
+                    Poll::Ready(Ok(())) => {
+                        self.begun = true;
+                        progress = true;
                     }
-                }
+                    Poll::Ready(Err(error)) => {
+                        self.outgoing.state = Sending::Broken;
+                        return Poll::Ready(Err(WireError::Send(error)));
+                    }
+                    Poll::Pending if progress => return Poll::Ready(Ok(())),
+                    Poll::Pending => return Poll::Pending,
+                },
             }
         }
     }
@@ -295,7 +302,7 @@ enum Step {
 
 impl Outgoing {
     fn is_flushed(&self) -> bool {
-        self.buffer.is_empty() && self.data.is_empty()
+        self.buffer.is_empty() && self.data.is_empty() && matches!(self.unread, Unread::Nothing)
     }
 
     /// The endpoint has had all there was, and the client has not sent more.
@@ -303,14 +310,77 @@ impl Outgoing {
         self.state == Sending::Body && self.is_flushed()
     }
 
-    fn advance(&mut self, count: usize) {
-        let head = count.min(self.buffer.len());
-        self.buffer.advance(head);
-        self.data.advance(count - head);
+    /// Sends one piece of what there is.
+    fn poll_write(&mut self, cx: &mut Context<'_>, stream: &mut UpstreamStream) -> Poll<io::Result<()>> {
+        let written = if !self.data.is_empty() {
+            let pieces = [io::IoSlice::new(&self.buffer), io::IoSlice::new(&self.data)];
+            Pin::new(stream).poll_write_vectored(cx, &pieces)
+        } else if !self.buffer.is_empty() {
+            Pin::new(stream).poll_write(cx, &self.buffer)
+        } else {
+            return self.poll_pass(cx, stream);
+        };
+        match ready!(written)? {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            count => {
+                let head = count.min(self.buffer.len());
+                self.buffer.advance(head);
+                self.data.advance(count - head);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// Sends some of what is not read.
+    fn poll_pass(&mut self, cx: &mut Context<'_>, stream: &UpstreamStream) -> Poll<io::Result<()>> {
+        match (&mut self.unread, &mut self.body) {
+            (Unread::Pipe(pipe), _) => {
+                ready!(stream.poll_pour(cx, pipe))?;
+                if pipe.held() == 0 {
+                    self.unread = Unread::Nothing;
+                }
+            }
+            (Unread::File(piece), Body::File(file)) => {
+                match ready!(stream.poll_send_file(cx, file.file(), file.offset(), *piece)) {
+                    Err(error) if splice::is_of_the_connection(&error) => return Poll::Ready(Err(error)),
+                    Ok(sent @ 1..) => {
+                        file.advance(sent);
+                        *piece -= sent;
+                        if *piece == 0 {
+                            self.unread = Unread::Nothing;
+                        }
+                    }
+                    // It has become shorter, or cannot be sent so; reading names the one and does the other.
+                    Ok(0) | Err(_) => (self.unread, self.passes) = (Unread::Nothing, false),
+                }
+            }
+            (Unread::Nothing | Unread::File(_), _) => self.unread = Unread::Nothing,
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes a piece of the body that need not be read; answers whether there was one.
+    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, GatewayError>> {
+        if let Body::File(file) = &self.body {
+            let Some(piece) = splice::sendable(file.file(), file.offset(), file.remaining()) else {
+                return Poll::Ready(Ok(false));
+            };
+            self.unread = Unread::File(piece);
+        } else {
+            let Some(mut pipe) = Pipe::take() else { return Poll::Ready(Ok(false)) };
+            if ready!(self.body.poll_relay(cx, &mut pipe)).transpose()?.is_none() {
+                return Poll::Ready(Ok(false));
+            }
+            self.unread = Unread::Pipe(pipe);
+        }
+        Poll::Ready(Ok(true))
     }
 
     /// Takes the next piece from the body.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), GatewayError>> {
+        if self.passes && ready!(self.poll_take(cx))? {
+            return Poll::Ready(Ok(()));
+        }
         let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)).transpose()? else {
             if self.chunked {
                 self.buffer.extend_from_slice(h1::encode::LAST_CHUNK);

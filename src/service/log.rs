@@ -21,7 +21,7 @@ use crate::{
     drain::Drain,
     h1::Glimpse,
     http::{
-        Body, CLIENT_CLOSED_REQUEST, GatewayError, Retry, Side,
+        Body, CLIENT_CLOSED_REQUEST, GatewayError, Relay, Retry, Side,
         forwarded::{Peer, Scheme},
         pace::Patience,
         security_headers::SecurityHeaders,
@@ -29,6 +29,7 @@ use crate::{
     metrics::{Held, RouteMetrics},
     proxy::{Trace, too_large},
     runtime::Route,
+    splice::Pipe,
     telemetry::access_log::{Record, RequestId, Started, Tls},
 };
 
@@ -224,7 +225,7 @@ impl LogGuard {
     pub(super) fn counted(&mut self, body: Body, limit: Option<u64>) -> Body {
         let passed = Rc::new(Cell::new(0));
         self.passed = Some(Rc::clone(&passed));
-        Body::stream(Counted { body, passed, limit })
+        Body::relay(Counted { body, passed, limit })
     }
 
     /// The connection is not to be used again after this answer.
@@ -377,20 +378,43 @@ struct Counted {
     limit: Option<u64>,
 }
 
+impl Counted {
+    fn count(&self, bytes: usize) -> Result<(), GatewayError> {
+        let passed = self.passed.get() + bytes as u64;
+        self.passed.set(passed);
+        match self.limit {
+            Some(limit) if passed > limit => Err(too_large(limit)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Relay for Counted {
+    fn poll_relay(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<Option<Result<usize, GatewayError>>> {
+        let relayed = ready!(self.body.poll_relay(cx, pipe));
+        if let Some(Ok(count)) = relayed
+            && let Err(error) = self.count(count)
+        {
+            return Poll::Ready(Some(Err(error)));
+        }
+        Poll::Ready(relayed)
+    }
+}
+
 impl http_body::Body for Counted {
     type Data = Bytes;
     type Error = GatewayError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
-            let passed = self.passed.get() + data.len() as u64;
-            self.passed.set(passed);
-            if let Some(limit) = self.limit
-                && passed > limit
-            {
-                return Poll::Ready(Some(Err(too_large(limit))));
-            }
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref())
+            && let Err(error) = self.count(data.len())
+        {
+            return Poll::Ready(Some(Err(error)));
         }
         Poll::Ready(frame)
     }

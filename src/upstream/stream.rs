@@ -1,6 +1,7 @@
 //! A connection to an endpoint, by whatever road.
 
 use std::{
+    fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
@@ -14,7 +15,10 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use crate::config::EndpointAddress;
+use crate::{
+    config::EndpointAddress,
+    splice::{self, Pipe},
+};
 
 /// A connection to an endpoint.
 #[derive(Debug)]
@@ -64,6 +68,30 @@ impl UpstreamStream {
             Self::Unix(stream) => stream.try_read(&mut byte),
         };
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Takes up to `limit` bytes into `pipe`, which is empty; 0 at the end of the stream.
+    pub fn poll_fill(&self, cx: &mut Context<'_>, pipe: &mut Pipe, limit: u64) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => pipe.poll_fill(cx, stream, limit),
+            Self::Unix(stream) => pipe.poll_fill(cx, stream, limit),
+        }
+    }
+
+    /// Sends what `pipe` holds, or some of it.
+    pub fn poll_pour(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => pipe.poll_pour(cx, stream),
+            Self::Unix(stream) => pipe.poll_pour(cx, stream),
+        }
+    }
+
+    /// Sends up to `length` bytes of `file` from `offset` on; 0 when the file has become shorter.
+    pub fn poll_send_file(&self, cx: &mut Context<'_>, file: &File, offset: u64, length: u64) -> Poll<io::Result<u64>> {
+        match self {
+            Self::Tcp(stream) => splice::poll_send_file(cx, stream, file, offset, length),
+            Self::Unix(stream) => splice::poll_send_file(cx, stream, file, offset, length),
+        }
     }
 }
 

@@ -648,6 +648,93 @@ fn the_answer_to_head_ends_with_its_head_whatever_its_length_says() {
     }
 }
 
+/// A client that takes little at once, so that what is sent to it goes in parts.
+fn narrow(address: std::net::SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    socket.connect(&address.into()).unwrap();
+    TcpStream::from(socket)
+}
+
+const COUNTED: &str = "access_log: { path: access.log, format: '{status} {bytes_sent}' }\n";
+
+#[test]
+fn long_responses_one_after_the_other_are_whole_and_counted() {
+    let data = Arc::new(noise(3 * 1024 * 1024 + 1));
+    let sent = Arc::clone(&data);
+    let backend = Backend::start(move |mut stream| {
+        while let Some(request) = read_request(&mut stream) {
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", sent.len()).unwrap();
+            if request.starts_with(b"GET") {
+                stream.write_all(&sent).unwrap();
+            }
+        }
+    });
+    for buffer in ["true", "false"] {
+        let route = format!("buffer: {{ response: {buffer} }}");
+        let gateway = TestGateway::start(&(proxying(backend.address, "", &route) + COUNTED));
+        let before = backend.connections();
+        let mut client = narrow(gateway.address(0));
+
+        let ask = |method: &str| format!("{method} / HTTP/1.1\r\nHost: x\r\n\r\n");
+        client.write_all([ask("GET"), ask("HEAD"), ask("GET"), ask("GET")].concat().as_bytes()).unwrap();
+
+        for body in [true, false, true, true] {
+            let head = read_head(&mut client);
+            assert_eq!(header(&head, "content-length"), Some(data.len().to_string()), "{head}");
+            let mut read = vec![0; if body { data.len() } else { 0 }];
+            client.read_exact(&mut read).unwrap();
+            assert!(!body || read == *data, "{buffer}: not what was sent");
+        }
+        let whole = format!("200 {}", data.len());
+        assert_eq!(gateway.log(4), [&whole, "200 0", &whole, &whole]);
+        assert_eq!(backend.connections() - before, 1, "{buffer}: connections that could have been used again");
+    }
+}
+
+#[test]
+fn what_follows_a_long_response_is_nobodys_answer() {
+    let data = Arc::new(noise(1024 * 1024));
+    let sent = Arc::clone(&data);
+    let backend = Backend::start(move |mut stream| {
+        while read_request(&mut stream).is_some() {
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", sent.len()).unwrap();
+            drop(stream.write_all(&[&sent[..], b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"].concat()));
+        }
+    });
+    let gateway = TestGateway::start(&proxying(backend.address, "", ""));
+    let mut client = connect(gateway.address(0));
+
+    for _ in 0..2 {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        read_head(&mut client);
+        let mut read = vec![0; data.len()];
+        client.read_exact(&mut read).unwrap();
+        assert!(read == *data, "not what was sent");
+    }
+
+    assert_eq!(backend.connections(), 2);
+}
+
+#[test]
+fn of_a_long_response_that_breaks_off_what_has_come_is_passed_on_and_counted() {
+    const SENT: usize = 1_000_003;
+    let backend = Backend::start(|mut stream| {
+        read_request(&mut stream);
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n").unwrap();
+        stream.write_all(&noise(SENT)).unwrap();
+    });
+    let gateway = TestGateway::start(&(proxying(backend.address, "", "") + COUNTED));
+    let mut client = narrow(gateway.address(0));
+
+    client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    read_head(&mut client);
+    let body = read_rest(&mut client);
+
+    assert!(body == noise(SENT), "{} bytes", body.len());
+    assert_eq!(gateway.log(1), [format!("200 {SENT}")]);
+}
+
 #[test]
 fn an_upload_counts_as_received_and_a_download_as_sent() {
     let backend = Backend::replying("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");

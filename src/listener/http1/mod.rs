@@ -80,7 +80,7 @@ pub(super) async fn serve<Io: Downstream>(wire: Wire<Io>, connection: &Rc<Connec
         let body = if wire.borrow().body_is_read() {
             Body::Empty
         } else {
-            Body::stream(RequestBody::new(Rc::clone(&wire), &head))
+            Body::relay(RequestBody::new(Rc::clone(&wire), &head))
         };
         let request = Request::from_parts(head.parts, body);
 

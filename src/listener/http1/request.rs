@@ -18,8 +18,9 @@ use tokio_util::io::poll_read_buf;
 
 use crate::{
     h1::{BodyDecoder, BodyLength, Decoded, RequestHead, encode},
-    http::{CLIENT_CLOSED_REQUEST, GatewayError},
+    http::{CLIENT_CLOSED_REQUEST, GatewayError, Relay},
     listener::Downstream,
+    splice::Pipe,
 };
 
 /// A connection while it is served; the request body and the response both use it, in turn.
@@ -138,6 +139,25 @@ impl<Io: Downstream> ClientWire<Io> {
     }
 }
 
+impl<Io: Downstream> ClientWire<Io> {
+    /// Takes what has arrived of a body of known length, if that has to pass nothing but us.
+    fn poll_relay(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Option<Result<usize, GatewayError>>> {
+        let Some(left @ 1..) = self.body.remaining() else { return Poll::Ready(None) };
+        if !Io::IS_PLAIN || !self.read.is_empty() || self.proceed.is_some() {
+            return Poll::Ready(None);
+        }
+        match ready!(self.io.poll_fill(cx, pipe, left)) {
+            Ok(0) => Poll::Ready(Some(Err(gone()))),
+            Ok(count) => {
+                self.body.skip(count as u64);
+                Poll::Ready(Some(Ok(count)))
+            }
+            // What it is, reading tells.
+            Err(_) => Poll::Ready(None),
+        }
+    }
+}
+
 fn gone() -> GatewayError {
     GatewayError::downstream(CLIENT_CLOSED_REQUEST, "the client closed the connection in the middle of its request")
 }
@@ -173,6 +193,21 @@ impl<Io: Downstream> http_body::Body for RequestBody<Io> {
 
     fn size_hint(&self) -> SizeHint {
         self.length.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+impl<Io: Downstream> Relay for RequestBody<Io> {
+    fn poll_relay(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<Option<Result<usize, GatewayError>>> {
+        let this = self.get_mut();
+        let relayed = ready!(this.wire.borrow_mut().poll_relay(cx, pipe));
+        if let (Some(length), Some(Ok(count))) = (&mut this.length, &relayed) {
+            *length -= *count as u64;
+        }
+        Poll::Ready(relayed)
     }
 }
 

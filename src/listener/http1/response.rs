@@ -18,9 +18,10 @@ use super::{Asked, request::ClientWire};
 use crate::{
     h1::encode::{self, Framing, Persistence},
     http::{Body, GatewayError, pace::Pace},
-    listener::{Downstream, downstream::is_cached},
+    listener::Downstream,
     proxy::Tunnel,
     service::{Answer, LogGuard},
+    splice::{self, Pipe},
 };
 
 /// What becomes of the connection after an answer.
@@ -61,7 +62,7 @@ pub(super) async fn send<Io: Downstream>(
     let mut out = BytesMut::with_capacity(HEAD);
     encode::response_head(&mut out, parts.status, &parts.headers, framing, persistence);
     let body = if has_body(asked, parts.status) { body } else { Body::Empty };
-    let mut writer = Writer::new(out, body, framing, Io::SENDS_FILES);
+    let mut writer = Writer::new(out, body, framing, Io::IS_PLAIN);
 
     let patience = log.patience();
     let mut pace = Pace::new(patience);
@@ -164,6 +165,10 @@ struct Writer {
     sends_files: bool,
     /// How much of the file in `body` is to be sent next.
     piece: Option<u64>,
+    /// A body from a socket can be sent without being read.
+    relays: bool,
+    /// What has been taken from that socket; comes after `data`.
+    pipe: Option<Pipe>,
     /// `data` is a chunk, whose end is to follow it.
     in_chunk: bool,
     /// Everything has been taken from the body.
@@ -189,9 +194,10 @@ enum Cut {
 }
 
 impl Writer {
-    fn new(out: BytesMut, body: Body, framing: Framing, sends_files: bool) -> Self {
+    fn new(out: BytesMut, body: Body, framing: Framing, is_plain: bool) -> Self {
         let chunked = framing == Framing::Chunked;
-        let sends_files = sends_files && !chunked;
+        let sends_files = is_plain && !chunked;
+        let relays = sends_files && body.length().is_some_and(|length| length >= splice::WORTH_IT);
         let data = Bytes::new();
         Self {
             out,
@@ -200,6 +206,8 @@ impl Writer {
             chunked,
             sends_files,
             piece: None,
+            relays,
+            pipe: None,
             in_chunk: false,
             ended: false,
             waits: Waits::Client,
@@ -210,7 +218,12 @@ impl Writer {
 
     /// Bytes of the body that have gone out, but for what may lie behind a head not yet written.
     fn sent(&self) -> u64 {
-        self.taken - self.data.len() as u64
+        self.taken - self.data.len() as u64 - self.piped() as u64
+    }
+
+    /// Bytes in the pipe.
+    fn piped(&self) -> usize {
+        self.pipe.as_ref().map_or(0, Pipe::held)
     }
 
     fn poll_write<Io: Downstream>(
@@ -220,7 +233,7 @@ impl Writer {
     ) -> Poll<Result<(), Cut>> {
         loop {
             // Before the wire is taken: behind the body there may be the rest of the request, which reads from it.
-            let body = if self.data.is_empty() { self.poll_fill(cx) } else { Poll::Ready(Ok(())) };
+            let body = if self.data.is_empty() && self.piped() == 0 { self.poll_fill(cx) } else { Poll::Ready(Ok(())) };
             if let Poll::Ready(Err(error)) = body {
                 return Poll::Ready(Err(Cut::Body(error)));
             }
@@ -232,6 +245,8 @@ impl Writer {
                 let head = written.min(self.out.len());
                 self.out.advance(head);
                 self.data.advance(written - head);
+            } else if let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
+                self.written += ready!(io.poll_pour(cx, pipe)).map_err(Cut::Client)? as u64;
             } else if self.ended {
                 return Pin::new(io).poll_flush(cx).map_err(Cut::Client);
             } else if let Some(piece) = self.piece.take() {
@@ -245,6 +260,8 @@ impl Writer {
                 if let Poll::Ready(Err(error)) = Pin::new(io).poll_flush(cx) {
                     return Poll::Ready(Err(Cut::Client(error)));
                 }
+                // Nor a pipe that others may need.
+                self.pipe = None;
                 self.waits = Waits::Body;
                 return Poll::Pending;
             }
@@ -256,6 +273,9 @@ impl Writer {
         while !self.ended && self.data.is_empty() && self.out.len() < JOINED && self.piece.is_none() {
             self.piece = self.file_piece();
             if self.piece.is_some() {
+                break;
+            }
+            if ready!(self.poll_relay(cx))? {
                 break;
             }
             if std::mem::take(&mut self.in_chunk) {
@@ -283,18 +303,28 @@ impl Writer {
         Poll::Ready(Ok(()))
     }
 
-    /// How much of a file the socket is to send by itself next: of a long one, on a plain connection, and in memory. What
-    /// is not would stop every connection of this thread for the disk; it is read elsewhere, as any body is.
+    /// Takes what has arrived of a long body into a pipe; answers whether there was something, and it can be.
+    fn poll_relay(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, GatewayError>> {
+        if !self.relays {
+            return Poll::Ready(Ok(false));
+        }
+        let Some(mut pipe) = self.pipe.take().or_else(Pipe::take) else {
+            self.relays = false;
+            return Poll::Ready(Ok(false));
+        };
+        let relayed = self.body.poll_relay(cx, &mut pipe);
+        self.pipe = Some(pipe);
+        let Some(count) = ready!(relayed).transpose()? else { return Poll::Ready(Ok(false)) };
+        self.taken += count as u64;
+        Poll::Ready(Ok(true))
+    }
+
+    /// How much of a file the socket is to send by itself next: of a long one, on a plain connection.
     fn file_piece(&self) -> Option<u64> {
         let Body::File(file) = &self.body else { return None };
         let left = file.remaining();
-        let worth_it = self.sends_files && left > 0 && (self.taken > 0 || left >= SENT_AS_FILE);
-        if !worth_it || !is_cached(file.file(), file.offset()) {
-            return None;
-        }
-        let long = left.min(LONG_PIECE);
-        // With its end in memory as well, what lies between most likely is.
-        Some(if is_cached(file.file(), file.offset() + long - 1) { long } else { long.min(READ_AHEAD) })
+        let worth_it = self.sends_files && (self.taken > 0 || left >= splice::WORTH_IT);
+        if worth_it { splice::sendable(file.file(), file.offset(), left) } else { None }
     }
 
     fn poll_send_file<Io: Downstream>(
@@ -312,7 +342,7 @@ impl Writer {
                 self.written += sent;
                 Poll::Ready(Ok(()))
             }
-            Err(error) if is_of_the_connection(&error) => Poll::Ready(Err(Cut::Client(error))),
+            Err(error) if splice::is_of_the_connection(&error) => Poll::Ready(Err(Cut::Client(error))),
             // A file system without it, or a fault of the disk, which reading will meet again and name.
             Err(_) => {
                 self.sends_files = false;
@@ -335,11 +365,6 @@ impl Writer {
     }
 }
 
-fn is_of_the_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, TimedOut};
-    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | TimedOut)
-}
-
 fn shorter() -> GatewayError {
     GatewayError::gateway(StatusCode::INTERNAL_SERVER_ERROR, "a file has become shorter while it was sent")
 }
@@ -348,8 +373,3 @@ fn shorter() -> GatewayError {
 const HEAD: usize = 1024;
 /// A piece up to this size is copied to its neighbours.
 const JOINED: usize = 16 * 1024;
-/// A file of this size is worth a system call of its own.
-const SENT_AS_FILE: u64 = 64 * 1024;
-/// The most of a file that is sent at once, and what a disk has read ahead of what was asked for.
-const LONG_PIECE: u64 = 1024 * 1024;
-const READ_AHEAD: u64 = 128 * 1024;

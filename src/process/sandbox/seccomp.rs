@@ -174,9 +174,10 @@ const NAMESPACES: u64 = c::CLONE_NEWNS as u64
 /// The kind of a socket beside the flags that are given with it.
 const SOCKET_KIND: u64 = 0xf;
 
-/// Duplicates and flags. Not signals to other processes at what happens to a descriptor, leases or watches.
-const FCNTL: [c_int; 7] =
-    [c::F_DUPFD, c::F_DUPFD_CLOEXEC, c::F_GETFD, c::F_SETFD, c::F_GETFL, c::F_SETFL, c::F_GET_SEALS];
+/// Duplicates, flags, and the size of a pipe. Not signals to other processes at what happens to a descriptor, leases or
+/// watches.
+const FCNTL: [c_int; 8] =
+    [c::F_DUPFD, c::F_DUPFD_CLOEXEC, c::F_GETFD, c::F_SETFD, c::F_GETFL, c::F_SETFL, c::F_GET_SEALS, c::F_SETPIPE_SZ];
 
 /// Names of threads, and of memory in `/proc`.
 const PRCTL: [c_int; 3] = [c::PR_SET_NAME, c::PR_GET_NAME, c::PR_SET_VMA];
@@ -223,6 +224,7 @@ const FILES: &[c_long] = &[
     c::SYS_pwritev,
     c::SYS_pwritev2,
     c::SYS_sendfile,
+    c::SYS_splice,
     c::SYS_lseek,
     c::SYS_ftruncate,
     c::SYS_fallocate,
