@@ -330,7 +330,10 @@ impl Upstream {
         let plan = &self.plan.eject;
         // Not to one that leaves can the others' requests go.
         let count = staying(&endpoints).count();
-        let most = (count * plan.most as usize / 100).max(1).min(count.saturating_sub(1));
+        // One that answers nothing at all serves nobody, however many there are of them: each request that it is sent waits for
+        // a whole deadline, while another one answers.
+        let part = if matches!(cause, Cause::Silent(_)) { count } else { count * plan.most as usize / 100 };
+        let most = part.max(1).min(count.saturating_sub(1));
         let now = now_micros();
         let ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = |other: &&Arc<Endpoint>| other.id != endpoint.id && !other.is_usable();
@@ -707,6 +710,17 @@ mod tests {
             let ejected = all.iter().filter(|endpoint| matches!(endpoint.state(), State::Ejected(..))).count();
             assert_eq!(ejected, most, "of {endpoints:?}");
         }
+    }
+
+    #[test]
+    fn all_but_one_may_be_ejected_for_answering_nothing() {
+        let upstream = upstream(&["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
+        let all = upstream.endpoints();
+        for endpoint in all.iter() {
+            upstream.failed(endpoint, Failure::silent(Duration::from_secs(60), Duration::ZERO));
+        }
+        let ejected: Vec<_> = all.iter().map(|endpoint| matches!(endpoint.state(), State::Ejected(..))).collect();
+        assert_eq!(ejected, [true, true, false]);
     }
 
     #[test]

@@ -308,37 +308,6 @@ fn no_more_requests_are_sent_again_than_the_budget_allows() {
 }
 
 #[test]
-fn two_of_three_that_hang_cost_each_request_one_deadline_at_most_and_the_third_serves() {
-    let gate = Gate::default();
-    let hung = || {
-        let gate = gate.clone();
-        Backend::start(move |mut stream| {
-            if read_request(&mut stream).is_some() {
-                gate.wait();
-            }
-        })
-    };
-    let (one, two, well) = (hung(), hung(), Backend::replying(OK));
-    let endpoints = [one.address, two.address, well.address].map(|address| address.to_string());
-    let gateway = before(&endpoints, "balance: least, retries: { floor: 100 }", "prefix: /, timeout: 500ms");
-
-    let ask = || {
-        let began = Instant::now();
-        let status = status(&gateway.raw(get("/")));
-        (status, began.elapsed())
-    };
-    // At once, as clients come, and one after the other.
-    let mut answers: Vec<_> = thread::scope(|scope| {
-        (0..9).map(|_| scope.spawn(ask)).collect::<Vec<_>>().into_iter().map(|asking| asking.join().unwrap()).collect()
-    });
-    answers.extend((0..6).map(|_| ask()));
-
-    assert!(answers.iter().all(|(status, took)| *status == 200 && *took < Duration::from_millis(950)), "{answers:?}");
-    assert!(answers.iter().any(|(_, took)| *took >= Duration::from_millis(500)), "{answers:?}");
-    gate.open();
-}
-
-#[test]
 fn an_application_that_answers_nothing_is_not_waited_for_by_everybody() {
     let gate = Gate::default();
     let backend = Backend::start({
