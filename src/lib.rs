@@ -117,6 +117,7 @@
 //! | bodies on disk, in all | 1 GiB | `spool.limit` |
 //! | a response head | 64 KiB | fixed |
 //! | a read of a long body, either side | 128 KiB | fixed |
+//! | buffers for files that are read, which a thread keeps | 4 of 128 KiB | fixed |
 //! | of a long body that passes between plain sockets: pipes of a thread, bytes in each | 64, 1 MiB in the kernel | fixed |
 //! | a compressor | 2 MiB | fixed |
 //! | an idle tunnel | none beyond its sockets and the line that is logged of it | |

@@ -117,7 +117,7 @@ impl Pipe {
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, socket: &impl Socket, limit: u64) -> Poll<io::Result<usize>> {
         debug_assert_eq!(self.held, 0, "a pipe is filled when it is empty");
         let Some(ends) = &self.ends else { return Poll::Ready(Err(io::ErrorKind::Unsupported.into())) };
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(AT_ONCE);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX).min(LONG);
         let call = || Ok(splice(socket, None, &ends.write, None, limit, FLAGS)?);
         loop {
             ready!(socket.poll_readable(cx))?;
@@ -193,7 +193,8 @@ impl Drop for Pipe {
 impl Ends {
     fn open() -> rustix::io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        fcntl_setpipe_size(&write, SIZE)?;
+        // The longer one takes fewer calls, and a thread less often; the user's share may not allow it.
+        fcntl_setpipe_size(&write, LONG).or_else(|_| fcntl_setpipe_size(&write, SHORT))?;
         Ok(Self { read, write })
     }
 }
@@ -245,10 +246,9 @@ pub fn is_of_the_connection(error: &io::Error) -> bool {
 pub const WORTH_IT: u64 = 64 * 1024;
 /// Pipes of one thread, each two descriptors.
 pub const PIPES: usize = 64;
-/// A pipe's own size, which is a number of pieces of memory; a piece of a socket can be longer than a page, so what it
-/// takes at once is bounded by itself.
-const SIZE: usize = 256 * 1024;
-const AT_ONCE: usize = 1024 * 1024;
+/// What a pipe can hold, by pages.
+const LONG: usize = 1024 * 1024;
+const SHORT: usize = 256 * 1024;
 const FLAGS: SpliceFlags = SpliceFlags::NONBLOCK.union(SpliceFlags::MOVE);
 /// The most of a file that is sent at once, and what a disk has read ahead of what was asked for.
 const LONG_PIECE: u64 = 1024 * 1024;

@@ -326,6 +326,10 @@ impl Outgoing {
                 let head = count.min(self.buffer.len());
                 self.buffer.advance(head);
                 self.data.advance(count - head);
+                if self.data.is_empty() {
+                    // Whoever reads the next piece has the buffer of this one again.
+                    self.data = Bytes::new();
+                }
                 Poll::Ready(Ok(()))
             }
         }

@@ -174,6 +174,7 @@ async fn send(
         payload: Payload::Collected(Collected::EMPTY),
         affinity: Affinity { client: origin.client, endpoint: None, by_client: false, avoid: None },
         upgrade: false,
+        connect_timeout: upstream.plan.connect_timeout,
         progress,
         timeout: plan.timeout,
     };

@@ -688,7 +688,8 @@ fn long_responses_one_after_the_other_are_whole_and_counted() {
         }
         let whole = format!("200 {}", data.len());
         assert_eq!(gateway.log(4), [&whole, "200 0", &whole, &whole]);
-        assert_eq!(backend.connections() - before, 1, "{buffer}: connections that could have been used again");
+        // One that has answered HEAD is not used again: an application may have sent a body all the same.
+        assert_eq!(backend.connections() - before, 2, "{buffer}: connections that could have been used again");
     }
 }
 

@@ -245,6 +245,10 @@ impl Writer {
                 let head = written.min(self.out.len());
                 self.out.advance(head);
                 self.data.advance(written - head);
+                if self.data.is_empty() {
+                    // Whoever reads the next piece has the buffer of this one again.
+                    self.data = Bytes::new();
+                }
             } else if let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
                 self.written += ready!(io.poll_pour(cx, pipe)).map_err(Cut::Client)? as u64;
             } else if self.ended {
