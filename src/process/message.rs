@@ -65,7 +65,7 @@ pub(super) enum ToWorker {
     /// Answer exactly these, and say so.
     Challenges { version: u64, pending: Vec<PendingChallenge> },
     /// Serve these in place of those that came with the plan.
-    Certificates(Vec<HandedCertificate>),
+    Certificates(Vec<CertificateMaterial>),
     /// These are the instances of programs of ours.
     Instances(Vec<Instance>),
     /// What a process that is watched uses.

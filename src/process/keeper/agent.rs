@@ -32,7 +32,7 @@ use super::{
 use crate::{
     config::{AcmePlan, Plan, Problem},
     keeper::folder,
-    tls::{Awaited, PendingChallenge, SecretBytes, acme, read_bounded, storage::Access},
+    tls::{Awaited, CertificateMaterial, PendingChallenge, SecretBytes, acme, read_bounded, storage::Access},
 };
 
 /// An agent that lives.
@@ -370,9 +370,11 @@ impl Keeper {
             }
         }
         if any {
+            // One that leaves may be of a program before this one, which knows no other way to be told.
+            let all: Vec<_> = self.certificates.iter().map(|material| CertificateMaterial::clone(material)).collect();
             for worker in &mut self.workers {
-                let handed = worker.hand(&self.certificates);
-                worker.tell(ToWorker::Certificates(handed));
+                worker.has_been_told(&self.certificates);
+                worker.tell(ToWorker::Certificates(all.clone()));
             }
         }
         any

@@ -280,7 +280,7 @@ impl Keeper {
         if let Some(worker) = self.worker_mut(serving) {
             match applied {
                 Ok(()) => worker.log = log,
-                Err(_) => worker.forget_certificates(),
+                Err(_) => worker.has_been_told(&[]),
             }
         }
         applied

@@ -216,13 +216,13 @@ impl Worker {
             None => HandedCertificate::New(Arc::clone(material)),
         });
         let handed = handed.collect();
-        self.certificates = certificates.to_vec();
+        self.has_been_told(certificates);
         handed
     }
 
-    /// It may serve others than those that it was told of last.
-    pub(super) fn forget_certificates(&mut self) {
-        self.certificates = Vec::new();
+    /// Takes note of those that it has been told of; none where it is not known which it serves.
+    pub(super) fn has_been_told(&mut self, certificates: &[Arc<CertificateMaterial>]) {
+        self.certificates = certificates.to_vec();
     }
 
     pub(super) fn tell(&self, message: ToWorker) {
