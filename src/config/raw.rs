@@ -20,8 +20,8 @@ use super::{
     units::{Count, Percent, Size, Timeout, Wait},
     words::{
         AccelPrefix, AutoPort, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath,
-        Https, MailAddress, Memory, PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin, StoragePlace,
-        StorePlace, TlsVersion, UserName, Workers,
+        Https, MailAddress, Memory, PagePath, PageTarget, ProxyRequired, ServedFolder, ServiceUrl, SiteOrigin,
+        StoragePlace, StorePlace, TlsVersion, UserName, Workers,
     },
 };
 

@@ -6,8 +6,8 @@ use serde_json::{Value as Json, json};
 
 use super::{
     plan::{
-        Balance, CertificateHost, ChallengeKind, FileMode, LogFormat, LogSink, PathPrefix, Protocol, Secret,
-        RateKey, SharedService, Slash, Stick, StopSignal,
+        Balance, CertificateHost, ChallengeKind, FileMode, LogFormat, LogSink, PathPrefix, Protocol, RateKey, Secret,
+        SharedService, Slash, Stick, StopSignal,
     },
     read::{Scalar, or_variable, suggestion, unexpected},
     units::{Count, Size},

@@ -242,7 +242,15 @@ impl Listener {
             drop(runtime);
             let (peer, local_port) = (ends.peer, ends.local.map_or(0, |local| local.port()));
             let connection = |tls| {
-                Rc::new(Connection { thread: Rc::clone(&thread), listener, leaving, peer, local_port, turned_away, tls })
+                Rc::new(Connection {
+                    thread: Rc::clone(&thread),
+                    listener,
+                    leaving,
+                    peer,
+                    local_port,
+                    turned_away,
+                    tls,
+                })
             };
             match stream {
                 Stream::Plain(stream) => Box::pin(http1::serve(stream, connection(None))).await,
