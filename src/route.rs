@@ -40,7 +40,8 @@ impl<T> RouteTable<T> {
             None => &self.any_host,
         };
         let mut segments = prefix.as_str().split('/').skip(1);
-        let node = segments.try_fold(first, |node, segment| Some(&node.children[node.child(segment.as_bytes()).ok()?].1));
+        let node =
+            segments.try_fold(first, |node, segment| Some(&node.children[node.child(segment.as_bytes()).ok()?].1));
         node?.value.as_ref()
     }
 

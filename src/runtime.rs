@@ -102,8 +102,7 @@ impl Runtime {
         };
         let upstreams: BTreeMap<_, _> = plan.upstreams.iter().map(upstream).collect();
         let handshakes = Handshakes::new(&plan.limits, before.map(|before| &before.handshakes));
-        let requests =
-            Requests::new(&plan.limits.requests, "limits.requests", before.map(|before| &before.requests));
+        let requests = Requests::new(&plan.limits.requests, "limits.requests", before.map(|before| &before.requests));
         let logs = roots.split_off(plan.routes.len().min(roots.len())).pop();
         let routes = RouteTable::new(plan.routes.iter().zip(roots).enumerate().map(|(index, (route, files))| {
             let name: Arc<str> = match &route.host {

@@ -34,8 +34,8 @@ pub use observer::Observer;
 pub use order::{LONGEST_WAIT, Order, Orders, Outcome, tag};
 pub use report::{Applied, BackendReport, InstanceReport, Refusal, Report, WorkerReport};
 pub use status::{
-    CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, LimitsStatus, ListenerStatus, ProgramStatus, Status,
-    UpstreamStatus, render_certificates, render_hops, render_status, timestamp,
+    CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, LimitsStatus, ListenerStatus,
+    ProgramStatus, Status, UpstreamStatus, render_certificates, render_hops, render_status, timestamp,
 };
 
 /// What the admin endpoint is asked about, and who carries out what it is told. Called on the control runtime; an answer

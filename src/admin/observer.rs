@@ -10,8 +10,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, LimitsStatus, ListenerStatus, Order,
-    Orders, Outcome, ProgramStatus, Report, Status, UpstreamStatus, tag, timestamp,
+    AdminState, CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, LimitsStatus,
+    ListenerStatus, Order, Orders, Outcome, ProgramStatus, Report, Status, UpstreamStatus, tag, timestamp,
 };
 use crate::{
     backends::InstanceState,

@@ -455,7 +455,8 @@ fn limits(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let by_address = list(connections.into_iter().chain(each(limits.handshakes_per_address)));
     if !by_address.is_empty() {
         let exempt = list(&limits.exempt.networks);
-        let exempt = if exempt.is_empty() { "trusted proxies".to_owned() } else { format!("trusted proxies, {exempt}") };
+        let exempt =
+            if exempt.is_empty() { "trusted proxies".to_owned() } else { format!("trusted proxies, {exempt}") };
         writeln!(f, "  of one address (IPv6: one /64): {by_address}; but for {exempt}")?;
     }
     if let Some(handshakes) = each(limits.handshakes) {

@@ -651,7 +651,7 @@ keys! {
         /// So many may come at once.
         count: Count<1, 10_000_000> = required,
         /// The time in which as many more may come, evenly; up to a day.
-        per: Timeout = "1s",
+        per: Timeout = required,
     }
 }
 

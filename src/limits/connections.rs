@@ -5,7 +5,11 @@ use std::sync::{
     atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
 };
 
-use super::{Client, Notice, memory::{self, Memory}, slots::Slots};
+use super::{
+    Client, Notice,
+    memory::{self, Memory},
+    slots::Slots,
+};
 use crate::{config::LimitsPlan, metrics::Shed};
 
 /// The connections of all listeners and threads.
@@ -121,7 +125,6 @@ mod tests {
         );
         config::parse("/etc/v.yml", &text, &|_| None).unwrap().limits
     }
-
 
     #[test]
     fn one_connection_more_than_there_may_be_is_refused_until_another_has_ended() {

@@ -89,9 +89,9 @@ fn available(root: &Path) -> Option<u64> {
     // `max` where there is no limit, which is not a number. Groups above may be allowed less still.
     let own = read("proc/self/cgroup")?.lines().find_map(|line| Some(line.strip_prefix("0::/")?.to_owned()));
     let own = own.unwrap_or_default();
-    let groups = Path::new(&own).ancestors().filter_map(|group| {
-        read(Path::new("sys/fs/cgroup").join(group).join("memory.max").to_str()?)
-    });
+    let groups = Path::new(&own)
+        .ancestors()
+        .filter_map(|group| read(Path::new("sys/fs/cgroup").join(group).join("memory.max").to_str()?));
     let old = read("sys/fs/cgroup/memory/memory.limit_in_bytes");
     groups.chain(old).filter_map(|text| text.trim().parse().ok()).chain([total]).min()
 }

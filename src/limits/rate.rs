@@ -1,12 +1,6 @@
 //! How often something may happen: so many at once, and then evenly as they are replenished (GCRA, which governor counts).
 
-use std::{
-    fmt,
-    hash::Hash,
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, hash::Hash, net::IpAddr, sync::Arc, time::Duration};
 
 use governor::{
     Quota, RateLimiter,

@@ -217,7 +217,15 @@ impl Listener {
             };
             let (peer, local_port) = (ends.peer, ends.local.map_or(0, |local| local.port()));
             let connection = |tls| {
-                Rc::new(Connection { thread: Rc::clone(&thread), listener, leaving, peer, local_port, turned_away, tls })
+                Rc::new(Connection {
+                    thread: Rc::clone(&thread),
+                    listener,
+                    leaving,
+                    peer,
+                    local_port,
+                    turned_away,
+                    tls,
+                })
             };
             match stream {
                 Stream::Plain(stream) => serve_http1(http1::wire(stream), connection(None)).await,

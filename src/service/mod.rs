@@ -95,7 +95,10 @@ async fn respond(
 
     // Before anything is made for a client that is to come again; it is not told of each in the error log.
     if connection.turned_away {
-        let busy = GatewayError::downstream(StatusCode::SERVICE_UNAVAILABLE, "no memory for one more client (`limits.memory`)");
+        let busy = GatewayError::downstream(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no memory for one more client (`limits.memory`)",
+        );
         return Err(busy.hint("Too many are here at the moment. Try again soon.").retry_after(MEMORY_RETRY));
     }
     // For HTTP/2 as for HTTP/1.1, where they were kept while reading.

@@ -175,16 +175,16 @@ fn a_client_that_asks_too_much_is_told_when_to_come_again() {
 fn a_client_has_its_connections_and_handshakes_and_others_have_theirs() {
     let backend = ok();
     let configuration = proxying(backend.address, "", "").replace("0' }", "0', proxy_protocol: required }");
-    let gateway = TestGateway::start(
-        &(configuration + "trusted_proxies: [127.0.0.2]\nlimits: { connections_per_address: 2 }\n"),
-    );
+    let gateway =
+        TestGateway::start(&(configuration + "trusted_proxies: [127.0.0.2]\nlimits: { connections_per_address: 2 }\n"));
     let mut open = ["2001:db8:1::1", "2001:db8:1::2"].map(|address| client_of(&gateway, address));
 
     assert!(open.iter_mut().all(|stream| ask(stream, PLAIN).0 == 200));
     assert_eq!(ask(&mut client_of(&gateway, "2001:db8:1::3"), PLAIN).0, 0);
     assert_eq!(ask(&mut client_of(&gateway, "2001:db8:2::1"), PLAIN).0, 200);
     let metrics = gateway.gateway().metrics.encode();
-    let counted = metrics.lines().any(|line| line.contains("connections_shed") && line.ends_with("reason=\"address\"} 1"));
+    let counted =
+        metrics.lines().any(|line| line.contains("connections_shed") && line.ends_with("reason=\"address\"} 1"));
     assert!(counted, "{metrics}");
     drop(open);
     wait_for("room for one more", || ask(&mut client_of(&gateway, "2001:db8:1::3"), PLAIN).0 == 200);
@@ -201,7 +201,8 @@ fn memory() -> usize {
 fn without_memory_for_more_new_clients_are_told_to_come_again_and_those_inside_are_served() {
     const LIMIT: usize = 1 << 30;
     let backend = ok();
-    let gateway = TestGateway::start(&(proxying(backend.address, "", "") + "limits: { memory: 1GiB, keep_alive: 30s }\n"));
+    let gateway =
+        TestGateway::start(&(proxying(backend.address, "", "") + "limits: { memory: 1GiB, keep_alive: 30s }\n"));
     let connect = || {
         let stream = TcpStream::connect(gateway.address(0)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();

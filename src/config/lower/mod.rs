@@ -198,11 +198,7 @@ fn lower_limits(limits: raw::Limits, reading: &mut Reading<'_>) -> Result<Limits
 }
 
 /// The rates of requests at the key `at`.
-fn request_rates(
-    rates: Vec<raw::RequestRate>,
-    at: &str,
-    reading: &mut Reading<'_>,
-) -> Result<Vec<RequestRate>, Told> {
+fn request_rates(rates: Vec<raw::RequestRate>, at: &str, reading: &mut Reading<'_>) -> Result<Vec<RequestRate>, Told> {
     let lower = |(index, rates): (usize, raw::RequestRate)| {
         Ok(RequestRate { by: rates.by?, rate: rate(rates.count?, rates.per?, &format!("{at}[{index}]"), reading)? })
     };
@@ -211,7 +207,9 @@ fn request_rates(
 
 fn rate(count: Count<1, 10_000_000>, per: Timeout, at: &str, reading: &mut Reading<'_>) -> Result<Rate, Told> {
     if per.0 > LONGEST_RATE {
-        return Err(reading.refuse_at(&format!("{at}.per"), "counts are not kept for longer than a day; write `24h` or less"));
+        return Err(
+            reading.refuse_at(&format!("{at}.per"), "counts are not kept for longer than a day; write `24h` or less")
+        );
     }
     Ok(Rate { count: NonZeroU32::new(count.0).expect("a count from 1 on"), per: per.0 })
 }

@@ -5,7 +5,13 @@
 mod documentation;
 mod properties;
 
-use std::{collections::BTreeMap, fmt::Write, num::{NonZeroU32, NonZeroUsize}, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    num::{NonZeroU32, NonZeroUsize},
+    path::Path,
+    time::Duration,
+};
 
 use super::{plan::*, *};
 
@@ -148,16 +154,9 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
             handshakes_per_address: Some(Rate { count: NonZeroU32::new(500).unwrap(), per: Duration::from_secs(10) }),
             requests: Vec::new(),
             exempt: TrustedProxies {
-                networks: [
-                    "127.0.0.0/8",
-                    "::1/128",
-                    "10.0.0.0/8",
-                    "172.16.0.0/12",
-                    "192.168.0.0/16",
-                    "fc00::/7",
-                ]
-                .map(|network| network.parse().unwrap())
-                .to_vec(),
+                networks: ["127.0.0.0/8", "::1/128", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"]
+                    .map(|network| network.parse().unwrap())
+                    .to_vec(),
                 unix: false,
             },
             memory: None,

@@ -99,7 +99,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<Io> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
-        let read = if this.exhausted.get() { Poll::Ready(Ok(())) } else { Pin::new(&mut this.io).poll_read(cx, buffer) };
+        let read =
+            if this.exhausted.get() { Poll::Ready(Ok(())) } else { Pin::new(&mut this.io).poll_read(cx, buffer) };
         this.receive(&buffer.filled()[before..]);
         if this.exhausted.get() {
             buffer.set_filled(before);
@@ -284,15 +285,11 @@ mod tests {
 
     #[test]
     fn frames_are_found_in_whatever_pieces_they_come() {
-        let bytes = [vec![b'P'; PREFACE], frame(SETTINGS, 0, 0, &[7; 12]), frame(HEADERS, 5, 3, &[1]), frame(PING, 1, 0, &[])]
-            .concat();
-        let expected =
-            [(12, SETTINGS, 0, 0), (1, HEADERS, 5, 3), (0, PING, 1, 0)].map(|(length, kind, flags, stream)| Frame {
-                length,
-                kind,
-                flags,
-                stream,
-            });
+        let bytes =
+            [vec![b'P'; PREFACE], frame(SETTINGS, 0, 0, &[7; 12]), frame(HEADERS, 5, 3, &[1]), frame(PING, 1, 0, &[])]
+                .concat();
+        let expected = [(12, SETTINGS, 0, 0), (1, HEADERS, 5, 3), (0, PING, 1, 0)]
+            .map(|(length, kind, flags, stream)| Frame { length, kind, flags, stream });
         for size in 1..bytes.len() {
             let (mut frames, mut found) = (Frames::after(PREFACE), Vec::new());
             bytes.chunks(size).for_each(|piece| frames.pass(piece, |frame| found.push(frame)));
