@@ -5,8 +5,8 @@ use std::{cmp::Reverse, fmt};
 use super::{
     plan::{
         AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink,
-        LoggedQuery, Plan, ProgramPlan, Protocol, Rate, RateKey, RequestRate, RestartPlan, RotatePlan, RoutePlan, Slash, Stick, SupervisorPlan,
-        TrustedProxies, UpstreamPlan, WatchPlan,
+        LoggedQuery, Plan, ProgramPlan, Protocol, Rate, RateKey, RequestRate, RestartPlan, RotatePlan, RoutePlan,
+        Slash, Stick, SupervisorPlan, TrustedProxies, UpstreamPlan, WatchPlan,
     },
     units::{show_size, show_time},
 };

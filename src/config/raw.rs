@@ -21,8 +21,8 @@ use super::{
     units::{Count, Percent, Size, Timeout, Wait},
     words::{
         AccelPrefix, AutoPort, CertificateRequired, ClientCertificate, Concurrency, CookieName, DirectoryUrl, FilePath,
-        Https, MailAddress, Memory, PagePath, PageTarget, ProxyRequired, ReadyPage, Realm, ReferrerPolicy, ServedFolder, ServiceUrl,
-        SiteOrigin, StoragePlace, StorePlace, TlsVersion, ToldHeader, UserName, Workers,
+        Https, MailAddress, Memory, PagePath, PageTarget, ProxyRequired, ReadyPage, Realm, ReferrerPolicy,
+        ServedFolder, ServiceUrl, SiteOrigin, StoragePlace, StorePlace, TlsVersion, ToldHeader, UserName, Workers,
     },
 };
 

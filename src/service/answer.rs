@@ -47,10 +47,8 @@ impl Answer {
         log.refused(error);
         // A request that was refused for its form may have an end we do not see. What a panic leaves of one, too.
         // Browsers come again at once: after 404 with another path, after 401 with a password, after 429 later.
-        let is_well_formed = matches!(
-            error.status,
-            StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS
-        );
+        let is_well_formed =
+            matches!(error.status, StatusCode::NOT_FOUND | StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS);
         if error.side == Side::Downstream && !is_well_formed || error.is_panic() {
             log.close();
         }
