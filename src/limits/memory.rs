@@ -63,10 +63,13 @@ pub fn bound(limits: &LimitsPlan) -> u64 {
 /// Opens what is measured by, which cannot be opened from within the sandbox.
 pub fn open() {
     LazyLock::force(&STATM);
+    LazyLock::force(&PAGE);
     LazyLock::force(&HALF);
 }
 
 static STATM: LazyLock<Option<File>> = LazyLock::new(|| File::open("/proc/self/statm").ok());
+/// Bytes of a page.
+static PAGE: LazyLock<u64> = LazyLock::new(|| rustix::param::page_size() as u64);
 /// Half of what there is.
 static HALF: LazyLock<u64> = LazyLock::new(|| available(Path::new("/")).map_or(u64::MAX, |bytes| bytes / 2));
 
@@ -76,7 +79,7 @@ fn private_bytes(statm: &File) -> Option<u64> {
     let read = statm.read_at(&mut text, 0).ok()?;
     let mut pages = std::str::from_utf8(&text[..read]).ok()?.split(' ').skip(1).map(str::parse::<u64>);
     let (resident, shared) = (pages.next()?.ok()?, pages.next()?.ok()?);
-    Some(resident.saturating_sub(shared) * rustix::param::page_size() as u64)
+    Some(resident.saturating_sub(shared) * *PAGE)
 }
 
 /// Bytes of memory of the machine, or of the control group, where that is allowed less. `root` is `/`.
