@@ -202,6 +202,7 @@ mod uwsgi {
             server_port: 443,
             content_length: None,
             headers: &head.headers,
+            user: None,
         };
         let mut out = BytesMut::with_capacity(4096);
 

@@ -58,14 +58,12 @@ impl Users {
     /// The hash of the password of `name`, and whether there is such a user. Where there is none, it is the hash of somebody
     /// else, always the same one for a name: looking at it takes as long as it would for a user.
     pub fn find(&self, name: &str) -> (&Arc<Hash>, bool) {
-        match self.hashes.get(name) {
-            Some(hash) => (hash, true),
-            None => {
-                let last = self.decoys.len() as u64;
-                let at = usize::try_from(self.decoy.hash_one(name) % last).unwrap_or_default();
-                (&self.decoys[at], false)
-            }
+        if let Some(hash) = self.hashes.get(name) {
+            return (hash, true);
         }
+        let last = self.decoys.len() as u64;
+        let at = usize::try_from(self.decoy.hash_one(name) % last).unwrap_or_default();
+        (&self.decoys[at], false)
     }
 }
 

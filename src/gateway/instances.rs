@@ -143,7 +143,8 @@ impl Watch {
                 }
             }
             // As much of it as a word has room for: beyond any limit, it begins anew.
-            let served = known.endpoints.iter().map(|endpoint| endpoint.sent()).sum::<u64>() as u32;
+            let served = known.endpoints.iter().map(|endpoint| endpoint.sent()).sum::<u64>();
+            let served = u32::try_from(served & u64::from(u32::MAX)).unwrap_or_default();
             if instance.is_counted && served != known.served {
                 known.served = served;
                 tell(instance.id, InstanceNews::Served(served));

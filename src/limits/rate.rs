@@ -19,7 +19,7 @@ use crate::{
 /// One rate, for each key or for all.
 struct Limiter {
     rate: Rate,
-    limiter: RateLimiter<usize, Cells, MonotonicClock>,
+    counts: RateLimiter<usize, Cells, MonotonicClock>,
     cells: Arc<Slots<InMemoryState>>,
 }
 
@@ -28,7 +28,7 @@ impl Limiter {
         let period = (rate.per / rate.count.get()).max(Duration::from_nanos(1));
         let quota = Quota::with_period(period).expect("no period of zero").allow_burst(rate.count);
         let cells = Arc::new(cells);
-        Self { rate, limiter: RateLimiter::new(quota, Cells(Arc::clone(&cells)), MonotonicClock), cells }
+        Self { rate, counts: RateLimiter::new(quota, Cells(Arc::clone(&cells)), MonotonicClock), cells }
     }
 
     fn for_each(rate: Rate) -> Self {
@@ -41,7 +41,7 @@ impl Limiter {
 
     /// Counts one more of `key`, unless there were too many: then, after what time one may come.
     fn count(&self, key: &impl Hash) -> Result<(), Duration> {
-        self.limiter.check_key(&self.cells.of(key)).map_err(|until| until.wait_time_from(MonotonicClock.now()))
+        self.counts.check_key(&self.cells.of(key)).map_err(|until| until.wait_time_from(MonotonicClock.now()))
     }
 }
 

@@ -207,6 +207,8 @@ impl Listener {
         let metrics = self.metrics.clone();
         let accepted = metrics.accepted();
         let thread = Rc::clone(thread);
+        // Until it is open: it is not to keep this generation for as long as it stays.
+        let runtime = Arc::clone(&runtime);
         thread.tasks.clone().spawn(async move {
             // Each phase on the heap by itself: the task of an idle connection is then not as large as its handshake was.
             let opening = open_in_time(stream, ends, listener.proxy_protocol, tls, &mut admission, runtime, metrics);
@@ -320,7 +322,7 @@ async fn open_in_time<S: Downstream>(
     proxy_protocol: bool,
     tls: Option<Rc<ServerConfigs>>,
     admission: &mut Admission,
-    runtime: Rc<Arc<Runtime>>,
+    runtime: Arc<Runtime>,
     metrics: ListenerMetrics,
 ) -> Result<Option<(Stream<S>, Ends)>, (Shed, Option<Client>)> {
     let (peer, deadline) = (ends.peer, runtime.plan.limits.handshake_timeout);

@@ -53,7 +53,7 @@ impl Certificate {
     /// The leaf is the certificate the key belongs to, as a rule the first in its file. The chain is what follows it and
     /// what the chain file holds, each certificate once, put in the order of issue (RFC 8446, 4.4.2); what does not
     /// link up keeps its place at the end. A certificate that has expired is still a certificate: see
-    /// [`Self::warning`].
+    /// [`CertificateFacts::warning`].
     pub fn from_material(material: &CertificateMaterial) -> Result<Self, CertificateError> {
         let key = private_key(material)?;
         let mut certificates = certificates(material, Role::Certificate, &material.certificate)?;

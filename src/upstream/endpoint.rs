@@ -37,7 +37,7 @@ pub struct Endpoint {
     pub(super) in_flight: AtomicUsize,
     /// Those of them that have become tunnels.
     pub(super) tunnels: AtomicUsize,
-    /// When it is its turn; see [`Balancer`].
+    /// When it is its turn; see [`balance::Balancer`].
     pub(super) turn: AtomicU64,
     /// Since when its share grows; 0 where that is whole.
     pub(super) growing_since: AtomicU64,
@@ -143,7 +143,7 @@ impl Endpoint {
         self.backup.load(Ordering::Relaxed)
     }
 
-    /// Only for requests that an [`Affinity`] ties to it.
+    /// Only for requests that an [`super::Affinity`] ties to it.
     pub fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Relaxed)
     }
@@ -154,7 +154,7 @@ impl Endpoint {
         self.passed_over_until.load(Ordering::Relaxed) <= now && !self.health.is_passed_over(now)
     }
 
-    /// Has its share grow from nothing, over the time that [`UpstreamPlan::slow_start`] says.
+    /// Has its share grow from nothing, over the time that [`crate::config::UpstreamPlan::slow_start`] says.
     pub fn begins_slowly(&self) {
         self.growing_since.store(now_micros(), Ordering::Relaxed);
     }

@@ -78,6 +78,9 @@ async fn attack(
     }
 }
 
+/// What one attack sends, by the number of its step.
+type Frames<'a> = &'a dyn Fn(u32) -> Vec<u8>;
+
 #[test]
 fn a_flood_of_frames_ends_its_connection_and_no_other() {
     let backend = ok();
@@ -92,7 +95,7 @@ fn a_flood_of_frames_ends_its_connection_and_no_other() {
         block.resize(16_000, 0xbe);
         frame(HEADERS, END_STREAM | END_HEADERS, stream(turn), &block)
     };
-    let attacks: [(&str, &dyn Fn(u32) -> Vec<u8>); 10] = [
+    let attacks: [(&str, Frames); 10] = [
         ("rapid reset", &|turn| {
             let open = frame(HEADERS, END_STREAM | END_HEADERS, stream(turn), GET);
             [open, frame(RST_STREAM, 0, stream(turn), &[0, 0, 0, 8])].concat()

@@ -87,7 +87,7 @@ pub(super) async fn serve<Io: Downstream>(wire: Wire<Io>, connection: &Rc<Connec
         // On the heap by itself: an idle connection is then not as large as a request that is being served.
         let serving = Box::pin(service::serve(request, connection));
         // A client that has gone takes its request with it: out of the queue, off the endpoint.
-        let Some(answer) = until_gone(serving, &wire).await else { return None };
+        let answer = until_gone(serving, &wire).await?;
 
         asked.keep_alive &= !connection.leaving.is_on() && !connection.turned_away;
         let next = response::send(&wire, answer, &asked, timer.as_mut()).await;

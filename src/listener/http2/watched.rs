@@ -246,7 +246,7 @@ fn cost(frame: &Frame) -> u32 {
     }
 }
 
-/// What a connection begins with, and has at most: 500 resets or PINGs at once, 200 SETTINGS, 10 000 WINDOW_UPDATEs.
+/// What a connection begins with, and has at most: 500 resets or PINGs at once, 200 SETTINGS, 10 000 `WINDOW_UPDATE`.
 const ALLOWANCE: u32 = 10_000;
 /// What time adds: 50 resets or PINGs a second, 20 SETTINGS.
 const A_SECOND: u32 = 1_000;

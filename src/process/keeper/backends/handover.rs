@@ -37,7 +37,7 @@ pub(in crate::process::keeper) struct LeftInstance {
     lingers: Option<(SystemTime, Duration, Duration)>,
     started: SystemTime,
     age: Duration,
-    /// A [`BackendPlan`], which a later program may not be able to read.
+    /// A [`crate::config::BackendPlan`], which a later program may not be able to read.
     plan: serde_json::Value,
     restarts: u64,
 }
