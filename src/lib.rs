@@ -7,7 +7,7 @@
 //!
 //! # The house
 //!
-//! A module uses only what stands above it.
+//! A module uses only what stands above it, but that `tls::storage` keeps its folder by the rules of `keeper::folder`.
 //!
 //! | module | what it is |
 //! |---|---|
@@ -40,8 +40,9 @@
 //! A connection is accepted into a task of its own, where a PROXY header is read if the listener requires one and TLS
 //! is agreed under a deadline ([`listener`]). On a listener with a log server there is only that. Its requests are read by [`h1`], or by hyper for HTTP/2, and each goes
 //! through [`service::serve`], which is the law and reads from top to bottom: the log record, the listener's redirect,
-//! one reading of host, path and client, the host rule, the route, who may use it (by address, certificate, password, or another server's word), whether its application is ready at all (if not, a page
-//! that says what is missing), the body's announced length,
+//! one reading of host, path and client, how often the client has asked, the host rule, the route, who may use it (by
+//! address, certificate and password), whether its application is ready at all (if not, a page that says what is
+//! missing), another server's word, the body's announced length,
 //! the body collected, a place waited for, the exchange, and the answer with its `Location`, its file and its
 //! compression. A websocket's handshake takes that path as any request and leaves it with its 101, as a tunnel. Whatever
 //! happens, one line is logged, when the last byte has gone or the client has.
@@ -55,7 +56,7 @@
 //! one process), each with a runtime, a `SO_REUSEPORT` socket of every listener and a pool of connections of its own:
 //! nothing on the path of a request crosses threads. What is shared is shared on purpose: the queue and the counts of an
 //! [`upstream::Upstream`], whether it is ready, the chain of proxies seen last, the collecting of logs, the spool's space,
-//! the limit on connections, metrics. A configuration is read through one pointer ([`runtime::Current`]), once a request.
+//! the counts of [`limits`], the passwords being checked ([`access`]), metrics. A configuration is read through one pointer ([`runtime::Current`]), once a request.
 //! One more runtime does what is not traffic (admin, places given on, looks at whether applications are ready and how many
 //! workers they have, names that are resolved again), one more
 //! thread writes the access log, and the first one listens to the keeper.
@@ -153,6 +154,9 @@
 //! | of an h2 connection: a header list, its fields; the tables they are compressed by | twice a request head, with 32 bytes each; 4 KiB each | `limits.header_bytes`; fixed |
 //! | of an h2 connection: frames that ask for nothing | 500 resets, and 50 more a second | fixed |
 //! | passwords that are looked at: at once, each; waiting, of these from one client | half of `workers`, 4 at most, 128 MiB; 64, 8 | fixed; `basic_auth.file` |
+//! | idle connections that a thread keeps to one endpoint, and for how long | 512, 30 s | fixed |
+//! | lines of the access log that wait to be written, of each thread | twice 256 KiB | fixed |
+//! | connections to the admin socket; a head there | 64; 16 KiB | fixed |
 //! | passwords that are known to be right, and for how long | 1024 of 48 bytes, 5 min | fixed |
 //! | of an h2 connection: streams, each with bodies as above | 100 | `limits.streams` |
 //! | of an h2 connection: what is received ahead, what is held ready to send | 1 MiB, 64 KiB a stream | fixed |

@@ -55,11 +55,14 @@ impl<T> RouteTable<T> {
         own.and_then(|node| node.find(path)).or_else(|| self.any_host.find(path))
     }
 
-    /// The route for what others may make of `path` on `host` ([`Path::read_by_others`]), where that is another path at all.
-    pub fn find_as_others(&self, host: &str, path: &Path<'_>) -> Option<&T> {
-        let path = path.read_by_others()?;
+    /// The routes for what others may make of `path` on `host`: all that [`Path::read_by_others`] does, and its escapes alone, as a
+    /// WSGI server undoes them; where these are other paths at all.
+    pub fn find_as_others(&self, host: &str, path: &Path<'_>) -> [Option<&T>; 2] {
+        let Some(read) = path.read_by_others() else { return [None, None] };
         let own = self.hosts.get(authority::host_name(host).as_ref());
-        own.and_then(|node| node.find_decoded(&path)).or_else(|| self.any_host.find_decoded(&path))
+        let find =
+            |path: &[u8]| own.and_then(|node| node.find_decoded(path)).or_else(|| self.any_host.find_decoded(path));
+        [find(&read), find(&path.decoded_merged())]
     }
 }
 
@@ -215,6 +218,20 @@ mod tests {
             ("", "/long/prefix", Some("/long/prefix")),
         ] {
             assert_eq!(find(&table, host, path), expected, "{host} {path}");
+        }
+    }
+
+    #[test]
+    fn others_may_read_a_path_with_all_that_is_odd_undone_or_with_its_escapes_alone() {
+        let table = table(&[("", "/"), ("", "/staff"), ("", "/staff/open")]);
+        for (path, expected) in [
+            ("/staff%2F;/open", [Some("/staff/open"), Some("/staff")]),
+            ("/staff%2Fx", [Some("/staff"), Some("/staff")]),
+            ("/staff;x", [Some("/staff"), Some("/")]),
+            ("/staff/x", [None, None]),
+        ] {
+            let found = table.find_as_others("h", &Path::read(path).unwrap());
+            assert_eq!(found.map(Option::<&&str>::copied), expected, "{path}");
         }
     }
 

@@ -181,8 +181,8 @@ impl Drop for Pipe {
         let here = PIPES_HERE.try_with(|pipes| {
             let Ok(mut pipes) = pipes.try_borrow_mut() else { return };
             match self.ends.take() {
-                // What is left in it would come before the next one's bytes.
-                Some(ends) if self.held == 0 => pipes.idle.push(ends),
+                // What is left in it would come before the next one's bytes; and what is kept is missing to others of this user.
+                Some(ends) if self.held == 0 && pipes.idle.len() < KEPT => pipes.idle.push(ends),
                 _ => pipes.open -= 1,
             }
         });
@@ -244,6 +244,8 @@ pub fn is_of_the_connection(error: &io::Error) -> bool {
 
 /// A body of this size is worth system calls of its own.
 pub const WORTH_IT: u64 = 64 * 1024;
+/// Pipes that a thread keeps while nothing passes.
+const KEPT: usize = 4;
 /// Pipes of one thread, each two descriptors.
 pub const PIPES: usize = 64;
 /// What a pipe can hold, by pages.

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What attacks do to a front end: Vestibule's, nginx's, HAProxy's, Caddy's and Apache's, on the same cases.
 
-    python3 benches/hostile/hostile.py [--peer vestibule,nginx,haproxy,caddy,apache] [--case TEXT] [--out FILE]
+    python3 benches/hostile/hostile.py [--suite smuggling,differential,attacks] [--peer vestibule,nginx,haproxy,caddy,apache]
+        [--case TEXT] [--out FILE]
 
 `smuggling`: each case of cases.py is sent through the front end, and what reached the backend is read by eight readers.
 `attacks`: floods, bombs and slow clients (attacks.py), one after the other, and what one client that does nothing wrong notices.

@@ -30,9 +30,9 @@ HOLD_MAX = float(os.environ.get('BENCH_HOLD', '25'))
 
 def log(*a): print(f'[{time.time()-T_START:6.1f}]', *a, file=sys.stderr, flush=True)
 
-# ---------- lock shared with other users of the machine
+# ---------- one run at a time measures on a machine
 class Lock:
-    """exclusive /tmp/bench.lock, handed over every ~8 s; after a long wait it may be kept as long as we waited (HOLD_MAX at most)"""
+    """/tmp/bench.lock, given to another run every 8 s or so; whoever has waited for longer keeps it for as long (HOLD_MAX at most)"""
     def __init__(s): s.f = open('/tmp/bench.lock', 'a'); s.t = None; s.limit = 8.0; s.waited = 0.0
     def get(s):
         if s.t is None:

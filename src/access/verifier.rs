@@ -9,7 +9,7 @@ use std::{
 };
 
 use aws_lc_rs::{digest, hmac, rand::SystemRandom};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 use zeroize::Zeroizing;
 
 use super::Users;
@@ -17,7 +17,7 @@ use crate::upstream::Client;
 
 /// Looks at passwords: few at a time, in the order in which they come, and no more than a few of one client.
 ///
-/// One that was right is known for [`KNOWN_FOR`], by a keyed hash of it; a hash that is not in the file any more is not
+/// One that was right is known for [`KNOWN_FOR`] after its last use, by a keyed hash of it; a hash that is not in the file any more is not
 /// looked up, so who has been taken out of it is out at once.
 pub struct Verifier {
     turns: Arc<Semaphore>,
@@ -64,7 +64,8 @@ impl Verifier {
             return Verdict::Right;
         }
         let Some(_place) = self.enter(client) else { return Verdict::Busy };
-        let Ok(turn) = Arc::clone(&self.turns).acquire_owned().await else { return Verdict::Busy };
+        let turn = timeout(LONGEST_WAIT, Arc::clone(&self.turns).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Verdict::Busy };
         // Of the same client, at the same time: a page and all that is on it.
         if is_user && self.knows(&proof, Instant::now()) {
             return Verdict::Right;
@@ -94,8 +95,11 @@ impl Verifier {
     }
 
     fn knows(&self, proof: &Proof, now: Instant) -> bool {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(proof).is_some_and(|until| *until > now)
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get_mut(proof).filter(|until| **until > now).is_some_and(|until| {
+            *until = now + KNOWN_FOR;
+            true
+        })
     }
 
     fn remember(&self, proof: Proof, now: Instant) {
@@ -163,6 +167,8 @@ const KNOWN_FOR: Duration = Duration::from_secs(5 * 60);
 const MOST_KNOWN: usize = 1024;
 /// Passwords that are looked at at once, on a machine with many processors.
 const MOST_AT_ONCE: usize = 4;
+/// How long one waits for its turn.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// Requests that wait for that.
 const MOST_WAITING: usize = 64;
 /// Of one client: as many connections as a browser opens, and a few.

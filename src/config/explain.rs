@@ -134,6 +134,10 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if route.security_headers.hsts.is_some() {
             writeln!(f, "    browsers are told to come over https only, unless it says otherwise")?;
         }
+        let told = &route.security_headers;
+        if told.nosniff || told.referrer_policy.is_some() || told.frames.is_some() {
+            writeln!(f, "    browsers are told to be careful (`security_headers`), unless it says otherwise")?;
+        }
         if route.client_certificate {
             writeln!(
                 f,
@@ -450,6 +454,13 @@ fn limits(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         show_time(limits.keep_alive),
         show_time(limits.progress_timeout)
     )?;
+    if limits.minimum_rate > 0 {
+        let rate = show_size(limits.minimum_rate);
+        writeln!(
+            f,
+            "  {rate} of a body a second at least, over half of that last time; whoever is slower is given up"
+        )?;
+    }
     let each = |rate: Option<Rate>| rate.map(|rate| format!("{} TLS handshakes {}", rate.count, show_rate(rate)));
     let connections = limits.connections_per_address.map(|count| format!("{count} connections"));
     let by_address = list(connections.into_iter().chain(each(limits.handshakes_per_address)));

@@ -817,10 +817,10 @@ pub struct RoutePlan {
 }
 
 impl RoutePlan {
-    /// Whether anybody is kept out.
+    /// Whether anybody is kept out, or kept from asking too often.
     #[must_use]
     pub fn is_guarded(&self) -> bool {
-        self.client_certificate || self.access.is_guarded()
+        self.client_certificate || self.access.is_guarded() || !self.requests.is_empty()
     }
 }
 

@@ -313,7 +313,7 @@ keys! {
         /// pass over an endpoint that cannot be used.
         balance: Balance = "least",
         /// An endpoint that is new beside others, or that could not be used before, comes to its weight over this time. Not with
-        /// `balance: hash`. `0`: at once.
+        /// `balance: hash` or `bounded_hash`. `0`: at once.
         slow_start: Wait = "0",
         /// Requests inside at once; the rest wait. `auto`: as many as `stats` says there are threads of workers, and 4 for each
         /// address in `stats` until it can be read. `null`: no bound.
@@ -552,7 +552,8 @@ keys! {
         failures: Count<1, 1_000> = "5",
         /// For how long; each time twice as long as before, up to five minutes, until it has been well for as long again.
         time: Timeout = "10s",
-        /// The most of the endpoints that are passed over for this at once; one always may be, and one never is.
+        /// The most of the endpoints that are passed over for this at once (of silent ones, all but one); one always may be,
+        /// and one never is.
         most: Percent = "50%",
     }
 }

@@ -90,7 +90,10 @@ fn available(root: &Path) -> Option<u64> {
         .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())?
         .saturating_mul(1024);
     // `max` where there is no limit, which is not a number. Groups above may be allowed less still.
-    let own = read("proc/self/cgroup")?.lines().find_map(|line| Some(line.strip_prefix("0::/")?.to_owned()));
+    let own = read("proc/self/cgroup")
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| Some(line.strip_prefix("0::/")?.to_owned()));
     let own = own.unwrap_or_default();
     let groups = Path::new(&own)
         .ancestors()

@@ -144,7 +144,9 @@ impl Requests {
         limits: &LimitsPlan,
         trusted: &TrustedProxies,
     ) -> Result<(), GatewayError> {
-        for limit in &*self.0 {
+        // What is counted for all comes last: who asks too much takes none from the others.
+        let of = |all: bool| self.0.iter().filter(move |limit| (limit.by == RateKey::All) == all);
+        for limit in of(false).chain(of(true)) {
             let address = || client.and_then(|client| Client::counted(client, limits, trusted));
             let counted = match &limit.by {
                 RateKey::All => limit.limiter.count(&()),

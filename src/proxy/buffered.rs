@@ -13,12 +13,16 @@ use std::{
     future::poll_fn,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
-    task::{Context, Poll, Waker, ready},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::sleep;
@@ -62,8 +66,10 @@ struct Shared {
     direct: Option<Incoming>,
     /// Bytes that it has taken since the last look.
     taken: u64,
-    /// It waits for the endpoint, and not for the client.
+    /// It has had all that there was.
     waits: bool,
+    /// Whether something has come since.
+    notice: Arc<Notice>,
     /// Whoever looks, while there is nothing to be seen.
     watcher: Option<Waker>,
     /// Comes before what is in the file.
@@ -85,13 +91,23 @@ impl Shared {
         }
     }
 
+    /// It waits for the endpoint, and not for the client: whoever compresses may have had all, and not come again since.
+    fn waits_for_endpoint(&self) -> bool {
+        self.waits && !self.notice.came.load(Ordering::Relaxed)
+    }
+
     /// Lets the reader take what comes next from the endpoint; `None` when that is drained instead.
     fn poll_direct<T>(
         &mut self,
-        poll: impl FnOnce(Pin<&mut Incoming>) -> Poll<Option<Result<T, GatewayError>>>,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut Incoming>, &mut Context<'_>) -> Poll<Option<Result<T, GatewayError>>>,
         length: impl FnOnce(&T) -> u64,
     ) -> Option<Poll<Option<Result<T, GatewayError>>>> {
-        let polled = poll(Pin::new(self.direct.as_mut()?));
+        let direct = self.direct.as_mut()?;
+        self.notice.reader.register(cx.waker());
+        self.notice.came.store(false, Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(&self.notice));
+        let polled = poll(Pin::new(direct), &mut Context::from_waker(&waker));
         self.waits = polled.is_pending();
         if !self.waits
             && let Some(watcher) = self.watcher.take()
@@ -109,12 +125,33 @@ impl Shared {
     }
 }
 
+/// Tells the reader, and whoever looks, that something has come.
+#[derive(Default)]
+struct Notice {
+    came: AtomicBool,
+    reader: AtomicWaker,
+    watcher: AtomicWaker,
+}
+
+impl Wake for Notice {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.came.store(true, Ordering::Relaxed);
+        self.reader.wake();
+        self.watcher.wake();
+    }
+}
+
 /// Until the client takes less than the spool would, which is when the body is to be drained; `None` after its end.
 async fn until_slow(shared: &RefCell<Shared>) -> Option<Incoming> {
     loop {
         poll_fn(|cx| {
             let mut shared = shared.borrow_mut();
-            if !shared.waits {
+            shared.notice.watcher.register(cx.waker());
+            if !shared.waits_for_endpoint() {
                 return Poll::Ready(());
             }
             shared.watcher = Some(cx.waker().clone());
@@ -127,7 +164,7 @@ async fn until_slow(shared: &RefCell<Shared>) -> Option<Incoming> {
         if shared.direct.as_ref()?.is_end_stream() {
             return None;
         }
-        if !shared.waits && shared.taken < KEEPS_UP {
+        if !shared.waits_for_endpoint() && shared.taken < KEEPS_UP {
             return shared.direct.take();
         }
     }
@@ -237,7 +274,7 @@ impl http_body::Body for Buffered {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
         let this = self.get_mut();
         let length = |frame: &Frame<Bytes>| frame.data_ref().map_or(0, Bytes::len) as u64;
-        let direct = this.shared.borrow_mut().poll_direct(|body| body.poll_frame(cx), length);
+        let direct = this.shared.borrow_mut().poll_direct(cx, http_body::Body::poll_frame, length);
         let frame = match direct {
             Some(polled) => ready!(polled),
             None => ready!(this.poll_next(cx)).map(|data| data.map(Frame::data)),
@@ -258,7 +295,8 @@ impl Relay for Buffered {
         pipe: &mut Pipe,
     ) -> Poll<Option<Result<usize, GatewayError>>> {
         let this = self.get_mut();
-        let direct = this.shared.borrow_mut().poll_direct(|body| body.poll_relay(cx, pipe), |count| *count as u64);
+        let direct =
+            this.shared.borrow_mut().poll_direct(cx, |body, cx| body.poll_relay(cx, pipe), |count| *count as u64);
         let Some(polled) = direct else { return Poll::Ready(None) };
         let relayed = ready!(polled);
         this.count(relayed.as_ref().and_then(|relayed| relayed.as_ref().ok()).map_or(0, |count| *count as u64));
@@ -324,6 +362,21 @@ mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
+
+    #[tokio::test]
+    async fn who_has_had_all_and_does_not_come_for_what_comes_next_does_not_wait_for_the_endpoint() {
+        let shared = RefCell::new(Shared { waits: true, ..Shared::default() });
+        let notice = Arc::clone(&shared.borrow().notice);
+        let looked = async {
+            tokio::task::yield_now().await;
+            Waker::from(notice).wake();
+        };
+
+        // There is no body, so that it ends with the first look that there is a reason for.
+        let (watched, ()) = tokio::join!(tokio::time::timeout(LOOK * 20, until_slow(&shared)), looked);
+
+        assert!(matches!(watched, Ok(None)), "what has come is noticed, though nobody asks for it");
+    }
 
     #[tokio::test]
     async fn a_panic_of_the_one_who_fills_ends_the_body_with_an_error() {

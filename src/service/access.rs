@@ -188,7 +188,7 @@ fn question(request: &request::Parts, target: &str) -> Result<HeaderMap, Gateway
         headers.remove(name);
     }
     let unfit = |_| GatewayError::downstream(StatusCode::BAD_REQUEST, "the request target is not fit for a header");
-    headers.insert(&X_FORWARDED_URI, HeaderValue::from_str(target).map_err(unfit)?);
+    headers.insert(&X_FORWARDED_URI, HeaderValue::from_bytes(target.as_bytes()).map_err(unfit)?);
     let method = HeaderValue::from_str(request.method.as_str()).expect("a method is a token");
     headers.insert(&X_FORWARDED_METHOD, method);
     Ok(headers)

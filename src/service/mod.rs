@@ -133,7 +133,8 @@ async fn respond(
     }
     let upgrade = wants_websocket(request);
     // Whoever looks whether the application is well is not to be told that others ask too much.
-    let counts = !runtime.is_health_path(path.raw());
+    let looks = matches!(request.method, Method::GET | Method::HEAD) && runtime.is_health_path(path.raw());
+    let counts = !looks;
     if counts {
         limit_requests(&runtime.requests, &runtime, &origin, request, thread)?;
     }
@@ -150,15 +151,16 @@ async fn respond(
     };
     let route: &Route = found.value;
     log.route(route, origin.scheme);
-    if counts {
-        limit_requests(&route.requests, &runtime, &origin, request, thread)?;
-    }
-    // Where the application may read another path than we do, who is kept out there is kept out here.
-    let others = runtime.is_guarded.then(|| runtime.routes.find_as_others(origin.host.host(), &path)).flatten();
-    let others = others.filter(|others| !Arc::ptr_eq(others, found.value)).map(|others| &**others);
-    let guards = || [Some(route), others].into_iter().flatten();
+    // Where the application may read another path than we do, who is kept out or counted there is so here.
+    let others =
+        if runtime.is_guarded { runtime.routes.find_as_others(origin.host.host(), &path) } else { [None, None] };
+    let others = others.map(|other| other.filter(|other| !Arc::ptr_eq(other, found.value)).map(|other| &**other));
+    let guards = || [Some(route), others[0], others[1]].into_iter().flatten();
     // Before the route answers anything.
     for guard in guards() {
+        if counts {
+            limit_requests(&guard.requests, &runtime, &origin, request, thread)?;
+        }
         access::admit(&guard.plan, &origin)?;
         if guard.plan.client_certificate {
             demand_certificate(connection)?;
@@ -189,14 +191,15 @@ async fn respond(
     if route.upstream.is_starting() && !runtime.is_health_path(path.raw()) {
         return Err(not_ready(&route.upstream.name));
     }
+    // Before another server is asked, which need not know it either and may set another one.
+    for guard in guards() {
+        access::keep_password(guard, &mut request.headers);
+    }
     // With headers that are true, so that it can believe what it is told.
     for guard in guards() {
         if let Some(answer) = access::ask(guard, request, target, &origin, thread, log).await? {
             return Ok(Reached::Response(answer));
         }
-    }
-    for guard in guards() {
-        access::keep_password(guard, &mut request.headers);
     }
     if found.bare && route.plan.slash == Slash::Redirect {
         return Ok(Reached::Response(answer::redirect_to_slash(&path, uri.query())));

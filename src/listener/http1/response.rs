@@ -317,7 +317,9 @@ impl Writer {
             return Poll::Ready(Ok(false));
         };
         let relayed = self.body.poll_relay(cx, &mut pipe);
-        self.pipe = Some(pipe);
+        if !matches!(relayed, Poll::Ready(None)) {
+            self.pipe = Some(pipe);
+        }
         let Some(count) = ready!(relayed).transpose()? else { return Poll::Ready(Ok(false)) };
         self.taken += count as u64;
         Poll::Ready(Ok(true))

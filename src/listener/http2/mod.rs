@@ -109,7 +109,7 @@ async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, streams
     // hyper sends what it is given, to a HEAD as well.
     let body = if is_head { Body::Empty } else { body };
     let progress = streams.progress(log.patience());
-    Response::from_parts(parts, Logged { body, log, progress })
+    Response::from_parts(parts, Logged { body, rest: Bytes::new(), log, progress })
 }
 
 /// A request body as hyper reads it.
@@ -142,6 +142,9 @@ impl http_body::Body for RequestBody {
 /// A response body that is logged at its end.
 struct Logged {
     body: Body,
+    /// Of its last piece, what has not been given: the library keeps all it is given, and of the last piece nothing is
+    /// known any more.
+    rest: Bytes,
     log: LogGuard,
     progress: Rc<Progress>,
 }
@@ -153,32 +156,44 @@ impl http_body::Body for Logged {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
         let this = &mut *self;
         this.progress.asked();
-        match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    this.log.add_sent(data.len() as u64);
-                    this.progress.offered(data.len() as u64);
+        if this.rest.is_empty() {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.rest = data,
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                Some(Err(error)) => {
+                    // The stream is reset, so that a part is not taken for the whole.
+                    this.log.failed(&error);
+                    return Poll::Ready(Some(Err(error)));
                 }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(error)) => {
-                // The stream is reset, so that a part is not taken for the whole.
-                this.log.failed(&error);
-                Poll::Ready(Some(Err(error)))
-            }
-            None => {
-                this.log.complete();
-                Poll::Ready(None)
+                None => {
+                    this.log.complete();
+                    return Poll::Ready(None);
+                }
             }
         }
+        let length = this.rest.len().min(PIECE);
+        let piece = this.rest.split_to(length);
+        if this.rest.is_empty() {
+            this.rest = Bytes::new();
+        }
+        this.log.add_sent(length as u64);
+        this.progress.offered(length as u64);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, mut hint) = (self.rest.len() as u64, self.body.size_hint());
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint.set_lower(hint.lower() + rest);
+        hint
     }
 }
 
@@ -188,13 +203,15 @@ impl Drop for Logged {
             // What state the body is in, nobody knows; the line is written all the same.
         } else if self.progress.has_stalled() {
             self.log.cut_by_client(&self.progress.why());
-        } else if self.body.is_end_stream() {
+        } else if self.is_end_stream() {
             // hyper does not ask for more than there is.
             self.log.complete();
         }
     }
 }
 
+/// Bytes of a body that the library is given at once: as much as a frame has.
+const PIECE: usize = 16 * 1024;
 /// A peer that answers no PING for this long, this long after it was last heard of, is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Bytes of headers that are remembered to be named again; what we remember of ours is no more, whatever the client allows.

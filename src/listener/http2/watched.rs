@@ -208,7 +208,7 @@ impl Allowance {
         if cost == 0 {
             return;
         }
-        if self.left < cost {
+        if self.left <= cost {
             let earned = u32::try_from(self.since.elapsed().as_millis()).unwrap_or(u32::MAX);
             self.since = Instant::now();
             self.give(earned.saturating_mul(A_SECOND / 1000));
@@ -281,6 +281,18 @@ mod tests {
         bytes.extend(stream.to_be_bytes());
         bytes.extend(payload);
         bytes
+    }
+
+    #[test]
+    fn what_takes_all_that_is_left_has_what_time_has_added() {
+        let hour_ago = Instant::now().checked_sub(std::time::Duration::from_secs(3600)).unwrap();
+        let mut allowance = Allowance { left: 20, since: hour_ago };
+
+        allowance.take(20);
+        assert!(!allowance.is_used_up());
+
+        (0..500).for_each(|_| allowance.take(20));
+        assert!(allowance.is_used_up(), "all of it at once");
     }
 
     #[test]

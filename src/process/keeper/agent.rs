@@ -373,7 +373,8 @@ impl Keeper {
             // One that leaves may be of a program before this one, which knows no other way to be told.
             let all: Vec<_> = self.certificates.iter().map(|material| CertificateMaterial::clone(material)).collect();
             for worker in &mut self.workers {
-                worker.has_been_told(&self.certificates);
+                // Nothing, as far as is known: it may not be able to use one of them, and keeps those it has then.
+                worker.has_been_told(&[]);
                 worker.tell(ToWorker::Certificates(all.clone()));
             }
         }

@@ -106,7 +106,10 @@ impl Keeper {
     /// What a reload would do, in words. Binds nothing.
     pub(super) async fn dry_run(&mut self) -> Outcome {
         let text = self.text().await.map_err(|faults| faults.join("\n"))?;
-        let plan = config::check_text(&self.source, &text, inspections()).map_err(|error| faults(&error).join("\n"))?;
+        let checked = config::check_text(&self.source, &text, inspections());
+        // Keys that only this text names were read for it.
+        self.tidy();
+        let plan = checked.map_err(|error| faults(&error).join("\n"))?;
         Ok(rehearsal(&self.plan, &plan, self.takes(&plan)))
     }
 

@@ -40,8 +40,9 @@ impl Keeper {
         if let (Some(Found(found)), Some(worker)) = (found, self.worker(worker)) {
             worker.tell(match found {
                 Ok(used) => ToWorker::Used { pid, used: Some(used) },
-                Err(Unmeasured::Hidden) => ToWorker::Used { pid, used: None },
-                Err(Unmeasured::Another) => ToWorker::Another { pid },
+                Err(Unmeasured::Another) if started != 0 => ToWorker::Another { pid },
+                // A program before this one, which does not say when the process began, knows no other word.
+                Err(_) => ToWorker::Used { pid, used: None },
             });
         }
     }
