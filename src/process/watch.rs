@@ -73,19 +73,19 @@ impl Watcher {
     /// Watches exactly `files` from now on. What they are now is what later is compared with, but for files that were
     /// watched before: what has happened to them since the last [`Self::take_for_known`] is not lost.
     pub(super) fn watch(&mut self, files: Vec<PathBuf>) {
-        self.files = files;
-        self.tell(Message::Watch(self.seen()));
+        self.watch_since(look(files));
+    }
+
+    /// The same of files as they were when they were looked at, before they were read: what has happened since is told.
+    pub(super) fn watch_since(&mut self, looked: Looked) {
+        self.files = looked.iter().map(|(file, _)| file.clone()).collect();
+        self.tell(Message::Watch(looked));
     }
 
     /// Takes what the files are now for known: to be called before they are read for another reason than a change that
     /// was told.
     pub(super) fn take_for_known(&mut self) {
-        self.tell(Message::Known(self.seen()));
-    }
-
-    /// Who asks is about to read them, or has just done so: what can hang here hangs there.
-    fn seen(&self) -> Vec<(PathBuf, Option<Seen>)> {
-        self.files.iter().map(|file| (file.clone(), Seen::of(file))).collect()
+        self.tell(Message::Known(look(self.files.clone())));
     }
 
     fn tell(&self, message: Message) {
@@ -100,9 +100,21 @@ impl Drop for Watcher {
     }
 }
 
+/// Files, and what they were.
+pub(super) type Looked = Vec<(PathBuf, Option<Seen>)>;
+
+/// What `files` are. Who asks is about to read them, or has just done so: what can hang here hangs there.
+pub(super) fn look(files: Vec<PathBuf>) -> Looked {
+    let look = |file: PathBuf| {
+        let seen = Seen::of(&file);
+        (file, seen)
+    };
+    files.into_iter().map(look).collect()
+}
+
 enum Message {
-    Watch(Vec<(PathBuf, Option<Seen>)>),
-    Known(Vec<(PathBuf, Option<Seen>)>),
+    Watch(Looked),
+    Known(Looked),
     /// Something has happened to a name that matters.
     Stirred,
     End,
@@ -216,7 +228,7 @@ impl Watch {
         gaps.chain(settled).chain([self.next_look]).min().unwrap_or(self.next_look)
     }
 
-    fn watch(&mut self, files: Vec<(PathBuf, Option<Seen>)>) {
+    fn watch(&mut self, files: Looked) {
         let before = std::mem::take(&mut self.files).into_iter();
         let mut before: HashMap<PathBuf, File> = before.map(|file| (file.path.clone(), file)).collect();
         for (path, seen) in files {
@@ -452,6 +464,18 @@ mod tests {
         let mut files = Watched::new(two_files, &["a", "b"]);
 
         files.write("a", "2");
+
+        assert_eq!(files.next(), ["a"]);
+    }
+
+    #[test]
+    fn what_has_happened_between_a_look_and_the_watch_is_told() {
+        let mut files = Watched::new(two_files, &[]);
+        let looked = look(vec![files.path("a"), files.path("b")]);
+        files.write("a.new", "2");
+        files.rename("a.new", "a");
+
+        files.watcher.watch_since(looked);
 
         assert_eq!(files.next(), ["a"]);
     }

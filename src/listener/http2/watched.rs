@@ -8,14 +8,19 @@
 
 use std::{
     cell::Cell,
+    future::Future as _,
     io,
+    mem::MaybeUninit,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll},
-    time::Instant,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
 
 /// A connection whose frames are looked at on their way.
 pub(super) struct Watched<Io> {
@@ -26,6 +31,8 @@ pub(super) struct Watched<Io> {
     /// The last stream that the client has opened.
     last_stream: u32,
     exhausted: Exhausted,
+    /// How long the end of the client's side is waited for, once ours is closed.
+    lingers: Option<Pin<Box<Sleep>>>,
 }
 
 /// Whether the allowance was used up.
@@ -48,6 +55,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
             allowance: Allowance { left: ALLOWANCE, since: Instant::now() },
             last_stream: 0,
             exhausted: exhausted.clone(),
+            lingers: None,
         };
         (watched, exhausted)
     }
@@ -143,8 +151,29 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<Io> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
+    /// Closes our side, and reads over what the client still sends: a socket that is closed with bytes unread, such as a
+    /// `WINDOW_UPDATE` for the last piece of a response, resets the connection, and that piece with it.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.lingers.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        let lingers = this.lingers.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if lingers.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        for _ in 0..ROUNDS {
+            let mut over = [MaybeUninit::uninit(); 4096];
+            let mut over = ReadBuf::uninit(&mut over);
+            match Pin::new(&mut this.io).poll_read(cx, &mut over) {
+                Poll::Ready(Ok(())) if !over.filled().is_empty() => {}
+                // The client has closed its side, in whatever way.
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -253,6 +282,11 @@ const A_SECOND: u32 = 1_000;
 /// What a reset costs, the client's or one that it has us send; a response gives that back.
 const RESET: u32 = 20;
 
+/// How long a client that has been told goodbye has to close its side.
+const LINGER: Duration = Duration::from_secs(2);
+/// Reads before the thread is given up.
+const ROUNDS: usize = 16;
+
 /// Bytes of the client's preface, and of the head of a frame.
 const PREFACE: usize = 24;
 const HEAD: usize = 9;
@@ -285,7 +319,7 @@ mod tests {
 
     #[test]
     fn what_takes_all_that_is_left_has_what_time_has_added() {
-        let hour_ago = Instant::now().checked_sub(std::time::Duration::from_secs(3600)).unwrap();
+        let hour_ago = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap();
         let mut allowance = Allowance { left: 20, since: hour_ago };
 
         allowance.take(20);

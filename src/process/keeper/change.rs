@@ -1,6 +1,12 @@
 //! Another configuration: read, refused or put in force, remembered, gone back to.
 
-use std::{collections::BTreeMap, io, sync::Arc, thread, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+    thread,
+    time::SystemTime,
+};
 
 use tokio::{
     sync::oneshot,
@@ -211,6 +217,11 @@ impl Keeper {
         if let Takes::Restart(why) = takes {
             return Err(format!("this needs a restart: {}", why.join("; ")));
         }
+        // Before they are read: what changes while it is put in force is not lost. Where it is refused, what was wrong with
+        // them may be mended.
+        let files: BTreeSet<_> =
+            config::dependencies(&self.plan).into_iter().chain(config::dependencies(&plan)).collect();
+        self.watcher.watch(files.into_iter().collect());
         // A new worker has nothing yet; neither has one that is about to be begun.
         let held = (takes == Takes::Effect).then_some(&self.plan);
         let gathered = Provisions::gather_beside(&plan, &mut self.sockets, held, user.as_ref());

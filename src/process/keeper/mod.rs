@@ -55,7 +55,7 @@ use super::{
     history::History,
     message::{Handover, ToWorker, Word},
     signals::{Signal, Signals},
-    watch::Watcher,
+    watch::{Watcher, look},
     worker::RunsAs,
 };
 use crate::{
@@ -177,12 +177,15 @@ impl Keeper {
     /// Opens everything and begins the first worker; when this returns, connections are accepted.
     pub(super) async fn start(source: Source, options: Options, plan: Plan, text: String) -> Result<Self, ServeError> {
         let user = worker_user(&plan, &options)?;
+        // Before they are read: what changes while we start is not lost.
+        let looked = look(config::dependencies(&plan));
         let mut sockets = Sockets::with(Inherited::receive());
         let provisions = Provisions::gather_beside(&plan, &mut sockets, None, user.as_ref())?;
         let tickets = TicketKeys::generate().map_err(|error| ServeError::System(io::Error::other(error)))?;
         let mut history = History::load(&plan.tls.storage, source.file());
         history.push(1, "start", &text);
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
+        keeper.watcher.watch_since(looked);
         keeper.certificates = provisions.materials();
         keeper.client_authorities.clone_from(&provisions.client_authorities);
         keeper.users.clone_from(&provisions.users);
