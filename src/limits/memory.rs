@@ -107,8 +107,7 @@ const ALWAYS_LET_IN: usize = 64;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::config;
+    use super::{super::tests::limits, *};
 
     #[test]
     fn what_a_process_has_is_measured() {
@@ -141,9 +140,7 @@ mod tests {
 
     #[test]
     fn pressure_begins_at_the_bound_and_spares_the_first_connections() {
-        let text = "listeners: [{ address: '127.0.0.1:80' }]\nupstreams: { app: { endpoints: ['127.0.0.1:1'] } }\n\
-                    routes: [{ prefix: /, upstream: app }]\nlimits: { memory: 800MiB }\n";
-        let limits = config::parse("/etc/v.yml", text, &|_| None).unwrap().limits;
+        let limits = limits("memory: 800MiB");
         let at = |mebibytes: u64, open| Memory(AtomicU64::new(mebibytes << 20)).pressure(&limits, open);
 
         assert_eq!((at(799, 1000), at(800, 1000)), (Pressure::None, Pressure::High));

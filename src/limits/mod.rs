@@ -52,6 +52,16 @@ impl fmt::Display for Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
+
+    /// Those of a configuration that says `text` of them.
+    pub(super) fn limits(text: &str) -> LimitsPlan {
+        let text = format!(
+            "listeners: [{{ address: '127.0.0.1:80' }}]\nupstreams: {{ app: {{ endpoints: ['127.0.0.1:1'] }} }}\n\
+             routes: [{{ prefix: /, upstream: app }}]\nlimits: {{ {text} }}\n"
+        );
+        config::parse("/etc/v.yml", &text, &|_| None).unwrap().limits
+    }
 
     fn client(text: &str) -> Client {
         Client::new(text.parse().unwrap())

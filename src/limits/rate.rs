@@ -121,13 +121,11 @@ impl Requests {
             if let Some(same) = same {
                 return RequestLimit { at, ..same.clone() };
             }
-            {
-                let limiter = match plan.by {
-                    RateKey::All => Limiter::for_all(plan.rate),
-                    RateKey::Address | RateKey::Cookie(_) => Limiter::for_each(plan.rate),
-                };
-                RequestLimit { at, by: plan.by.clone(), limiter: Arc::new(limiter), notice: Arc::default() }
-            }
+            let limiter = match plan.by {
+                RateKey::All => Limiter::for_all(plan.rate),
+                RateKey::Address | RateKey::Cookie(_) => Limiter::for_each(plan.rate),
+            };
+            RequestLimit { at, by: plan.by.clone(), limiter: Arc::new(limiter), notice: Arc::default() }
         };
         Self(rates.iter().enumerate().map(limit).collect())
     }
@@ -180,16 +178,7 @@ impl RequestLimit {
 mod tests {
     use http::{HeaderValue, header};
 
-    use super::*;
-    use crate::config;
-
-    fn limits(text: &str) -> LimitsPlan {
-        let text = format!(
-            "listeners: [{{ address: '127.0.0.1:80' }}]\nupstreams: {{ app: {{ endpoints: ['127.0.0.1:1'] }} }}\n\
-             routes: [{{ prefix: /, upstream: app }}]\nlimits: {{ {text} }}\n"
-        );
-        config::parse("/etc/v.yml", &text, &|_| None).unwrap().limits
-    }
+    use super::{super::tests::limits, *};
 
     fn count(requests: &Requests, limits: &LimitsPlan, client: &str, cookie: &str) -> Option<Duration> {
         let mut headers = HeaderMap::new();

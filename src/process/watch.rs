@@ -7,7 +7,7 @@
 //! besides.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     ffi::{OsStr, OsString},
     fs, io,
     os::unix::fs::MetadataExt,
@@ -73,7 +73,14 @@ impl Watcher {
     /// Watches exactly `files` from now on. What they are now is what later is compared with, but for files that were
     /// watched before: what has happened to them since the last [`Self::take_for_known`] is not lost.
     pub(super) fn watch(&mut self, files: Vec<PathBuf>) {
-        self.watch_since(look(files));
+        let watched: HashSet<&PathBuf> = self.files.iter().collect();
+        // What those that are watched already are now, nobody asks.
+        let looked = |file: PathBuf| {
+            let seen = if watched.contains(&file) { None } else { Seen::of(&file) };
+            (file, seen)
+        };
+        let looked = files.into_iter().map(looked).collect();
+        self.watch_since(looked);
     }
 
     /// The same of files as they were when they were looked at, before they were read: what has happened since is told.

@@ -70,8 +70,6 @@ struct Shared {
     waits: bool,
     /// Whether something has come since.
     notice: Arc<Notice>,
-    /// Whoever looks, while there is nothing to be seen.
-    watcher: Option<Waker>,
     /// Comes before what is in the file.
     memory: Pieces,
     file: Option<SpoolFile>,
@@ -109,10 +107,8 @@ impl Shared {
         let waker = Waker::from(Arc::clone(&self.notice));
         let polled = poll(Pin::new(direct), &mut Context::from_waker(&waker));
         self.waits = polled.is_pending();
-        if !self.waits
-            && let Some(watcher) = self.watcher.take()
-        {
-            watcher.wake();
+        if !self.waits {
+            self.notice.watcher.wake();
         }
         if let Poll::Ready(Some(Ok(moved))) = &polled {
             self.taken += length(moved);
@@ -125,7 +121,7 @@ impl Shared {
     }
 }
 
-/// Tells the reader, and whoever looks, that something has come.
+/// Tells the reader, and whoever looks ([`until_slow`]), that something has come.
 #[derive(Default)]
 struct Notice {
     came: AtomicBool,
@@ -149,13 +145,9 @@ impl Wake for Notice {
 async fn until_slow(shared: &RefCell<Shared>) -> Option<Incoming> {
     loop {
         poll_fn(|cx| {
-            let mut shared = shared.borrow_mut();
+            let shared = shared.borrow();
             shared.notice.watcher.register(cx.waker());
-            if !shared.waits_for_endpoint() {
-                return Poll::Ready(());
-            }
-            shared.watcher = Some(cx.waker().clone());
-            Poll::Pending
+            if shared.waits_for_endpoint() { Poll::Pending } else { Poll::Ready(()) }
         })
         .await;
         shared.borrow_mut().taken = 0;

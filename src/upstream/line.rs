@@ -9,9 +9,11 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     task::Waker,
 };
+
+use crate::limits;
 
 /// Who asks for a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub enum Class {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Client {
     /// `None`: all whose address is not known.
-    At(Option<IpAddr>),
+    At(Option<limits::Client>),
     /// Another process, for a request that waits there.
     Process,
 }
@@ -42,10 +44,7 @@ pub enum Client {
 impl Client {
     /// The client at `address`.
     pub fn of(address: Option<IpAddr>) -> Self {
-        Self::At(address.map(|address| match address.to_canonical() {
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-            address @ IpAddr::V4(_) => address,
-        }))
+        Self::At(address.map(limits::Client::new))
     }
 }
 
