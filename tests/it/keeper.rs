@@ -394,7 +394,9 @@ fn a_worker_that_is_begun_anew_serves_what_is_in_force_whatever_has_become_of_it
 #[test]
 fn a_killed_worker_is_followed_at_once_and_whoever_waits_in_the_sockets_is_served() {
     let backend = ok();
+    let begun = Instant::now();
     let served = Served::start(&to(backend.address, ""));
+    let start = begun.elapsed();
     let address = served.address(0);
 
     let mut best = Duration::MAX;
@@ -417,7 +419,8 @@ fn a_killed_worker_is_followed_at_once_and_whoever_waits_in_the_sockets_is_serve
         wait_for("the crash to be told", || served.status()["processes"]["crashes"] == round + 1);
     }
 
-    assert!(best < Duration::from_millis(100), "the quickest took {best:?}");
+    // No pause and no look taken now and then are in it, only what the first worker was begun with: as slow as the machine is.
+    assert!(best < 2 * start, "the quickest took {best:?}, a start {start:?}");
     assert!(served.events().contains("a worker has ended unasked"), "{}", served.events());
 }
 

@@ -234,20 +234,35 @@ impl Run {
             *lines.entry(id).or_default() += 1;
         }
         let mut faults = Vec::new();
-        let mut hold = |id: u64, most: u32, least: u32, what: Kind| {
+        let at = |moment: Instant| moment.saturating_duration_since(self.begun).as_secs_f64();
+        let around = |moment: Instant| {
+            let near = self.entries.events.iter().filter(|event| moment + PATIENCE / 8 >= event.begun);
+            let near = near.filter(|event| moment <= event.ended + PATIENCE / 8);
+            let told: Vec<_> =
+                near.map(|event| format!("{} {:.3}-{:.3}", event.act, at(event.begun), at(event.ended))).collect();
+            format!("at {:.3}, with {}", at(moment), told.join(", "))
+        };
+        let mut hold = |id: u64, most: u32, least: u32, what: Kind, ended: Option<Instant>| {
             let found = lines.get(&id).copied().unwrap_or(0);
             if !(least..=most).contains(&found) {
-                faults.push(format!("{what:?} {id} has {found} lines"));
+                let around = ended.map(around).unwrap_or_default();
+                faults.push(format!("{what:?} {id} has {found} lines {around}"));
             }
         };
         for exchange in &self.entries.exchanges {
             let whole = exchange.error.is_none() && exchange.kind != Kind::Websocket && !self.lost(exchange.ended);
-            hold(exchange.id, 1 + exchange.retried + exchange.resent, u32::from(whole), exchange.kind);
+            hold(
+                exchange.id,
+                1 + exchange.retried + exchange.resent,
+                u32::from(whole),
+                exchange.kind,
+                Some(exchange.ended),
+            );
         }
         let cuts: HashMap<_, _> = self.entries.cuts(DRAIN).map(|(session, blame)| (session.id, blame)).collect();
         for session in &self.entries.sessions {
             let least = u32::from(cuts.get(&session.id) != Some(&Blame::Kill));
-            hold(session.id, 1, least, Kind::Websocket);
+            hold(session.id, 1, least, Kind::Websocket, None);
         }
         faults
     }
