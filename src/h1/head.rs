@@ -329,7 +329,7 @@ fn note(ranges: &mut Ranges, parsed: &[httparse::Header<'_>], buffer: &[u8]) {
 }
 
 fn headers(ranges: &Ranges, head: &Bytes) -> Result<HeaderMap, HeadError> {
-    let mut headers = HeaderMap::with_capacity(ranges.len());
+    let mut headers = HeaderMap::with_capacity(ranges.len() + ADDED);
     for (name, value) in ranges {
         let name = HeaderName::from_bytes(&head[name.start as usize..name.end as usize])
             .map_err(|_| HeadError::Malformed("a header name"))?;
@@ -340,5 +340,7 @@ fn headers(ranges: &Ranges, head: &Bytes) -> Result<HeaderMap, HeadError> {
     Ok(headers)
 }
 
+/// Fields that are added on the way: room that is there from the beginning need not be made.
+const ADDED: usize = 6;
 /// The most fields one head can have, whatever the limit says: they are indexed on the stack.
 const MAX_FIELDS: usize = 256;

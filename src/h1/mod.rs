@@ -1,6 +1,6 @@
 //! HTTP/1.1 on the wire (RFC 9112): bytes in, messages out, and back.
 //!
-//! Sans-io: nothing here owns a socket or a clock. The server side is driven by
+//! Sans-io, one way of reading aside: nothing here owns a socket or a clock. The server side is driven by
 //! [`crate::listener`], the client side by [`crate::proxy`]; both read by the same rules, so that no
 //! message has an end that could be read in two ways. What is forwarded is always written anew by
 //! [`encode`] from what was parsed.
@@ -14,10 +14,12 @@ mod body;
 pub mod encode;
 mod glimpse;
 mod head;
+mod read;
 
 pub use body::{BodyDecoder, BodyError, BodyLength, Decoded};
 pub use glimpse::Glimpse;
 pub use head::{HeadError, HeadLimits, RequestHead, ResponseHead, decode_request, decode_response};
+pub use read::{PIECE, poll_read_piece};
 
 #[cfg(test)]
 mod tests;

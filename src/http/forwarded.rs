@@ -21,6 +21,7 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
 };
 
+use bytes::BufMut;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{authority::Authority, client_certificate::says_whose_it_is};
@@ -338,13 +339,40 @@ fn says_who_the_client_is(name: &str) -> bool {
 }
 
 fn address_value(address: IpAddr) -> HeaderValue {
-    // The longest is an IPv6 address with an IPv4 tail, 45 bytes.
-    let mut buffer = [0; 45];
+    let mut buffer = [0; LONGEST_ADDRESS];
     let mut free = &mut buffer[..];
-    write!(free, "{address}").expect("an address fits in 45 bytes");
+    write_address(address, &mut free);
     let free = free.len();
-    HeaderValue::from_bytes(&buffer[..45 - free]).expect("an address is visible ASCII")
+    HeaderValue::from_bytes(&buffer[..LONGEST_ADDRESS - free]).expect("an address is visible ASCII")
 }
+
+/// Appends `address` as text. `Display` takes five times as long for IPv4, and an address is written twice for each request.
+///
+/// # Panics
+///
+/// Where there is no room for [`LONGEST_ADDRESS`] bytes.
+pub fn write_address(address: IpAddr, out: &mut impl BufMut) {
+    match address {
+        IpAddr::V4(address) => {
+            for (number, octet) in address.octets().into_iter().enumerate() {
+                if number > 0 {
+                    out.put_u8(b'.');
+                }
+                if octet >= 100 {
+                    out.put_u8(b'0' + octet / 100);
+                }
+                if octet >= 10 {
+                    out.put_u8(b'0' + octet / 10 % 10);
+                }
+                out.put_u8(b'0' + octet % 10);
+            }
+        }
+        IpAddr::V6(address) => write!(out.writer(), "{address}").expect("there is room for an address"),
+    }
+}
+
+/// Bytes of an IPv6 address with an IPv4 tail.
+const LONGEST_ADDRESS: usize = 45;
 
 fn port_value(port: u16) -> HeaderValue {
     match port {
@@ -629,6 +657,16 @@ mod tests {
 
             let named = given.values().any(|value| value.to_str().unwrap().contains(&client.to_string()));
             prop_assert!(named || client.to_string() == "10.0.0.1", "{client}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_written_as_display_does() {
+        let some = ["0.0.0.0", "9.10.99.100", "255.255.255.255", "::", "::ffff:1.2.3.4", "2001:db8::f:0:1"];
+        for text in some {
+            let mut written = Vec::new();
+            write_address(text.parse().unwrap(), &mut written);
+            assert_eq!(written, text.as_bytes());
         }
     }
 }

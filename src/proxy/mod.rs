@@ -139,17 +139,17 @@ pub async fn send(
         let can_repeat = again > 0 && outbound.method.is_idempotent();
         let connected = connect(upstream, pool, &outbound.affinity, outbound.connect_timeout, can_repeat).await;
         let (endpoint, lease) = connected.inspect_err(|_| counted.outcome = Outcome::ErrorConnect)?;
-        trace.connect = Some(began.elapsed());
+        let is_connected = Instant::now();
+        trace.connect = Some(is_connected - began);
         trace.endpoint = Some(Arc::clone(&endpoint));
         let in_flight = upstream.enter(&endpoint);
         if upstream.is_halted() {
             // Since a moment ago; nothing has gone yet.
             continue;
         }
-        let exchange = Exchange { endpoint: &endpoint, pool, in_flight };
-        let began = Instant::now();
+        let exchange = Exchange { endpoint: &endpoint, pool, in_flight, began: is_connected };
         let outcome = exchange.run(&mut outbound, lease, &mut place, upstream).await;
-        trace.head = Some(began.elapsed());
+        trace.head = Some(is_connected.elapsed());
         match outcome {
             Err(error)
                 if again > 0 && outbound.can_go_again(error.retry, upstream, &endpoint) && upstream.may_retry() =>
@@ -276,6 +276,7 @@ struct Exchange<'a> {
     endpoint: &'a Arc<Endpoint>,
     pool: &'a Rc<Pool>,
     in_flight: InFlight,
+    began: Instant,
 }
 
 impl Exchange<'_> {
@@ -286,7 +287,7 @@ impl Exchange<'_> {
         place: &mut Option<Place>,
         upstream: &Upstream,
     ) -> Result<Reply, GatewayError> {
-        let (reused, began) = (lease.is_reused(), Instant::now());
+        let reused = lease.is_reused();
         let (mut head, mut chunked) = (BytesMut::new(), false);
         match &outbound.head {
             Head::Uwsgi(environment) => uwsgi::encode(&mut head, environment).map_err(|error| {
@@ -328,7 +329,7 @@ impl Exchange<'_> {
                     WireError::SendTimeout(_) | WireError::HeadTimeout(_) if answered => {}
                     WireError::RequestBody(_) => {}
                     WireError::SendTimeout(waited) | WireError::HeadTimeout(waited) => {
-                        upstream.failed(self.endpoint, Failure::silent(*waited, began.elapsed()));
+                        upstream.failed(self.endpoint, Failure::silent(*waited, self.began.elapsed()));
                     }
                     _ if reused && !answered => {
                         tracing::debug!(endpoint = %self.endpoint.label, "an idle connection was closed under a request");

@@ -211,11 +211,16 @@ impl EndpointWire {
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let stream = Pin::new(&mut self.lease.stream);
         let room = self.incoming.capacity() - self.incoming.len();
-        if room < READ_AT_LEAST.max(self.expected / 2) {
-            self.incoming.reserve(self.expected.max(READ));
-        }
-        let read = ready!(poll_read_buf(Pin::new(&mut self.lease.stream), cx, &mut self.incoming));
+        let read = if room >= READ_AT_LEAST.max(self.expected / 2) {
+            ready!(poll_read_buf(stream, cx, &mut self.incoming))
+        } else if self.expected < h1::PIECE {
+            ready!(h1::poll_read_piece(stream, cx, &mut self.incoming))
+        } else {
+            self.incoming.reserve(self.expected);
+            ready!(poll_read_buf(stream, cx, &mut self.incoming))
+        };
         self.answered |= matches!(read, Ok(1..));
         Poll::Ready(read)
     }
@@ -413,9 +418,8 @@ pub(super) fn is_disconnect(error: &io::Error) -> bool {
 
 /// A body up to this size is copied behind its head, which is cheaper than a second piece.
 const JOINED: usize = 16 * 1024;
-/// Bytes of room a read is given at least, and what is added when there is less.
+/// Bytes of room a read is given at least.
 const READ_AT_LEAST: usize = 2 * 1024;
-const READ: usize = 8 * 1024;
 /// The most one read is given for a long body.
 const LARGE_READ: usize = 128 * 1024;
 /// Responses before the one that counts (RFC 9110, 15.2).

@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, timeout};
 use tokio_util::io::poll_read_buf;
 
 use crate::{
-    h1::{BodyDecoder, BodyLength, Decoded, RequestHead, encode},
+    h1::{BodyDecoder, BodyLength, Decoded, PIECE, RequestHead, encode, poll_read_piece},
     http::{CLIENT_CLOSED_REQUEST, GatewayError, Relay},
     listener::Downstream,
     splice::Pipe,
@@ -62,14 +62,14 @@ impl<Io: Downstream> ClientWire<Io> {
     }
 
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let io = Pin::new(&mut self.io);
         if self.read.capacity() - self.read.len() < READ_AT_LEAST {
-            let room = self
-                .body
-                .remaining()
-                .map_or(READ, |left| usize::try_from(left).unwrap_or(usize::MAX).clamp(READ, LARGE_READ));
-            self.read.reserve(room);
+            match self.body.remaining().map(|left| usize::try_from(left).unwrap_or(usize::MAX)) {
+                Some(left @ PIECE..) => self.read.reserve(left.min(LARGE_READ)),
+                _ => return poll_read_piece(io, cx, &mut self.read),
+            }
         }
-        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read)
+        poll_read_buf(io, cx, &mut self.read)
     }
 
     /// Whether the client has closed its side, as far as can be seen while a request is served.
@@ -243,9 +243,8 @@ pub(super) async fn linger<Io: Downstream>(wire: &RefCell<ClientWire<Io>>, mut t
     .await;
 }
 
-/// Bytes of room a read is given at least, what is added when there is less, and the most for a long body.
+/// Bytes of room a read is given at least, and the most for a long body.
 const READ_AT_LEAST: usize = 1024;
-const READ: usize = 8 * 1024;
 const LARGE_READ: usize = 128 * 1024;
 /// Bytes kept of requests that are sent before the answer to the one before.
 const PIPELINED: usize = 64 * 1024;

@@ -1,12 +1,15 @@
 //! How a line looks: compiled once, written for every request without allocation.
 
-use std::{io::Write, net::IpAddr, time::Duration, time::SystemTime};
+use std::{net::IpAddr, time::Duration, time::SystemTime};
 
 use http::{HeaderValue, Uri, Version};
 use thiserror::Error;
 
 use super::{Record, clock, escape};
-use crate::config::{LogFormat, LoggedQuery};
+use crate::{
+    config::{LogFormat, LoggedQuery},
+    http::forwarded::write_address,
+};
 
 /// A compiled [`LogFormat`].
 ///
@@ -312,7 +315,7 @@ impl<'r> Value<'r> {
                 line.push(b'.');
                 decimal(duration.subsec_micros().into(), 6, line);
             }
-            Self::Address(address) => write!(line, "{address}").expect("a vector takes every write"),
+            Self::Address(address) => write_address(address, line),
             Self::Id(digits) => line.extend_from_slice(&digits),
             Self::Time(wall) => clock::rfc3339(wall, line),
             Self::TimeCommon(wall) => clock::common(wall, line),
