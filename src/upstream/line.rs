@@ -169,21 +169,20 @@ impl Line {
         waker
     }
 
-    /// Sends a request away so that one of `who`, a client that has none waiting, can wait in its stead; answers how it is
-    /// woken, or `None` where none has less of a right to wait.
+    /// Sends a request away so that one of `who` can wait in its stead; answers how it is woken, or `None` where none has
+    /// less of a right to wait.
     ///
-    /// That is the last one of the client with the most, in a class below, or in the same if it has several there.
+    /// That is the last one of the client with the most: of its class, if it has still as many as `who` without it, and of a
+    /// class below for one that has none waiting.
     pub(super) fn make_room(&mut self, who: Who) -> Option<Waker> {
-        if self.known.contains_key(&(who.class, who.client)) {
-            return None;
-        }
+        let own = self.known.get(&(who.class, who.client)).map_or(0, |turn| self.clients.get(*turn).count);
         let room = |class: Class| self.classes[class as usize];
         let is_client = |turn: &u32| self.clients.get(*turn).key.1 != Client::Process;
-        let below = [Class::Other, Class::Session].into_iter().filter(|class| *class > who.class).map(room);
+        let below = [Class::Other, Class::Session].into_iter().filter(|class| own == 0 && *class > who.class).map(room);
         let mut below = below.flat_map(|room| [room.busiest, room.turns.last]).flatten().filter(is_client);
-        let turn = below
-            .next()
-            .or_else(|| room(who.class).busiest.filter(is_client).filter(|turn| self.clients.get(*turn).count > 1))?;
+        let turn = below.next().or_else(|| {
+            room(who.class).busiest.filter(is_client).filter(|turn| self.clients.get(*turn).count > own + 1)
+        })?;
         let number = self.clients.get(turn).waiters.last.expect(NOT_EMPTY);
         self.take_out(number, Waiter::SentAway)
     }
@@ -419,7 +418,7 @@ mod tests {
             numbers.iter().filter(is_away).map(|(number, _)| *number).collect::<Vec<_>>()
         };
 
-        assert!(line.make_room(one).is_none(), "it waits already");
+        assert!(line.make_room(one).is_none(), "the other has one more, and would have one less");
         assert!(line.make_room(who(Class::Other, 9)).is_some());
         assert_eq!(away(&mut line), [numbers[4].0]);
         assert!(line.make_room(who(Class::Other, 9)).is_none(), "nobody has two");
@@ -428,6 +427,22 @@ mod tests {
         assert!(line.make_room(who(Class::Health, 9)).is_some());
         assert!(line.make_room(who(Class::Health, 9)).is_none(), "what is left is another process's");
         assert_eq!((line.requests(), line.waiting()), (0, 2));
+    }
+
+    #[test]
+    fn in_a_full_line_all_clients_come_to_have_equally_many() {
+        let mut line = Line::new();
+        let (many, few) = (who(Class::Other, 1), who(Class::Other, 2));
+        joined(&mut line, [many; 8]);
+
+        let mut taken = 0;
+        while line.make_room(few).is_some() {
+            line.join(few);
+            taken += 1;
+            assert!(line.make_room(many).is_none());
+        }
+
+        assert_eq!((taken, line.requests()), (4, 8));
     }
 
     #[test]
@@ -510,7 +525,10 @@ mod tests {
                         }
                     }
                     Step::MakeRoom(class, client) => {
-                        if line.make_room(who(CLASSES[class], client)).is_some() {
+                        let who = who(CLASSES[class], client);
+                        let own = model[class].iter().find(|(client, _)| *client == who.client);
+                        let own = own.map_or(0, |(_, waiting)| waiting.len());
+                        if line.make_room(who).is_some() {
                             let away = |number: &u32| line.look(*number, Waker::noop()) == Standing::SentAway;
                             let all: Vec<u32> =
                                 model.iter().flatten().flat_map(|(_, waiting)| waiting).copied().collect();
@@ -523,7 +541,7 @@ mod tests {
                                 .flat_map(|(class, clients)| clients.iter_mut().map(move |client| (class, client)))
                                 .find(|(_, (_, waiting))| waiting.contains(&number))
                                 .unwrap();
-                            prop_assert!(left > class || left == class && waiting.len() > 1);
+                            prop_assert!(left > class && own == 0 || left == class && waiting.len() > own + 1);
                             prop_assert_eq!(waiting.pop_back(), Some(number), "the last of its client");
                             out.push(number);
                         }
