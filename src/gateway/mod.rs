@@ -718,7 +718,7 @@ fn raise_file_limit() {
 }
 
 /// How often the memory is measured.
-const MEMORY_LOOK: Duration = Duration::from_secs(1);
+const MEMORY_LOOK: Duration = Duration::from_millis(250);
 /// Between two questions whether other machines know of a challenge.
 const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
 /// How long a stop waits for the restart of a program.

@@ -75,7 +75,7 @@ impl Connections {
                 memory = self.memory.used(),
                 limit = memory::bound(limits),
                 times,
-                "new clients are answered 503: we use as much memory as `limits.memory` allows"
+                "new clients are answered 503, and above an eighth more new requests, too: we use as much memory as `limits.memory` allows"
             ),
             Shed::Flood => tracing::warn!(
                 client,

@@ -1,6 +1,6 @@
 //! How much memory we have, and how much there may be.
 //!
-//! What is measured is what the kernel says this process has for itself, once a second, and not what we believe to have
+//! What is measured is what the kernel says this process has for itself, four times a second, and not what we believe to have
 //! allocated: buffers of libraries and what the allocator keeps count as well.
 
 use std::{
@@ -25,7 +25,7 @@ pub enum Pressure {
     None,
     /// New clients are told to come later.
     High,
-    /// They are closed unread, since even telling them takes memory.
+    /// They are closed unread, since even telling them takes memory, and no more is begun for those who are here.
     Full,
 }
 

@@ -17,6 +17,10 @@ pub struct Notice {
 }
 
 impl Notice {
+    pub const fn new() -> Self {
+        Self { next: AtomicU64::new(0), untold: AtomicU64::new(0) }
+    }
+
     /// It has happened once more. If it is time to tell of it: how often it has since that was done last.
     pub fn happened(&self) -> Option<u64> {
         self.untold.fetch_add(1, Relaxed);

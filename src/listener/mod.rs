@@ -204,7 +204,7 @@ impl Listener {
         if turned_away {
             refused(Shed::Memory, None, &runtime);
         }
-        let metrics = self.metrics.clone();
+        let (metrics, all) = (self.metrics.clone(), Arc::clone(&self.connections));
         let accepted = metrics.accepted();
         let thread = Rc::clone(thread);
         // Until it is open: it is not to keep this generation for as long as it stays.
@@ -226,6 +226,7 @@ impl Listener {
                     peer,
                     local_port,
                     turned_away,
+                    all,
                     tls,
                 })
             };

@@ -55,6 +55,8 @@ pub struct Metrics {
     pub tunnels: Gauge,
     /// Requests that were too many.
     pub requests_limited: Counter,
+    /// Requests of clients that were let in, for which there was no memory.
+    pub requests_shed: Counter,
     memory: gauge::Gauge,
     /// Bytes of bodies on disk.
     pub spool_bytes: Gauge,
@@ -159,6 +161,9 @@ impl Metrics {
         let requests_limited = Counter::default();
         let help = "Requests answered 429: more than limits.requests or routes[].requests allow";
         registry.register("requests_limited", help, requests_limited.clone());
+        let requests_shed = Counter::default();
+        let help = "Requests on open connections that were refused: much more memory than limits.memory allows";
+        registry.register("requests_shed", help, requests_shed.clone());
         let memory = gauge::Gauge::<i64>::default();
         let help = "Memory of this worker, which limits.memory bounds";
         registry.register_with_unit("memory", help, Unit::Bytes, memory.clone());
@@ -225,6 +230,7 @@ impl Metrics {
             tls_handshakes,
             tunnels,
             requests_limited,
+            requests_shed,
             memory,
             spool_bytes,
             access_log_dropped,

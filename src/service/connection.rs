@@ -7,7 +7,8 @@ use crate::{
     config::ListenerPlan,
     drain::{Drain, Leaving, Tasks},
     http::{client_certificate::ClientCertificate, forwarded::Peer},
-    metrics::Metrics,
+    limits::{Connections, memory::Pressure},
+    metrics::{Metrics, Shed},
     runtime::{Current, Runtime},
     telemetry::access_log::{Format, LogWriter, Record},
     tls::{CertificateStore, TlsInfo},
@@ -96,10 +97,24 @@ pub struct Connection {
     pub local_port: u16,
     /// There was no memory for one more client: it is told to come again.
     pub turned_away: bool,
+    pub all: Arc<Connections>,
     pub tls: Option<TlsInfo>,
 }
 
 impl Connection {
+    /// Whether one more request is to be refused, since there is no memory for it, not even for one of a client that was let
+    /// in; counted and told, if so.
+    pub fn is_to_refuse(&self) -> bool {
+        let runtime = self.thread.current();
+        let limits = &runtime.plan.limits;
+        let is_full = self.all.memory.pressure(limits, self.all.count()) == Pressure::Full;
+        if is_full {
+            self.thread.metrics.requests_shed.inc();
+            self.all.tell(Shed::Memory, None, limits);
+        }
+        is_full
+    }
+
     /// The one that was verified in the handshake.
     pub fn client_certificate(&self) -> Option<&ClientCertificate> {
         self.tls.as_ref().and_then(|tls| tls.client.as_ref())

@@ -26,9 +26,10 @@ use crate::{
         pace::Patience,
         security_headers::SecurityHeaders,
     },
+    limits::Notice,
     metrics::{Held, RouteMetrics},
     proxy::{Trace, too_large},
-    runtime::Route,
+    runtime::{Route, Runtime},
     splice::Pipe,
     telemetry::access_log::{Record, RequestId, Started, Tls},
 };
@@ -265,14 +266,13 @@ impl LogGuard {
 
     /// The response broke off on our side or the endpoint's; its status has gone out already.
     pub fn failed(&mut self, error: &GatewayError) {
-        report(error, &self.record);
-        self.note(describe(error));
+        self.refused(error);
         self.done = true;
     }
 
     /// Keeps what `error` says for the line, and reports it where an operator should look.
     pub(super) fn refused(&mut self, error: &GatewayError) {
-        report(error, &self.record);
+        report(error, &self.record, &self.runtime);
         self.note(describe(error));
     }
 }
@@ -293,7 +293,7 @@ fn cut_off(record: &mut Record, drain: &Drain) {
 }
 
 /// One event for what an operator can act on: endpoints and our own limits, not what clients send.
-fn report(error: &GatewayError, record: &Record) {
+fn report(error: &GatewayError, record: &Record, runtime: &Runtime) {
     let cause = error as &dyn std::error::Error;
     let (status, upstream) = (error.status.as_u16(), record.upstream.as_deref());
     match error.side {
@@ -305,6 +305,13 @@ fn report(error: &GatewayError, record: &Record) {
         // The panic hook has told it, and where it happened.
         Side::Gateway if error.is_panic() => {
             tracing::debug!(error = cause, status, upstream, id = %record.request_id, "ended by a panic");
+        }
+        // As often as clients like.
+        Side::Gateway if error.status == StatusCode::SERVICE_UNAVAILABLE => {
+            let told = upstream.and_then(|name| Some(&runtime.upstreams.get(name)?.refusals)).unwrap_or(&REFUSALS);
+            if let Some(times) = told.happened() {
+                tracing::warn!(error = cause, status, upstream, times, "requests are refused");
+            }
         }
         Side::Gateway => tracing::warn!(error = cause, status, upstream, id = %record.request_id, "request refused"),
         Side::Downstream => tracing::debug!(error = cause, status, id = %record.request_id, "request refused"),
@@ -368,6 +375,8 @@ const ALLOWED: [(HeaderName, &str); 3] = [
     (header::ACCESS_CONTROL_ALLOW_HEADERS, "Content-Type, origin"),
     (header::ACCESS_CONTROL_ALLOW_CREDENTIALS, "true"),
 ];
+/// Requests that were refused for want of room, of no upstream.
+static REFUSALS: Notice = Notice::new();
 /// How many requests that a stop cuts off get an event of their own, and as many tunnels; all are in the access log.
 const CUT_TOLD: u64 = 10;
 

@@ -94,7 +94,8 @@ async fn respond(
     }
 
     // Before anything is made for a client that is to come again; it is not told of each in the error log.
-    if connection.turned_away {
+    if connection.turned_away || connection.is_to_refuse() {
+        log.close();
         let busy = GatewayError::downstream(
             StatusCode::SERVICE_UNAVAILABLE,
             "no memory for one more client (`limits.memory`)",

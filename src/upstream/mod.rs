@@ -50,6 +50,7 @@ pub use stream::UpstreamStream;
 use crate::{
     config::{EndpointPlace, EndpointPlan, UpstreamPlan},
     http::page::Missing,
+    limits::Notice,
     metrics::UpstreamMetrics,
 };
 
@@ -78,6 +79,8 @@ pub struct Upstream {
     silent: AtomicBool,
     /// When a request may next go there all the same.
     next_trial: AtomicU64,
+    /// Requests for which there was no place.
+    pub refusals: Notice,
 }
 
 impl Upstream {
@@ -145,6 +148,7 @@ impl Upstream {
             ejecting: Mutex::default(),
             silent: AtomicBool::new(false),
             next_trial: AtomicU64::new(0),
+            refusals: Notice::new(),
         })
     }
 

@@ -4,7 +4,6 @@ mod streams;
 mod watched;
 
 use std::{
-    convert::Infallible,
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
@@ -12,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use h2::Reason;
 use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
@@ -41,7 +41,7 @@ where
         let (connection, streams) = (Rc::clone(&connection), streams.clone());
         move |request: Request<Incoming>| {
             let (connection, streams) = (Rc::clone(&connection), streams.clone());
-            async move { Ok::<_, Infallible>(answer(request, &connection, &streams).await) }
+            async move { answer(request, &connection, &streams).await }
         }
     });
     let mut served = pin!(
@@ -94,11 +94,22 @@ pub(super) enum End {
     Flood,
 }
 
-async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, streams: &Streams) -> Response<Logged> {
+/// Without memory for one more the stream is refused, which takes none: on one connection there may be many, and all of an
+/// answer that its client does not take stays here.
+async fn answer(
+    request: Request<Incoming>,
+    connection: &Rc<Connection>,
+    streams: &Streams,
+) -> Result<Response<Logged>, h2::Error> {
+    if connection.is_to_refuse() {
+        return Err(Reason::REFUSED_STREAM.into());
+    }
     let (parts, body) = request.into_parts();
     let is_head = parts.method == http::Method::HEAD;
     let body = if body.is_end_stream() { Body::Empty } else { Body::stream(RequestBody(body)) };
-    let Answer { response, log, .. } = service::serve(Request::from_parts(parts, body), connection).await;
+    // On the heap by itself: a stream whose answer waits for its client is then not as large as one that is being served.
+    let serving = Box::pin(service::serve(Request::from_parts(parts, body), connection));
+    let Answer { response, log, .. } = serving.await;
     let (mut parts, body) = response.into_parts();
     // Values are slices of the buffer they were read into; the compressor's table would keep all of it.
     for value in parts.headers.values_mut() {
@@ -109,7 +120,7 @@ async fn answer(request: Request<Incoming>, connection: &Rc<Connection>, streams
     // hyper sends what it is given, to a HEAD as well.
     let body = if is_head { Body::Empty } else { body };
     let progress = streams.progress(log.patience());
-    Response::from_parts(parts, Logged { body, rest: Bytes::new(), log, progress })
+    Ok(Response::from_parts(parts, Logged { body, rest: Bytes::new(), log, progress }))
 }
 
 /// A request body as hyper reads it.
