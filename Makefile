@@ -72,7 +72,7 @@ hostile: build ## what attacks do to it, next to nginx, HAProxy, Caddy and Apach
 	tests/packages.sh hostile
 	python3 benches/hostile/hostile.py --suite $(SUITE) --peer $(HOSTILE_PEERS) --out benches/hostile/RESULTS.md
 
-endurance: build ## ten thousand idle connections, websockets, faults and reloads for half an hour: make endurance ENDURANCE_SECONDS=120
+endurance: build ## ten thousand idle connections, websockets, faults and reloads for half an hour: make endurance ENDURANCE_SECONDS=120 (root)
 	tests/packages.sh endurance
 	python3 benches/hostile/endurance.py --seconds $(ENDURANCE_SECONDS) --out benches/hostile/ENDURANCE.md
 
