@@ -189,9 +189,9 @@ TOOLS = {
     "slow bodies": "slowhttptest -B -i 3 -s 8192 {slow} -u http://127.0.0.1:{plain}/",
     "ranges": "slowhttptest -R {slow} -u http://127.0.0.1:{plain}/large",
     "slow reads": "slowhttptest -X -w 10 -y 20 -n 5 -z 32 -k 3 {slow} -u http://127.0.0.1:{plain}/large",
-    "200 connections of 100 streams": "h2load -c 200 -m 100 {load} https://127.0.0.1:{tls}/",
-    "1000 connections of 10 streams": "h2load -c 1000 -m 10 {load} https://127.0.0.1:{tls}/",
-    "windows of 15 bytes": "h2load -c 100 -m 100 -w 4 {load} https://127.0.0.1:{tls}/large",
+    "200 connections of 100 streams": "h2load -c 200 -m 100 {load} https://localhost:{tls}/",
+    "1000 connections of 10 streams": "h2load -c 1000 -m 10 {load} https://localhost:{tls}/",
+    "windows of 15 bytes": "h2load -c 100 -m 100 -w 4 {load} https://localhost:{tls}/large",
 }
 HANDSHAKES = "handshakes"
 
@@ -283,7 +283,7 @@ def attack_by_tool(front, name, until, told):
     """Runs in a process of its own: a program that attacks, again where it ends before it is time."""
     os.nice(19)
     seconds = max(1, round(until - time.time()))
-    slow, load = f"-c 1000 -r 500 -l {seconds}", f"-t 1 -D {seconds}"
+    slow, load = f"-c 1000 -r 500 -l {seconds}", f"-t 1 -D {seconds} --connect-to=127.0.0.1:{front.tls}"
     command = TOOLS[name].format(slow=slow, load=load, plain=front.plain, tls=front.tls).split()
     steps = 0
     while time.time() < until:

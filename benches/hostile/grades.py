@@ -98,7 +98,7 @@ async def scan(front, turn):
     if not testssl or not sslscan:
         return None
     async with turn:
-        told = await output(sslscan, "--no-colour", "--xml=-", "--no-cipher-details", f"127.0.0.1:{front.tls}")
+        told = await output(sslscan, "--no-colour", "--xml=-", "--no-cipher-details", "--sni-name=localhost", f"127.0.0.1:{front.tls}")
         report = front.folder / "testssl.json"
         options = ["--quiet", "--color", "0", "--warnings", "off", "--nodns", "none", "--ip", "127.0.0.1"]
         patience = ["--connect-timeout", "5", "--openssl-timeout", "5"]
