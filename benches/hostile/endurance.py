@@ -10,7 +10,7 @@ off by it, and configurations come and go, some of them faulty. Exit status 1 un
 
 - every request was answered, and rightly, but those that were inside an application when it was killed;
 - memory (PSS, of the keeper and the worker) had in the last third of the time no more than a tenth, or 2 MiB, above that of the second third;
-- all descriptors are closed once all clients have gone;
+- all descriptors are closed once all clients have gone, but the pipes that each thread keeps;
 - keeper and worker are those of the beginning, and nothing panicked.
 
 Only processes that were started here are ended.
@@ -45,6 +45,8 @@ SPEAKS, PATIENCE = 20, 10
 AT_ONCE = 50
 #: How long descriptors have to be closed when all clients have gone: idle connections to endpoints are kept for a minute.
 CLOSED_WITHIN = 120
+#: Threads, and the ends of pipes that each keeps for the next long body (src/splice.rs).
+THREADS, KEPT_PIPES = 2, 8
 #: How far from the moment of a kill a client may notice it.
 NEAR = 0.1
 MIB = 1024
@@ -102,7 +104,7 @@ class Site:
             f"access_log: {{ path: {front.folder}/access.log, format: json }}\nspool: {{ path: {front.folder}/spool }}\n"
             f"admin: unix:{front.folder}/admin.sock\n"
             # As on the internet: nobody is exempt.
-            "limits: { connections: 14000, connections_per_address: 500, exempt: [], keep_alive: 2h }\n"
+            f"workers: {THREADS}\nlimits: {{ connections: 14000, connections_per_address: 500, exempt: [], keep_alive: 2h }}\n"
         )
         file = front.folder / "vestibule.yml"
         (front.folder / "next.yml").write_text(text)
@@ -144,9 +146,11 @@ class Site:
         ledger.events["deaths of the application"] += 1
 
     def look(self):
-        """PSS and RSS in KiB, and descriptors, over the keeper and all workers."""
+        """PSS and RSS in KiB, descriptors but pipes, and pipes, over the keeper and all workers."""
         pids = self.front.processes()
-        return self.front.memory(), sum(map(resident, pids)), sum(map(descriptors, pids))
+        open_ = [target for pid in pids for target in descriptors(pid)]
+        pipes = sum(target.startswith("pipe:") for target in open_)
+        return self.front.memory(), sum(map(resident, pids)), len(open_) - pipes, pipes
 
     def stop(self):
         if self.front.process:
@@ -194,7 +198,14 @@ def resident(pid):
 
 
 def descriptors(pid):
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """What the descriptors of a process are, without those that are closed meanwhile."""
+    found = []
+    for each in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            found.append(os.readlink(each))
+        except FileNotFoundError:
+            pass
+    return found
 
 
 class Load:
@@ -292,7 +303,7 @@ class Load:
             failure, meant = repr(error), kind == "cut"
             client.end(gently=False)
         finally:
-            client.busy = False
+            client.busy, client.last = False, kind
         if meant or (failure is None and kind not in ("reset", "cut")):
             self.ledger.answered[kind] += 1
         elif self.ledger.was_killed(began):
@@ -319,7 +330,7 @@ class Load:
             return
         if not client.is_open():
             self.idle.remove(client)
-            self.ledger.events["idle connections found closed"] += 1
+            self.ledger.events[f"idle connections found closed, {type(client).__name__} after {client.last}"] += 1
             return await self.open_idle()
         await self.ask(client, kind)
         if not client.is_open() and client in self.idle:
@@ -378,7 +389,7 @@ async def endure(site, options):
     await asyncio.to_thread(site.front.start)
     load = Load(site, ledger, options.idle, options.websockets)
     await asyncio.sleep(1)
-    pids, (_, _, before) = site.front.processes(), site.look()
+    pids, (_, _, before, pipes) = site.front.processes(), site.look()
     opening = time.monotonic()
     await load.begin()
     print(f"{len(load.idle)} idle connections and {len(load.websockets)} websockets after {time.monotonic() - opening:.0f} s", flush=True)
@@ -389,7 +400,7 @@ async def endure(site, options):
     async def look():
         looks.append((time.monotonic() - began, *await asyncio.to_thread(site.look)))
         if len(looks) % 12 == 0:
-            seconds, pss, rss, open_ = looks[-1]
+            seconds, pss, rss, open_, _ = looks[-1]
             figures = f"PSS {pss / MIB:.1f} MiB, RSS {rss / MIB:.1f} MiB, {open_} descriptors"
             print(f"{seconds:5.0f} s: {figures}, {ledger.asked.total()} requests, {len(ledger.lost)} lost", flush=True)
 
@@ -406,7 +417,8 @@ async def endure(site, options):
         ledger.lose(f"only {open_} idle connections are left")
     await load.end()
     end = time.monotonic() + CLOSED_WITHIN
-    while (after := site.look())[2] > before and time.monotonic() < end:
+    kept = pipes + THREADS * KEPT_PIPES
+    while ((after := site.look())[2] > before or after[3] > kept) and time.monotonic() < end:
         await asyncio.sleep(1)
     ended = time.monotonic() - (end - CLOSED_WITHIN)
 
@@ -415,8 +427,8 @@ async def endure(site, options):
         faults.append(f"a process has ended: {pids} were there, {site.front.processes()} are")
     log = (site.front.folder / "output.log").read_text(errors="replace")
     faults += [f"the log says: {line}" for line in log.splitlines() if "panicked" in line]
-    if after[2] > before:
-        faults.append(f"{after[2]} descriptors are open {CLOSED_WITHIN} s after all clients have gone, {before} were before they came")
+    if after[2] > before or after[3] > kept:
+        faults.append(f"{after[2]} descriptors and {after[3]} pipes are open {CLOSED_WITHIN} s after all clients have gone, {before} and {pipes} were before")
     second, last = thirds(looks, options.seconds)
     if last > max(second * 1.1, second + 2 * MIB):
         faults.append(f"memory grew from {second / MIB:.1f} to {last / MIB:.1f} MiB between the second and the last third")
@@ -430,7 +442,7 @@ def thirds(looks, seconds, column=1):
 
 
 def table(options, ledger, looks, ends, faults):
-    before, (pss, rss, after), ended = ends
+    before, (pss, rss, after, pipes), ended = ends
     mib = lambda pair: " → ".join(f"{value / MIB:.1f}" for value in pair) + " MiB"  # noqa: E731
     kinds = [f"{ledger.asked[kind]} {kind}" for kind in KINDS]
     rows = [
@@ -446,7 +458,7 @@ def table(options, ledger, looks, ends, faults):
         ("RSS, likewise", mib(thirds(looks, options.seconds, 2))),
         ("PSS, RSS at most", f"{max(look[1] for look in looks) / MIB:.1f}, {max(look[2] for look in looks) / MIB:.1f} MiB"),
         ("PSS, RSS when all had gone", f"{pss / MIB:.1f}, {rss / MIB:.1f} MiB"),
-        ("descriptors before, at most, after", f"{before}, {max(look[3] for look in looks)}, {after} ({ended:.0f} s after all had gone)"),
+        ("descriptors before, at most, after", f"{before}, {max(look[3] for look in looks)}, {after} and {pipes} of pipes ({ended:.0f} s after all had gone)"),
         ("verdict", "FAILED" if faults else "passed"),
     ]
     head = ["# Endured", "", "What `make endurance` found: benches/hostile/endurance.py says what is done and what is held.", "", "| | |", "|---|---|"]
