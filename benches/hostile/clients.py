@@ -18,6 +18,8 @@ ADDRESSES = [f"127.0.1.{last}" for last in range(1, 41)]
 DEADLINE = 45
 
 addresses = itertools.cycle(ADDRESSES)
+#: Tasks that listen, which nobody else may keep.
+listening = set()
 
 
 def trusting(protocol):
@@ -77,6 +79,8 @@ class Http2:
         self.waiting, self.leaving = {}, False
         self.send()
         self.listening = asyncio.create_task(self.listen())
+        listening.add(self.listening)
+        self.listening.add_done_callback(listening.discard)
 
     @classmethod
     async def open(cls, site, _tls=True):

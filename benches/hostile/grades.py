@@ -39,10 +39,18 @@ class Cipher:
 
 
 @dataclass
+class Finding:
+    """One of testssl.sh's."""
+
+    severity: str
+    text: str
+    vulnerability: bool = False
+
+
+@dataclass
 class Scan:
     protocols: list
     ciphers: list
-    #: Pairs of severity and finding.
     findings: list
 
     def grade(self):
@@ -62,12 +70,12 @@ class Scan:
             grades.append("B")
         if "SSLv3" in self.protocols or "TLSv1.2" not in self.protocols or any("3DES" in cipher.name for cipher in self.ciphers):
             grades.append("C")
-        if "SSLv2" in self.protocols or self.count("HIGH") or self.count("CRITICAL"):
+        if "SSLv2" in self.protocols or any(each.vulnerability and each.severity in SEVERITIES[2:] for each in self.findings):
             grades.append("F")
         return max(grades, key=["A", "A-", "B", "C", "D", "E", "F"].index)
 
     def count(self, severity):
-        return sum(found == severity for found, _ in self.findings)
+        return sum(each.severity == severity for each in self.findings)
 
     def faults(self):
         faults = [] if self.grade() == "A" else [f"grade {self.grade()}"]
@@ -127,15 +135,15 @@ def read_sslscan(told):
 
 
 def read_testssl(report):
-    """Pairs of severity and what was found."""
     try:
         found = json.loads(Path(report).read_text())
     except (OSError, ValueError):
-        return [("CRITICAL", "testssl.sh has no report")]
+        return [Finding("CRITICAL", "testssl.sh has no report")]
     theirs = [each for each in found if not each["id"].startswith(NOT_THEIRS)]
     if not any(each["id"] == "RC4" for each in theirs):
-        return [("CRITICAL", "testssl.sh did not come to an end")]
-    return [(each["severity"], f"{each['id']}: {each['finding']}") for each in theirs if each["severity"] in SEVERITIES]
+        return [Finding("CRITICAL", "testssl.sh did not come to an end")]
+    told = [each for each in theirs if each["severity"] in SEVERITIES]
+    return [Finding(each["severity"], f"{each['id']}: {each['finding']}", "cve" in each) for each in told]
 
 
 async def run(fronts):

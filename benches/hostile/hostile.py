@@ -154,7 +154,7 @@ def look_at_tls(options, folder):
         print("the TLS is left out: testssl.sh or sslscan is not installed", file=sys.stderr)
     lines = table({name: scan.row() for name, scan in found.items()})
     for name, scan in found.items():
-        lines += ["", f"{name}:", "", *(f"- {severity}: {finding}" for severity, finding in scan.findings)] if scan.findings else []
+        lines += ["", f"{name}:", "", *(f"- {each.severity}: {each.text}" for each in scan.findings)] if scan.findings else []
     ours = found.get("vestibule")
     return lines, [("TLS is graded A, and nothing is found that is worse than low", ours.row()["verdict"], not ours.faults())] if ours else []
 
