@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30
-#: `limits.memory` of Vestibule, in MiB: the least that it takes.
-MEMORY = 64
+#: `limits.memory` of Vestibule, in MiB: what `auto` is with 1 GiB.
+MEMORY = 512
 
 
 def free_port():
