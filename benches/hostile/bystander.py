@@ -13,7 +13,7 @@ ADDRESS = "127.0.0.2"
 #: Requests a second.
 RATE = 50
 #: A client that waits for longer than this has not been served.
-DEADLINE = 5
+DEADLINE = 3
 
 
 async def watch(port, seconds):

@@ -116,7 +116,7 @@ def vestibule(front):
         f"  storage: {front.folder}/storage\n"
         f"upstreams: {{ app: {{ endpoints: ['127.0.0.1:{front.backend}'], concurrency: 16 }} }}\n"
         "routes: [{ prefix: /, upstream: app }]\n"
-        f"access_log: {{ path: {front.folder}/access.log, format: json }}\nspool: {{ path: {front.folder}/spool }}\n"
+        f"access_log: {{ path: {front.folder}/access.log, format: json, query: whole }}\nspool: {{ path: {front.folder}/spool }}\n"
         f"admin: unix:{front.folder}/admin.sock\nworkers: 1\n"
         # As on the internet: nobody is exempt.
         f"limits: {{ memory: {MEMORY}MiB, exempt: [] }}\n"
