@@ -9,7 +9,8 @@ connections, and clients that vanish in the middle of something. Meanwhile the a
 off by it, and configurations come and go, some of them faulty. Exit status 1 unless
 
 - every request was answered, and rightly, but those that were inside an application when it was killed;
-- memory (PSS, of the keeper and the worker) had in the last third of the time no more than a tenth, or 2 MiB, above that of the second third;
+- memory (PSS and RSS of the keeper and the worker) had in the last third of the time no more than a tenth, or 2 MiB, above that of the second
+  third, by the medians;
 - all descriptors are closed once all clients have gone, but the pipes that each thread keeps;
 - keeper and worker are those of the beginning, and nothing panicked.
 
@@ -62,6 +63,7 @@ class Ledger:
 
     def lose(self, what):
         self.lost.append(f"{time.monotonic() - self.began:.1f} s: {what}")
+        print(f"lost: {self.lost[-1]}", flush=True)
 
     def was_killed(self, began):
         """Whether the application was killed while a request that began at `began` may have been inside."""
@@ -429,13 +431,14 @@ async def endure(site, options):
     faults += [f"the log says: {line}" for line in log.splitlines() if "panicked" in line]
     if after[2] > before or after[3] > kept:
         faults.append(f"{after[2]} descriptors and {after[3]} pipes are open {CLOSED_WITHIN} s after all clients have gone, {before} and {pipes} were before")
-    second, last = thirds(looks, options.seconds)
-    if last > max(second * 1.1, second + 2 * MIB):
-        faults.append(f"memory grew from {second / MIB:.1f} to {last / MIB:.1f} MiB between the second and the last third")
+    for column, name in [(1, "PSS"), (2, "RSS")]:
+        second, last = thirds(looks, options.seconds, column)
+        if last > max(second * 1.1, second + 2 * MIB):
+            faults.append(f"{name} grew from {second / MIB:.1f} to {last / MIB:.1f} MiB between the second and the last third")
     return ledger, looks, (before, after, ended), faults
 
 
-def thirds(looks, seconds, column=1):
+def thirds(looks, seconds, column):
     """Medians of the second and the last third."""
     part = lambda least, most: median([look[column] for look in looks if least <= look[0] * 3 / seconds < most])  # noqa: E731
     return part(1, 2), part(2, 4)
@@ -454,7 +457,7 @@ def table(options, ledger, looks, ends, faults):
         ("inside an application that was killed", str(ledger.killed.total())),
         ("lost", str(len(ledger.lost))),
         *((name, str(count)) for name, count in sorted(ledger.events.items())),
-        ("PSS, median of the second and last third", mib(thirds(looks, options.seconds))),
+        ("PSS, median of the second and last third", mib(thirds(looks, options.seconds, 1))),
         ("RSS, likewise", mib(thirds(looks, options.seconds, 2))),
         ("PSS, RSS at most", f"{max(look[1] for look in looks) / MIB:.1f}, {max(look[2] for look in looks) / MIB:.1f} MiB"),
         ("PSS, RSS when all had gone", f"{pss / MIB:.1f}, {rss / MIB:.1f} MiB"),
