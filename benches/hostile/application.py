@@ -20,7 +20,9 @@ TEXT, CLOSE = 0x81, 0x88
 
 def reset(writer):
     """Ends the connection by RST."""
-    writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    # None where it has ended already.
+    if connected := writer.transport.get_extra_info("socket"):
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 
