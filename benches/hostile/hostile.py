@@ -50,6 +50,8 @@ def main():
     parser.add_argument("--out", type=Path, help="a file for the table")
     parser.add_argument("--verbose", action="store_true", help="every case, not only those that are not well")
     options = parser.parse_args()
+    if unknown := set(options.suite.split(",")) - set(SUITES):
+        parser.error(f"no suite is named {', '.join(sorted(unknown))}")
     enter_environment()
 
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
