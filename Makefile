@@ -1,5 +1,5 @@
 # `make help` lists what there is. Debian packages are named in tests/packages.sh, in one place.
-.PHONY: help build demo test lint deny bench soak restarts hostile docassemble docassemble-restarts clean
+.PHONY: help build demo test lint deny bench soak restarts hostile endurance docassemble docassemble-restarts clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -14,8 +14,10 @@ SOAK_PEERS ?= vestibule nginx caddy
 # What `make restarts` does to applications.
 CASES ?= restart,reload,kill,hang,flap
 # Which attacks of `make hostile`, and on whom.
-SUITE ?= smuggling,differential,attacks
+SUITE ?= smuggling,differential,tls,attacks
 HOSTILE_PEERS ?= vestibule,nginx,haproxy,caddy,apache
+# How long `make endurance` goes on.
+ENDURANCE_SECONDS ?= 1800
 # Runs of `make docassemble`, such as root/uwsgi,front; empty: all sixteen.
 ONLY ?=
 
@@ -66,9 +68,13 @@ restarts: build ## applications that restart, die, hang and flap, behind Vestibu
 	tests/packages.sh restarts
 	python3 benches/restarts/restarts.py --case $(CASES)
 
-hostile: build ## what attacks do to it, next to nginx, HAProxy, Caddy and Apache: make hostile SUITE=smuggling (root)
+hostile: build ## what attacks do to it, next to nginx, HAProxy, Caddy and Apache, half an hour: make hostile SUITE=smuggling (root)
 	tests/packages.sh hostile
 	python3 benches/hostile/hostile.py --suite $(SUITE) --peer $(HOSTILE_PEERS) --out benches/hostile/RESULTS.md
+
+endurance: build ## ten thousand idle connections, websockets, faults and reloads for half an hour: make endurance ENDURANCE_SECONDS=120 (root)
+	tests/packages.sh endurance
+	python3 benches/hostile/endurance.py --seconds $(ENDURANCE_SECONDS) --out benches/hostile/ENDURANCE.md
 
 docassemble: build ## the real docassemble behind Vestibule: make docassemble ONLY=root/uwsgi,front (root)
 	python3 tests/docassemble/run.py --only "$(ONLY)"

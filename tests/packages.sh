@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages that a purpose needs, where they are missing:
-#   tests/packages.sh test | lint | bench | soak | restarts | hostile | docassemble
+#   tests/packages.sh test | lint | bench | soak | restarts | hostile | endurance | docassemble
 # This is the one list of them. Exit status: 0 all there, 69 something is missing and cannot be installed here.
 set -euo pipefail
 
@@ -20,7 +20,10 @@ case "${1:-}" in
     # the front doors to compare with, and the application behind all of them
     soak) packages="nginx-light caddy gunicorn python3" ;;
     restarts) packages="nginx-light haproxy uwsgi-core uwsgi-plugin-python3 python3" ;;
-    hostile) packages="nginx-light haproxy caddy apache2 slowhttptest openssl python3 python3-venv" ;;
+    # the front ends to compare with, and what attacks and looks at them
+    hostile) packages="nginx-light haproxy caddy apache2 slowhttptest nghttp2-client testssl.sh sslscan openssl python3
+                       python3-venv" ;;
+    endurance) packages="openssl python3 python3-venv" ;;
     # what docassemble needs, and the neighbours of its deployments
     docassemble) packages="postgresql redis-server locales curl openssl build-essential pkg-config libpq-dev libldap2-dev
                            libsasl2-dev libmagic1 libzbar0 poppler-utils qpdf nginx-light apache2 haproxy

@@ -1,27 +1,33 @@
-"""Attacks of ten seconds each, while one client goes on as before: how long it waits, what the front end's memory does, and
-whether it still stands.
+"""Attacks, while one client goes on as before (bystander.py): how long it waits, what the front end's memory does, and whether it
+still stands.
 
-The HTTP/2 attacks are frames made by hand, as many a second as one process can send; slow clients are slowhttptest's. All is bounded:
-`CONNECTIONS` at once, `SECONDS` long, on loopback.
+The HTTP/2 attacks are frames made by hand, as many a second as one process can send; slow clients are slowhttptest's, floods of requests
+h2load's. All is bounded: `CONNECTIONS` at once, `SECONDS` long, on loopback. The front end has a processor for itself. Whoever attacks has
+what the backend and the bystander leave of the others, so that these wait for the front end and not for a processor.
 """
 
 import asyncio
 import multiprocessing
+import os
 import shutil
 import socket
 import ssl
 import struct
 import subprocess
+import sys
 import time
+from dataclasses import dataclass
 
 import hpack
 
-SECONDS = 10
+import bystander
+from fronts import FRONTS, MEMORY, Front
+
+#: How long an attack takes, how long the bystander is watched before it, and how long before that it is not.
+SECONDS, QUIET, WARM = 6, 3, 1
 CONNECTIONS = 20
-#: Requests a second of the client that does nothing wrong.
-RATE = 50
-#: A client that waits for longer than this has not been served.
-DEADLINE = 10
+#: The most that the bystander's 99th percentile may be of what it was before.
+SLOWER = 3
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -177,17 +183,22 @@ ATTACKS = {
     "window in crumbs": WindowCrumbs,
     "never reads": NeverReads,
 }
-SLOW = {
-    "slow heads": ["-H", "-i", "3"],
-    "slow bodies": ["-B", "-i", "3", "-s", "8192"],
-    "ranges": ["-R"],
-    "slow reads": ["-X", "-w", "10", "-y", "20", "-n", "5", "-z", "32", "-k", "3"],
+#: Programs that attack, by what follows their name; `{plain}` and `{tls}` are the front end's ports.
+TOOLS = {
+    "slow heads": "slowhttptest -H -i 3 {slow} -u http://127.0.0.1:{plain}/",
+    "slow bodies": "slowhttptest -B -i 3 -s 8192 {slow} -u http://127.0.0.1:{plain}/",
+    "ranges": "slowhttptest -R {slow} -u http://127.0.0.1:{plain}/large",
+    "slow reads": "slowhttptest -X -w 10 -y 20 -n 5 -z 32 -k 3 {slow} -u http://127.0.0.1:{plain}/large",
+    "200 connections of 100 streams": "h2load -c 200 -m 100 {load} https://localhost:{tls}/",
+    "1000 connections of 10 streams": "h2load -c 1000 -m 10 {load} https://localhost:{tls}/",
+    "windows of 15 bytes": "h2load -c 400 -m 100 -w 4 {load} https://localhost:{tls}/large",
 }
 HANDSHAKES = "handshakes"
 
 
 def attack(port, name, until, told):
     """Runs in a process of its own: as many connections as are let in, one after the other, until it is time."""
+    os.nice(19)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -240,38 +251,6 @@ def attack(port, name, until, told):
     told.put((steps, closed))
 
 
-async def well_behaved(port, until):
-    """Latencies, and how many requests were not answered with 200."""
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    latencies, failed, asked = [], 0, []
-
-    async def ask():
-        nonlocal failed
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(DEADLINE):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
-                writer.write(b"GET /well HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                answer = await reader.read()
-                writer.close()
-                failed += not answer.startswith(b"HTTP/1.1 200")
-        except (OSError, TimeoutError):
-            failed += 1
-        latencies.append(time.monotonic() - began)
-
-    began = time.time()
-    while time.time() < until:
-        asked.append(asyncio.create_task(ask()))
-        await asyncio.sleep(max(0, began + len(asked) / RATE - time.time()))
-    await asyncio.gather(*asked)
-    return sorted(latencies), failed
-
-
-def percentile(sorted_values, share):
-    return sorted_values[min(len(sorted_values) - 1, int(len(sorted_values) * share))]
-
-
 async def serve_backend():
     """Answers at once: five bytes, or as many as are wanted of `/large`."""
     large = b"HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n" + b"x" * 1048576
@@ -293,66 +272,134 @@ async def serve_backend():
     return server, server.sockets[0].getsockname()[1]
 
 
-async def under(front, name, folder):
-    """One attack on a front end that runs."""
-    quiet, _ = await well_behaved(front.tls, time.time() + 3)
-    before = front.memory()
-    until = time.time() + SECONDS
-    told, process, slow = multiprocessing.Queue(), None, None
-    if name in SLOW:
-        program = shutil.which("slowhttptest")
-        if not program:
-            return None
-        url = f"http://127.0.0.1:{front.plain}/" + ("large" if name in ("ranges", "slow reads") else "")
-        command = [program, *SLOW[name], "-c", "1000", "-r", "500", "-l", str(SECONDS), "-u", url]
-        slow = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-    else:
-        process = multiprocessing.Process(target=attack, args=(front.tls, name, until, told))
-        process.start()
-    most = before
-
-    async def watch():
-        nonlocal most
-        while time.time() < until:
-            most = max(most, await asyncio.to_thread(front.memory))
-            await asyncio.sleep(0.5)
-
-    watching = asyncio.create_task(watch())
-    loaded, failed = await well_behaved(front.tls, until)
-    await watching
-    steps, closed = (0, 0)
-    if slow:
-        slow.terminate()
-        slow.wait()
-    if process:
-        steps, closed = await asyncio.to_thread(told.get)
-        process.join()
-    stands = front.process.poll() is None
-    return {
-        "p99 before": f"{percentile(quiet, 0.99) * 1000:.0f} ms",
-        "p99": f"{percentile(loaded, 0.99) * 1000:.0f} ms",
-        "times": f"{percentile(loaded, 0.99) / percentile(quiet, 0.99):.1f}",
-        "failed": f"{failed} of {len(loaded)}",
-        "steps": str(steps),
-        "closed on it": str(closed),
-        "memory MiB": f"{before / 1024:.0f} → {most / 1024:.0f}",
-        "stands": "yes" if stands else "NO",
-    }
-
-
-async def run(front_of, names, folder):
-    """Yields the name of each attack and what it did."""
+async def serve(told):
+    """The backend, in a process of its own, which tells its port."""
     server, port = await serve_backend()
-    found = {}
-    for name in names:
-        front = await asyncio.to_thread(front_of, port)
+    told.put(port)
+    await server.serve_forever()
+
+
+def attack_by_tool(front, name, until, told):
+    """Runs in a process of its own: a program that attacks, again where it ends before it is time."""
+    os.nice(19)
+    seconds = max(1, round(until - time.time()))
+    slow, load = f"-c 1000 -r 500 -l {seconds}", f"-t 1 -D {seconds} --connect-to=127.0.0.1:{front.tls}"
+    command = TOOLS[name].format(slow=slow, load=load, plain=front.plain, tls=front.tls).split()
+    steps = 0
+    while time.time() < until:
+        program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        steps += 1
         try:
-            found[name] = await under(front, name, folder)
-        finally:
-            await asyncio.to_thread(front.stop)
-    server.close()
+            program.wait(max(0, until - time.time()))
+            time.sleep(0.1)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
+    told.put((steps, 0))
+
+
+async def under(front, name):
+    """One attack on a front end that runs."""
+    # Not counted: who has just begun may keep the first ones waiting.
+    await bystander.watch(front.tls, WARM)
+    quiet, _ = await bystander.watch(front.tls, QUIET)
+    before = most = front.memory()
+    until = time.time() + SECONDS
+    told = multiprocessing.Queue()
+    target, where = (attack_by_tool, front) if name in TOOLS else (attack, front.tls)
+    process = multiprocessing.Process(target=target, args=(where, name, until, told), daemon=False)
+    process.start()
+    watching = asyncio.create_task(bystander.watch(front.tls, SECONDS))
+    while not watching.done():
+        most = max(most, await asyncio.to_thread(front.memory))
+        await asyncio.wait([watching], timeout=0.25)
+    loaded, failed = watching.result()
+    steps, closed = await asyncio.to_thread(told.get)
+    process.join()
+    return Figures(quiet, loaded, failed, steps, closed, before / 1024, most / 1024, front.stands(), front.name)
+
+
+@dataclass
+class Figures:
+    """What one attack did to one front end; times in seconds, memory in MiB."""
+
+    quiet: float
+    loaded: float
+    failed: int
+    steps: int
+    closed: int
+    before: float
+    most: float
+    stands: bool
+    front: str
+
+    @property
+    def times(self):
+        return self.loaded / self.quiet
+
+    @property
+    def bound(self):
+        """Of Vestibule the one in docs/limits.md: an eighth above `limits.memory` nobody is let in. Others may grow by as much."""
+        return MEMORY * 9 / 8 + (0 if self.front == "vestibule" else self.before)
+
+    def faults(self):
+        found = [
+            ("fell", not self.stands),
+            (f"{self.failed} not served", self.failed),
+            (f"p99 ×{self.times:.1f}", self.times > SLOWER),
+            (f"{self.most:.0f} MiB", self.most > self.bound),
+        ]
+        return [fault for fault, is_there in found if is_there]
+
+    def row(self):
+        return {
+            "p99 before": f"{self.quiet * 1000:.1f} ms",
+            "p99": f"{self.loaded * 1000:.1f} ms",
+            "times": f"{self.times:.1f}",
+            "not served": str(self.failed),
+            "steps": str(self.steps),
+            "closed on it": str(self.closed),
+            "memory MiB": f"{self.before:.0f} → {self.most:.0f}",
+            "stands": "yes" if self.stands else "NO",
+            "verdict": ", ".join(self.faults()) or "well",
+        }
+
+
+async def run(peer, names, folder):
+    """What each attack did, by its name."""
+    told = multiprocessing.Queue()
+    backend = multiprocessing.Process(target=lambda: asyncio.run(serve(told)), daemon=True)
+    found = {}
+    # All but the front end shares what it leaves: who attacks last, who does nothing wrong first.
+    own, others = processors()
+    os.sched_setaffinity(0, others)
+    try:
+        backend.start()
+        port = await asyncio.to_thread(told.get)
+        command = lambda front: ["taskset", "-c", own, *FRONTS[peer](front)]  # noqa: E731
+        for name in names:
+            program = TOOLS.get(name, "").split(" ")[0]
+            if program and not shutil.which(program):
+                print(f"{name} is left out: {program} is not installed", file=sys.stderr)
+                continue
+            front = Front(peer, folder, port, command)
+            try:
+                await asyncio.to_thread(front.start)
+                found[name] = await under(front, name)
+            finally:
+                await asyncio.to_thread(front.stop)
+    finally:
+        os.sched_setaffinity(0, range(os.cpu_count()))
+        backend.terminate()
+        backend.join()
     return found
 
 
+def processors():
+    """The one that the front end has for itself, as taskset(1) takes it, and those of all others."""
+    there = sorted(os.sched_getaffinity(0))
+    return str(there[0]), there[1:] or there
+
+
 def all_names():
-    return [*ATTACKS, HANDSHAKES, *SLOW]
+    return [*ATTACKS, HANDSHAKES, *TOOLS]

@@ -121,8 +121,10 @@ async def run(front_of, count, seed):
             talks.append(talk(range(number, number + length)))
             number += length
         await asyncio.gather(*talks)
+        stood = front.stands()
     finally:
         # Its log is whole when it has ended.
         await asyncio.to_thread(front.stop)
         backend.server.close()
-    return disagreements(backend, front.folder / "access.log")
+    seen, faults = disagreements(backend, front.folder / "access.log")
+    return seen, faults + ([] if stood else ["it crashed"])

@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30
+#: `limits.memory` of Vestibule, in MiB: what `auto` is with 1 GiB.
+MEMORY = 512
 
 
 def free_port():
@@ -37,18 +39,19 @@ def certificate(folder):
 class Front:
     """A front end while it runs. `plain` and `tls` are its ports."""
 
-    def __init__(self, name, folder, backend):
+    def __init__(self, name, folder, backend, command=None):
+        """`command` writes its configuration and answers its command, as those in `FRONTS`, where another one is wanted."""
         self.name, self.folder, self.backend = name, folder / name, backend
+        self.command = command or FRONTS[name]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)
         self.plain, self.tls = free_port(), free_port()
         self.certificate, self.key = certificate(self.folder)
-        self.process = None
+        self.process, self.begun = None, []
 
     def start(self):
-        command = FRONTS[self.name](self)
-        self.log = open(self.folder / "output.log", "ab")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, cwd=self.folder)
+        self.log = open(self.folder / "output.log", "wb")
+        self.process = subprocess.Popen(self.command(self), stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, cwd=self.folder)
         end = time.monotonic() + PATIENCE
         for port in (self.plain, self.tls):
             while True:
@@ -61,7 +64,14 @@ class Front:
                     if time.monotonic() > end:
                         raise RuntimeError(f"{self.name} does not listen") from None
                     time.sleep(0.05)
+        self.begun = self.processes()
         return self
+
+    def stands(self):
+        """Whether all that was there when it listened still is, and nothing panicked."""
+        # Apache ends spare processes as it likes.
+        kept = self.name == "apache" or set(self.begun) <= set(self.processes())
+        return self.process.poll() is None and kept and "panicked" not in (self.folder / "output.log").read_text(errors="replace")
 
     def processes(self):
         """This front end's own process and those it began."""
@@ -104,10 +114,12 @@ def vestibule(front):
         f"listeners:\n  - address: '127.0.0.1:{front.plain}'\n  - {{ address: '127.0.0.1:{front.tls}', tls: true }}\n"
         f"tls:\n  certificates: [{{ files: {{ certificate: {front.certificate}, key: {front.key} }} }}]\n"
         f"  storage: {front.folder}/storage\n"
-        f"upstreams: {{ app: {{ endpoints: ['127.0.0.1:{front.backend}'] }} }}\n"
+        f"upstreams: {{ app: {{ endpoints: ['127.0.0.1:{front.backend}'], concurrency: 16 }} }}\n"
         "routes: [{ prefix: /, upstream: app }]\n"
-        f"access_log: {{ path: {front.folder}/access.log, format: json }}\nspool: {{ path: {front.folder}/spool }}\n"
+        f"access_log: {{ path: {front.folder}/access.log, format: json, query: whole }}\nspool: {{ path: {front.folder}/spool }}\n"
         f"admin: unix:{front.folder}/admin.sock\nworkers: 1\n"
+        # As on the internet: nobody is exempt.
+        f"limits: {{ memory: {MEMORY}MiB, exempt: [] }}\n"
     )
     program = os.environ.get("VESTIBULE_BINARY") or str(ROOT / "target/release/vestibule")
     return [program, "serve", "--config", str(front.folder / "vestibule.yml")]
@@ -136,7 +148,7 @@ def haproxy(front):
         f"frontend front\n  bind 127.0.0.1:{front.plain}\n  bind 127.0.0.1:{front.tls} ssl crt {front.folder}/both.pem alpn h2,http/1.1\n"
         "  http-request set-header X-Forwarded-For %[src]\n"
         "  http-request set-header X-Forwarded-Proto %[ssl_fc,iif(https,http)]\n  default_backend app\n"
-        f"backend app\n  server app 127.0.0.1:{front.backend}\n"
+        f"backend app\n  server app 127.0.0.1:{front.backend} maxconn 16\n"
     )
     return [shutil.which("haproxy") or "/usr/sbin/haproxy", "-db", "-f", str(front.folder / "haproxy.cfg")]
 
@@ -152,7 +164,7 @@ def caddy(front):
 
 
 def apache(front):
-    modules = "mpm_event authz_core headers proxy proxy_http socache_shmcb ssl http2".split()
+    modules = "mpm_event authz_core headers proxy proxy_http reqtimeout socache_shmcb ssl http2".split()
     load = "".join(f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n" for name in modules)
     proxy = (
         f"ProxyPreserveHost On\nProxyPass / http://127.0.0.1:{front.backend}/\n"
@@ -162,6 +174,8 @@ def apache(front):
         f"ServerRoot /etc/apache2\nDefaultRuntimeDir {front.folder}\nPidFile {front.folder}/apache.pid\n"
         f"ErrorLog {front.folder}/error.log\nServerName localhost\nUser www-data\nGroup www-data\n{load}"
         "StartServers 1\nServerLimit 2\nThreadsPerChild 64\nMaxRequestWorkers 128\n"
+        # As Debian has it.
+        "RequestReadTimeout header=20-40,minrate=500 body=10,minrate=500\n"
         f'LogFormat "%h %t \\"%r\\" %>s %b" common\nCustomLog {front.folder}/access.log common\n'
         f"SSLSessionCache shmcb:{front.folder}/ssl(512000)\nMutex file:{front.folder}\n"
         f"Listen 127.0.0.1:{front.plain}\nListen 127.0.0.1:{front.tls}\n"

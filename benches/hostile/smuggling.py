@@ -241,7 +241,7 @@ async def run(front_of, only=""):
         for number, case in enumerate(cases.all_cases(), 1):
             if only in case.name:
                 verdicts.append(await run_case(front, backend, case, number))
-                if front.process.poll() is not None:
+                if not front.stands():
                     verdicts[-1].faults.append("CRASHED")
                     break
     finally:
