@@ -27,12 +27,10 @@ pub(super) fn admit(plan: &RoutePlan, origin: &Origin) -> Result<(), GatewayErro
 /// Whether this is a browser's question what pages of another site may ask here, which never has a password
 /// (Fetch, 3.2.2), and which the route knows the answer to.
 pub(super) fn is_preflight(route: &Route, request: &request::Parts) -> bool {
-    let origin = request.headers.get(header::ORIGIN);
+    let asked = request.headers.get(header::ORIGIN).zip(route.allow_origin.as_ref());
     request.method == Method::OPTIONS
         && request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-        && origin.is_some_and(|origin| {
-            route.allow_origin.as_ref().is_some_and(|allowed| allowed == origin || allowed == "*")
-        })
+        && asked.is_some_and(|(origin, allowed)| allowed.allows(origin))
 }
 
 /// Makes `headers` say who the user is, and nothing but that, where the route has users.

@@ -181,6 +181,52 @@ fn another_server_says_who_may_pass_and_what_the_application_is_told() {
 }
 
 #[test]
+fn a_preflight_from_a_site_of_several_is_answered_before_a_password_or_another_server_is_asked_for() {
+    let backend = Backend::echoing();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("users"), ALICE).unwrap();
+    let sites = "allow_origin: ['https://one.example', 'https://two.example']";
+    let configuration = routes(
+        &backend,
+        &format!(
+            "{{ prefix: /, upstream: app, {sites}, basic_auth: {{ file: '{{dir}}/users' }} }}, \
+             {{ prefix: /judged, upstream: app, {sites}, forward_auth: {{ upstream: down, path: / }} }}"
+        ),
+    )
+    .replace("upstreams: { ", "upstreams: { down: { endpoints: ['127.0.0.1:1'], hold: 0 }, ");
+    let gateway = TestGateway::start_in(folder, &configuration);
+    let ask = |method: &str, path: &str, fields: &str| gateway.raw(request(path, fields).replace("GET", method));
+    let told = |answer: &str| {
+        let allowed = ["origin", "methods", "headers", "credentials"]
+            .map(|name| header(answer, &format!("access-control-allow-{name}")).unwrap_or_default());
+        (status(answer), allowed, header(answer, "vary").unwrap_or_default())
+    };
+    let from = |origin: &str| format!("Origin: {origin}\r\n");
+    let preflight = |origin: &str| format!("{}Access-Control-Request-Method: PUT\r\n", from(origin));
+    let all = |status: u16, origin: &str| {
+        let allowed = [origin, "GET, POST, OPTIONS, PUT, DELETE", "Content-Type, origin", "true"].map(str::to_owned);
+        (status, allowed, "Origin".to_owned())
+    };
+    let nothing = |status: u16| (status, [(); 4].map(|()| String::new()), "Origin".to_owned());
+
+    for path in ["/", "/judged"] {
+        for origin in ["https://one.example", "https://two.example"] {
+            assert_eq!(told(&ask("OPTIONS", path, &preflight(origin))), all(204, origin), "{path}");
+        }
+    }
+    for (path, refused) in [("/", 401), ("/judged", 503)] {
+        assert_eq!(told(&ask("OPTIONS", path, &preflight("https://three.example"))), nothing(refused), "{path}");
+        // Not a preflight: whoever asks so has a password or a cookie to send.
+        assert_eq!(told(&ask("OPTIONS", path, &from("https://two.example"))), all(refused, "https://two.example"));
+    }
+    assert_eq!(backend.connections(), 0);
+
+    let asked = ask("GET", "/", &format!("{AUTHORIZATION}{}", from("https://two.example")));
+    assert_eq!(told(&asked), all(200, "https://two.example"));
+    assert_eq!(told(&ask("GET", "/", AUTHORIZATION)), nothing(200), "by nobody's page, and kept by caches as such");
+}
+
+#[test]
 fn browsers_are_told_to_be_careful_by_every_answer_that_does_not_say_how_it_is() {
     let backend = Backend::replying(
         "HTTP/1.1 200 OK\r\nX-Frame-Options: DENY\r\nReferrer-Policy: no-referrer\r\nContent-Length: 0\r\n\r\n",

@@ -79,6 +79,19 @@ pub(super) fn refuse_other_protocols(
     }
 }
 
+pub(super) fn lower_allow_origin(
+    route: &raw::Route,
+    at: &str,
+    reading: &mut Reading<'_>,
+) -> Result<Vec<String>, Told> {
+    let Some(OneOrMore(origins)) = route.allow_origin.clone()? else { return Ok(Vec::new()) };
+    if origins.is_empty() || origins.len() > 1 && origins.iter().any(|origin| origin.0 == "*") {
+        let problem = "`*` stands alone, and something has to stand there; write `null` to say nothing of it";
+        return Err(reading.refuse_at(&format!("{at}.allow_origin"), problem));
+    }
+    Ok(origins.into_iter().map(|origin| origin.0).collect())
+}
+
 pub(super) fn lower_security_headers(
     route: &raw::Route,
     at: &str,
