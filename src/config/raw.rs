@@ -672,7 +672,7 @@ keys! {
 keys! {
     /// A server that says who may pass: by a status from 200 to 299. Whatever else it answers is the client's answer.
     struct ForwardAuth {
-        /// The name of an upstream that speaks HTTP.
+        /// The name of an upstream.
         upstream: String = required,
         /// Where it is asked, by GET and without a body.
         path: PageTarget = required,

@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 
 use super::trust;
 use crate::config::{
-    plan::{
-        AccessPlan, BasicAuthPlan, ForwardAuthPlan, FrameAncestor, HstsPlan, Protocol, RoutePlan, SecurityHeadersPlan,
-        UpstreamPlan,
-    },
+    plan::{AccessPlan, BasicAuthPlan, ForwardAuthPlan, FrameAncestor, HstsPlan, SecurityHeadersPlan},
     raw,
     read::{OneOrMore, Reading, Told, suggestion},
 };
@@ -61,22 +58,6 @@ fn lower_forward_auth(
         response_headers: forward.response_headers.clone()?.into_iter().map(|name| name.0).collect(),
         timeout: forward.timeout?.0,
     }))
-}
-
-/// Who is asked by HTTP has to speak it.
-pub(super) fn refuse_other_protocols(
-    upstreams: &Result<std::collections::BTreeMap<String, UpstreamPlan>, Told>,
-    routes: &Result<Vec<RoutePlan>, Told>,
-    reading: &mut Reading<'_>,
-) {
-    let (Ok(upstreams), Ok(routes)) = (upstreams, routes) else { return };
-    for (index, route) in routes.iter().enumerate() {
-        let Some(forward) = &route.access.forward_auth else { continue };
-        if upstreams.get(&forward.upstream).is_some_and(|upstream| upstream.protocol != Protocol::Http) {
-            let problem = format!("`{}` does not speak HTTP, by which it would be asked", forward.upstream);
-            reading.refuse_at(&format!("routes[{index}].forward_auth.upstream"), problem);
-        }
-    }
 }
 
 pub(super) fn lower_allow_origin(
