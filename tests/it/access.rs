@@ -241,7 +241,8 @@ fn a_websocket_whose_client_another_server_lets_in_is_open_and_says_who_it_is() 
         }
     });
     let server = Echo::start();
-    let route = "{ prefix: /, upstream: app, forward_auth: { upstream: judge, path: /check, response_headers: [X-User] } }";
+    let route =
+        "{ prefix: /, upstream: app, forward_auth: { upstream: judge, path: /check, response_headers: [X-User] } }";
     let judges = format!("upstreams: {{ judge: {{ endpoints: ['{}'] }}, ", judge.address);
     let gateway = TestGateway::start(&routes(&server.backend, route).replace("upstreams: { ", &judges));
 
@@ -251,7 +252,10 @@ fn a_websocket_whose_client_another_server_lets_in_is_open_and_says_who_it_is() 
     assert_eq!(client.read().unwrap(), Message::text("hello"));
     assert!(server.seen().contains("x-user: alice\n"), "{}", server.seen());
     let question = asked.recv_timeout(PATIENCE).unwrap();
-    assert!(question.starts_with("get /check http/1.1\r\n") && question.contains("x-forwarded-uri: /ws\r\n"), "{question}");
+    assert!(
+        question.starts_with("get /check http/1.1\r\n") && question.contains("x-forwarded-uri: /ws\r\n"),
+        "{question}"
+    );
     // It is asked, and not to become one itself.
     assert!(!question.contains("upgrade") && !question.contains("sec-websocket-key"), "{question}");
 }

@@ -15,8 +15,8 @@ use std::{
 };
 
 use crate::support::{
-    Backend, Gate, TestGateway, Warnings, body, connect, header, noise, proxying, raw, read_head, read_request,
-    read_response, read_rest, status, unchunked, wait_for,
+    Backend, Gate, PATIENCE, TestGateway, Warnings, body, connect, header, noise, proxying, raw, read_head,
+    read_request, read_response, read_rest, status, unchunked, wait_for,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -654,6 +654,7 @@ pub(crate) fn narrow(address: std::net::SocketAddr) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(16 * 1024).unwrap();
     socket.connect(&address.into()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     TcpStream::from(socket)
 }
 

@@ -145,8 +145,10 @@ fn a_compressed_answer_has_its_place_until_the_application_has_ended_it() {
 fn a_slow_reader_of_a_compressed_answer_has_no_place() {
     // More than sockets hold, compressed to half of it.
     let data = HEXLOWER.encode(&noise(6 << 20));
-    let backend =
-        Backend::replying(format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{data}", data.len()));
+    let backend = Backend::replying(format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{data}",
+        data.len()
+    ));
     let gateway = TestGateway::start(&proxying(backend.address, "concurrency: 1", ""));
     let ask = || {
         let mut client = narrow(gateway.address(0));

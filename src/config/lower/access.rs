@@ -60,11 +60,7 @@ fn lower_forward_auth(
     }))
 }
 
-pub(super) fn lower_allow_origin(
-    route: &raw::Route,
-    at: &str,
-    reading: &mut Reading<'_>,
-) -> Result<Vec<String>, Told> {
+pub(super) fn lower_allow_origin(route: &raw::Route, at: &str, reading: &mut Reading<'_>) -> Result<Vec<String>, Told> {
     let Some(OneOrMore(origins)) = route.allow_origin.clone()? else { return Ok(Vec::new()) };
     if origins.is_empty() || origins.len() > 1 && origins.iter().any(|origin| origin.0 == "*") {
         let problem = "`*` stands alone, and something has to stand there; write `null` to say nothing of it";
