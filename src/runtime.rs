@@ -11,13 +11,12 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
-use http::HeaderValue;
 
 use crate::{
     access::{Users, Verifier},
     config::{Plan, RoutePlan, UpstreamPlan},
     files::Roots,
-    http::security_headers::SecurityHeaders,
+    http::{cross_origin::AllowedOrigins, security_headers::SecurityHeaders},
     limits::{Handshakes, Requests},
     metrics::{Gauge, Metrics, RouteMetrics},
     route::RouteTable,
@@ -74,7 +73,8 @@ pub struct Route {
     pub files: Roots,
     /// How often it may be asked.
     pub requests: Requests,
-    pub allow_origin: Option<HeaderValue>,
+    /// Where the route has `allow_origin`.
+    pub allow_origin: Option<AllowedOrigins>,
     pub security_headers: Option<Arc<SecurityHeaders>>,
     /// Where the route has `basic_auth`.
     pub users: Option<Arc<Users>>,
@@ -134,7 +134,7 @@ impl Runtime {
                     Arc::clone(upstreams.get(&forward.upstream).expect("a plan's routes name its upstreams"))
                 }),
                 security_headers: SecurityHeaders::new(&route.security_headers).map(Arc::new),
-                allow_origin: route.allow_origin.as_deref().and_then(|origin| HeaderValue::from_str(origin).ok()),
+                allow_origin: AllowedOrigins::new(&route.allow_origin),
             };
             (route.host.clone(), route.prefix.clone(), Arc::new(value))
         }));

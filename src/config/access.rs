@@ -33,7 +33,7 @@ pub struct BasicAuthPlan {
 /// A server that is asked of each request whether it may pass.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct ForwardAuthPlan {
-    /// A key of [`super::Plan::upstreams`], which speaks HTTP.
+    /// A key of [`super::Plan::upstreams`].
     pub upstream: String,
     /// Where it is asked, with or without a query.
     pub path: String,

@@ -169,8 +169,8 @@ fn routes(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 route.accel_prefix
             )?;
         }
-        if let Some(origin) = &route.allow_origin {
-            writeln!(f, "    pages of {origin} may read its answers, unless it says otherwise")?;
+        if !route.allow_origin.is_empty() {
+            writeln!(f, "    pages of {} may read its answers, unless it says otherwise", list(&route.allow_origin))?;
         }
         if route.server_timing {
             writeln!(f, "    whoever asks is told how long the queue and the application took (Server-Timing)")?;

@@ -806,8 +806,9 @@ pub struct RoutePlan {
     pub tunnel_idle: Duration,
     /// Whether clients are told how long the queue and the application took.
     pub server_timing: bool,
-    /// An origin whose pages may read the answers, where the application says nothing about it.
-    pub allow_origin: Option<String>,
+    /// The origins whose pages may read the answers, where the application says nothing about it, or `*` alone. Empty: nothing is
+    /// said.
+    pub allow_origin: Vec<String>,
     /// Only for clients whose certificate was verified in the handshake.
     pub client_certificate: bool,
     /// How often it may be asked, beside what [`LimitsPlan::requests`] says.

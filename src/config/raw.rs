@@ -603,9 +603,10 @@ keys! {
         tunnel_idle: Timeout = "24h",
         /// Whether answers say in `Server-Timing` how long the request waited in the queue and how long the application took.
         server_timing: bool = "false",
-        /// A site whose pages may read the answers, such as `https://www.example.com`: four `Access-Control-*` headers are added
-        /// to answers that have no `Access-Control-Allow-Origin` of the application's. `null`: that is the application's business.
-        allow_origin: Option<SiteOrigin> = "null",
+        /// A site whose pages may read the answers, such as `https://www.example.com`, a list of some, or `*`: four
+        /// `Access-Control-*` headers are added to answers that have no `Access-Control-Allow-Origin` of the application's. `null`:
+        /// that is the application's business.
+        allow_origin: Option<OneOrMore<SiteOrigin>> = "null",
         /// The only clients that are let in, by their address as it is found past `trusted_proxies`: networks, addresses,
         /// `loopback`, `private`, `unix`; others are answered 403. `null`: everybody.
         allow: Option<Vec<Trusted>> = "null",
@@ -671,7 +672,7 @@ keys! {
 keys! {
     /// A server that says who may pass: by a status from 200 to 299. Whatever else it answers is the client's answer.
     struct ForwardAuth {
-        /// The name of an upstream that speaks HTTP.
+        /// The name of an upstream.
         upstream: String = required,
         /// Where it is asked, by GET and without a body.
         path: PageTarget = required,

@@ -446,7 +446,10 @@ impl Scalar for SiteOrigin {
         let authority = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
         match authority {
-            Some(authority) if !authority.is_empty() && authority.bytes().all(plain) => Ok(Self(text.to_owned())),
+            // Browsers write names of hosts in lower case, and compare as they write.
+            Some(authority) if !authority.is_empty() && authority.bytes().all(plain) => {
+                Ok(Self(text.to_ascii_lowercase()))
+            }
             Some(authority) if authority.ends_with('/') => {
                 Err(format!("an origin has no path; write `{}`", text.trim_end_matches('/')))
             }

@@ -15,6 +15,13 @@ pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     elements.any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
+/// Says in `headers`, those of an answer, that it depends on this field of the request, too (RFC 9110, 12.5.5).
+pub fn vary_by(headers: &mut HeaderMap, field: &'static str) {
+    if !has_token(headers, &header::VARY, field) && !has_token(headers, &header::VARY, "*") {
+        headers.append(header::VARY, HeaderValue::from_static(field));
+    }
+}
+
 /// Removes the fields that are meant for the next hop alone (RFC 9110, 7.6.1), `Connection` and what it names included.
 ///
 /// `Connection` cannot name a field that must reach the other end, or one that we set: `Connection: X-Real-IP` would

@@ -6,6 +6,7 @@ pub mod authority;
 mod body;
 pub mod client_certificate;
 pub mod compress;
+pub mod cross_origin;
 mod error;
 mod file;
 pub mod forwarded;

@@ -3,16 +3,21 @@
 use std::time::Duration;
 
 use data_encoding::BASE64;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, request};
 use tokio::time::timeout;
 
 use super::{LogGuard, TrafficThread, class};
 use crate::{
     access::Verdict,
-    config::{BasicAuthPlan, ForwardAuthPlan, RoutePlan},
+    config::{BasicAuthPlan, ForwardAuthPlan, Protocol, RoutePlan},
     files,
-    http::{Body, GatewayError, forwarded::Origin, headers},
-    proxy::{self, Collected, Delivery, Head, Outbound, Payload, Trace},
+    http::{
+        Body, GatewayError,
+        forwarded::{Origin, Scheme},
+        headers,
+        path::Path,
+    },
+    proxy::{self, Collected, Delivery, Head, Outbound, Payload, Trace, uwsgi::Environment},
     runtime::{Route, Runtime},
     upstream::{Affinity, Client, Upstream, Who},
 };
@@ -27,12 +32,10 @@ pub(super) fn admit(plan: &RoutePlan, origin: &Origin) -> Result<(), GatewayErro
 /// Whether this is a browser's question what pages of another site may ask here, which never has a password
 /// (Fetch, 3.2.2), and which the route knows the answer to.
 pub(super) fn is_preflight(route: &Route, request: &request::Parts) -> bool {
-    let origin = request.headers.get(header::ORIGIN);
+    let asked = request.headers.get(header::ORIGIN).zip(route.allow_origin.as_ref());
     request.method == Method::OPTIONS
         && request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-        && origin.is_some_and(|origin| {
-            route.allow_origin.as_ref().is_some_and(|allowed| allowed == origin || allowed == "*")
-        })
+        && asked.is_some_and(|(origin, allowed)| allowed.allows(origin))
 }
 
 /// Makes `headers` say who the user is, and nothing but that, where the route has users.
@@ -168,9 +171,32 @@ async fn send(
     let place = place.map_err(|_| {
         GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, format!("no place in upstream {}", upstream.name))
     })?;
+    let path_info;
+    let head = match upstream.plan.protocol {
+        Protocol::Http => Head::Http { target: &plan.path, headers },
+        Protocol::Uwsgi => {
+            let (path, query) = plan.path.split_once('?').unwrap_or((&plan.path, ""));
+            path_info = Path::read(path)?.decoded_merged().into_owned();
+            Head::Uwsgi(Environment {
+                method: &Method::GET,
+                version: Version::HTTP_11,
+                target: &plan.path,
+                query,
+                path_info: &path_info,
+                script_name: "",
+                https: origin.scheme == Scheme::Https,
+                client: origin.client,
+                user: None,
+                server_name: origin.host.host(),
+                server_port: origin.port,
+                content_length: None,
+                headers,
+            })
+        }
+    };
     let outbound = Outbound {
         method: &Method::GET,
-        head: Head::Http { target: &plan.path, headers },
+        head,
         payload: Payload::Collected(Collected::EMPTY),
         affinity: Affinity { client: origin.client, endpoint: None, by_client: false, avoid: None },
         upgrade: false,

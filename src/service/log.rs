@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request};
+use http::{HeaderMap, HeaderValue, StatusCode, header, request};
 use http_body::{Frame, SizeHint};
 
 use super::{Connection, connection::Pinned};
@@ -22,6 +22,7 @@ use crate::{
     h1::Glimpse,
     http::{
         Body, CLIENT_CLOSED_REQUEST, GatewayError, Relay, Retry, Side,
+        cross_origin::{self, AllowedOrigins},
         forwarded::{Peer, Scheme},
         pace::Patience,
         security_headers::SecurityHeaders,
@@ -49,7 +50,7 @@ pub struct LogGuard {
     _exchange: Held,
     route: Option<RouteMetrics>,
     /// For the answer, whoever makes it.
-    allow_origin: Option<Box<HeaderValue>>,
+    allow_origin: Option<Box<cross_origin::Told>>,
     /// Likewise, with the scheme that the client sees.
     security_headers: Option<(Arc<SecurityHeaders>, Scheme)>,
     /// Likewise: whether it says how long it took.
@@ -151,14 +152,15 @@ impl LogGuard {
         self.record.upstream.as_deref()
     }
 
-    /// The route that was taken, by a client that sees `scheme`.
-    pub(super) fn route(&mut self, route: &Route, scheme: Scheme) {
+    /// The route that was taken, by a client that sees `scheme` and sent `headers`.
+    pub(super) fn route(&mut self, route: &Route, scheme: Scheme, headers: &HeaderMap) {
         self.record.route = Some(route.name.clone());
         self.record.upstream = Some(route.upstream.name.clone());
         self.route = Some(route.metrics.clone());
         self.patience.progress = route.plan.progress_timeout.unwrap_or(self.patience.progress);
         self.patience.rate = route.plan.minimum_rate.unwrap_or(self.patience.rate);
-        self.allow_origin = route.allow_origin.clone().map(Box::new);
+        let told = |allowed: &AllowedOrigins| Box::new(allowed.told_to(headers.get(header::ORIGIN)));
+        self.allow_origin = route.allow_origin.as_ref().map(told);
         self.security_headers = route.security_headers.clone().map(|headers| (headers, scheme));
         self.server_timing = route.plan.server_timing;
     }
@@ -175,15 +177,10 @@ impl LogGuard {
         }
     }
 
-    /// Lets pages of another site read the answer, where its route says so and the application has not said anything.
+    /// Lets pages of other sites read the answer, where its route says so and the application has not said anything.
     pub(super) fn allow_origin(&mut self, headers: &mut HeaderMap) {
-        if let Some(origin) = self.allow_origin.take()
-            && !headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN)
-        {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, *origin);
-            for (name, value) in ALLOWED {
-                headers.insert(name, HeaderValue::from_static(value));
-            }
+        if let Some(told) = self.allow_origin.take() {
+            told.apply(headers);
         }
     }
 
@@ -369,12 +366,6 @@ impl Drop for LogGuard {
     }
 }
 
-/// What docassemble's Apache of 2018 allowed the one other site that it knew.
-const ALLOWED: [(HeaderName, &str); 3] = [
-    (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, OPTIONS, PUT, DELETE"),
-    (header::ACCESS_CONTROL_ALLOW_HEADERS, "Content-Type, origin"),
-    (header::ACCESS_CONTROL_ALLOW_CREDENTIALS, "true"),
-];
 /// Requests that were refused for want of room, of no upstream.
 static REFUSALS: Notice = Notice::new();
 /// How many requests that a stop cuts off get an event of their own, and as many tunnels; all are in the access log.

@@ -151,7 +151,7 @@ async fn respond(
         return Err(GatewayError::downstream(StatusCode::NOT_FOUND, "no route for this path"));
     };
     let route: &Route = found.value;
-    log.route(route, origin.scheme);
+    log.route(route, origin.scheme, &request.headers);
     // Where the application may read another path than we do, who is kept out or counted there is so here.
     let others =
         if runtime.is_guarded { runtime.routes.find_as_others(origin.host.host(), &path) } else { [None, None] };

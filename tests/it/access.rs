@@ -4,14 +4,20 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    sync::{Mutex, mpsc},
 };
 
-use crate::support::{
-    Backend, TestGateway, body,
-    clients::connect_from,
-    connect, header, proxying, raw, read_request, read_response,
-    served::{self, Served},
-    status, wait_for,
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::{
+    support::{
+        Backend, PATIENCE, TestGateway, body,
+        clients::connect_from,
+        connect, header, proxying, raw, read_packet, read_request, read_response,
+        served::{self, Served},
+        status, unchunked, wait_for,
+    },
+    websockets::{Echo, websocket},
 };
 
 /// Of the password `secret`.
@@ -120,7 +126,7 @@ fn a_route_with_users_is_for_them_alone_and_the_application_is_told_who_it_was()
 
 #[test]
 fn another_server_says_who_may_pass_and_what_the_application_is_told() {
-    let asked = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let asked = std::sync::Arc::new(Mutex::new(Vec::new()));
     let questions = std::sync::Arc::clone(&asked);
     let judge = Backend::start(move |mut stream| {
         while let Some(question) = read_request(&mut stream) {
@@ -178,6 +184,126 @@ fn another_server_says_who_may_pass_and_what_the_application_is_told() {
     let passed = gateway.raw(request("/page", "Cookie: good\r\nX-User: root\r\nX-Groups: admins\r\nX_User: root\r\n"));
     assert_eq!(lines_of(&passed, "user"), ["x-user: alice"]);
     assert_eq!((lines_of(&passed, "x-groups"), lines_of(&passed, "x-other")), (vec![], vec![]));
+}
+
+#[test]
+fn another_server_is_asked_over_uwsgi_where_it_speaks_that() {
+    let (tell, asked) = mpsc::channel();
+    let tell = Mutex::new(tell);
+    let judge = Backend::start(move |mut stream| {
+        let Some(question) = read_packet(&mut stream) else { return };
+        let answer = if question.get("HTTP_COOKIE").is_some_and(|cookie| cookie == "good") {
+            "HTTP/1.1 200 OK\r\nX-User: alice\r\n\r\n"
+        } else {
+            "HTTP/1.1 401 Unauthorized\r\nContent-Type: text/plain\r\n\r\nwho are you?"
+        };
+        tell.lock().unwrap().send(question).unwrap();
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    let backend = Backend::echoing();
+    let route = "{ prefix: /, upstream: app, forward_auth: { upstream: judge, path: '/check%20in?a=b', response_headers: [X-User] } }";
+    let judges = format!("upstreams: {{ judge: {{ protocol: uwsgi, endpoints: ['{}'] }}, ", judge.address);
+    let gateway = TestGateway::start(&routes(&backend, route).replace("upstreams: { ", &judges));
+    let post = request("/page?x=1", "X-User: root\r\nContent-Length: 3\r\n").replace("GET", "POST") + "abc";
+
+    let refused = gateway.raw(&post);
+    let question = asked.recv_timeout(PATIENCE).unwrap();
+    let passed = gateway.raw(post.replace("X-User: root", "Cookie: good"));
+
+    // A uwsgi server ends its answer with the connection.
+    assert_eq!((status(&refused), unchunked(body(&refused).as_bytes())), (401, Some(b"who are you?".to_vec())));
+    for (name, value) in [
+        ("REQUEST_METHOD", "GET"),
+        ("REQUEST_URI", "/check%20in?a=b"),
+        ("PATH_INFO", "/check in"),
+        ("QUERY_STRING", "a=b"),
+        ("CONTENT_LENGTH", ""),
+        ("SERVER_NAME", "site.example"),
+        ("REQUEST_SCHEME", "http"),
+        ("REMOTE_ADDR", "127.0.0.1"),
+        ("HTTP_X_FORWARDED_METHOD", "POST"),
+        ("HTTP_X_FORWARDED_URI", "/page?x=1"),
+    ] {
+        assert_eq!(question.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    assert_eq!((status(&passed), lines_of(&passed, "user")), (200, vec!["x-user: alice".to_owned()]));
+    assert!(passed.ends_with("\r\n\r\nabc"), "the body was lost over the question: {passed}");
+}
+
+#[test]
+fn a_websocket_whose_client_another_server_lets_in_is_open_and_says_who_it_is() {
+    let (tell, asked) = mpsc::channel();
+    let tell = Mutex::new(tell);
+    let judge = Backend::start(move |mut stream| {
+        while let Some(question) = read_request(&mut stream) {
+            tell.lock().unwrap().send(String::from_utf8(question).unwrap().to_ascii_lowercase()).unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nX-User: alice\r\nContent-Length: 2\r\n\r\nok").unwrap();
+        }
+    });
+    let server = Echo::start();
+    let route =
+        "{ prefix: /, upstream: app, forward_auth: { upstream: judge, path: /check, response_headers: [X-User] } }";
+    let judges = format!("upstreams: {{ judge: {{ endpoints: ['{}'] }}, ", judge.address);
+    let gateway = TestGateway::start(&routes(&server.backend, route).replace("upstreams: { ", &judges));
+
+    let mut client = websocket(gateway.address(0));
+    client.send(Message::text("hello")).unwrap();
+
+    assert_eq!(client.read().unwrap(), Message::text("hello"));
+    assert!(server.seen().contains("x-user: alice\n"), "{}", server.seen());
+    let question = asked.recv_timeout(PATIENCE).unwrap();
+    assert!(
+        question.starts_with("get /check http/1.1\r\n") && question.contains("x-forwarded-uri: /ws\r\n"),
+        "{question}"
+    );
+    // It is asked, and not to become one itself.
+    assert!(!question.contains("upgrade") && !question.contains("sec-websocket-key"), "{question}");
+}
+
+#[test]
+fn a_preflight_from_a_site_of_several_is_answered_before_a_password_or_another_server_is_asked_for() {
+    let backend = Backend::echoing();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("users"), ALICE).unwrap();
+    let sites = "allow_origin: ['https://one.example', 'https://two.example']";
+    let configuration = routes(
+        &backend,
+        &format!(
+            "{{ prefix: /, upstream: app, {sites}, basic_auth: {{ file: '{{dir}}/users' }} }}, \
+             {{ prefix: /judged, upstream: app, {sites}, forward_auth: {{ upstream: down, path: / }} }}"
+        ),
+    )
+    .replace("upstreams: { ", "upstreams: { down: { endpoints: ['127.0.0.1:1'], hold: 0 }, ");
+    let gateway = TestGateway::start_in(folder, &configuration);
+    let ask = |method: &str, path: &str, fields: &str| gateway.raw(request(path, fields).replace("GET", method));
+    let told = |answer: &str| {
+        let allowed = ["origin", "methods", "headers", "credentials"]
+            .map(|name| header(answer, &format!("access-control-allow-{name}")).unwrap_or_default());
+        (status(answer), allowed, header(answer, "vary").unwrap_or_default())
+    };
+    let from = |origin: &str| format!("Origin: {origin}\r\n");
+    let preflight = |origin: &str| format!("{}Access-Control-Request-Method: PUT\r\n", from(origin));
+    let all = |status: u16, origin: &str| {
+        let allowed = [origin, "GET, POST, OPTIONS, PUT, DELETE", "Content-Type, origin", "true"].map(str::to_owned);
+        (status, allowed, "Origin".to_owned())
+    };
+    let nothing = |status: u16| (status, [(); 4].map(|()| String::new()), "Origin".to_owned());
+
+    for path in ["/", "/judged"] {
+        for origin in ["https://one.example", "https://two.example"] {
+            assert_eq!(told(&ask("OPTIONS", path, &preflight(origin))), all(204, origin), "{path}");
+        }
+    }
+    for (path, refused) in [("/", 401), ("/judged", 503)] {
+        assert_eq!(told(&ask("OPTIONS", path, &preflight("https://three.example"))), nothing(refused), "{path}");
+        // Not a preflight: whoever asks so has a password or a cookie to send.
+        assert_eq!(told(&ask("OPTIONS", path, &from("https://two.example"))), all(refused, "https://two.example"));
+    }
+    assert_eq!(backend.connections(), 0);
+
+    let asked = ask("GET", "/", &format!("{AUTHORIZATION}{}", from("https://two.example")));
+    assert_eq!(told(&asked), all(200, "https://two.example"));
+    assert_eq!(told(&ask("GET", "/", AUTHORIZATION)), nothing(200), "by nobody's page, and kept by caches as such");
 }
 
 #[test]

@@ -15,8 +15,8 @@ use std::{
 };
 
 use crate::support::{
-    Backend, Gate, TestGateway, Warnings, body, connect, header, noise, proxying, raw, read_head, read_request,
-    read_response, read_rest, status, unchunked, wait_for,
+    Backend, Gate, PATIENCE, TestGateway, Warnings, body, connect, header, noise, proxying, raw, read_head,
+    read_request, read_response, read_rest, status, unchunked, wait_for,
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
@@ -572,7 +572,8 @@ fn a_response_is_compressed_as_the_client_likes_it() {
     }
 }
 
-fn decode(coding: &str, encoded: &[u8]) -> Vec<u8> {
+/// What was encoded in `coding`.
+pub(crate) fn decode(coding: &str, encoded: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::new();
     match coding {
         "gzip" => flate2::read::GzDecoder::new(encoded).read_to_end(&mut decoded).unwrap(),
@@ -649,10 +650,11 @@ fn the_answer_to_head_ends_with_its_head_whatever_its_length_says() {
 }
 
 /// A client that takes little at once, so that what is sent to it goes in parts.
-fn narrow(address: std::net::SocketAddr) -> TcpStream {
+pub(crate) fn narrow(address: std::net::SocketAddr) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(16 * 1024).unwrap();
     socket.connect(&address.into()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     TcpStream::from(socket)
 }
 

@@ -5,6 +5,11 @@ use std::{
     net::TcpStream,
 };
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -193,6 +198,51 @@ fn a_client_has_its_connections_and_handshakes_and_others_have_theirs() {
     wait_for("room for one more", || ask(&mut client_of(&gateway, "2001:db8:1::3"), PLAIN).0 == 200);
 }
 
+#[test]
+fn a_client_makes_no_more_handshakes_than_it_may_nor_do_all_together() {
+    let backend = ok();
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = clients::certificate(folder.path(), "site", &["localhost"]);
+    let gateway = TestGateway::start_in(
+        folder,
+        &(proxying(backend.address, "", "").replace("0' }", "0', tls: true, proxy_protocol: required }")
+            + &clients::tls(&["site"])
+            + "trusted_proxies: [127.0.0.2]\n\
+               limits: { handshakes_per_address: { count: 2, per: 1h }, handshakes: { count: 4, per: 1h } }\n"),
+    );
+    let shake = async |address: &str| {
+        let stream = client_of(&gateway, address);
+        stream.set_nonblocking(true)?;
+        let config = clients::client(&[&certificate], &["http/1.1"]);
+        clients::tls_over(tokio::net::TcpStream::from_std(stream)?, "localhost", config).await
+    };
+
+    block_on(async {
+        let mut first = shake("2001:db8:1::1").await.unwrap();
+        for (address, shakes) in [
+            ("2001:db8:1::2", true),
+            // Of the same /64, which has made two; that one counts for nobody.
+            ("2001:db8:1::3", false),
+            ("2001:db8:2::1", true),
+            ("2001:db8:3::1", true),
+            // The fifth of all.
+            ("2001:db8:4::1", false),
+        ] {
+            let shaken = shake(address).await;
+            assert_eq!(shaken.is_ok(), shakes, "{address}: {:?}", shaken.err());
+        }
+        // Who is inside stays.
+        first.write_all(PLAIN.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        first.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+    });
+    let metrics = gateway.gateway().metrics.encode();
+    let counted =
+        metrics.lines().any(|line| line.contains("connections_shed") && line.ends_with("reason=\"handshakes\"} 2"));
+    assert!(counted, "{metrics}");
+}
+
 /// What the kernel says this process has for itself, and the gateway with it.
 fn memory() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -204,8 +254,14 @@ fn memory() -> usize {
 fn without_memory_for_more_new_clients_are_told_to_come_again_and_those_inside_are_served() {
     const LIMIT: usize = 1 << 30;
     let backend = ok();
-    let gateway =
-        TestGateway::start(&(proxying(backend.address, "", "") + "limits: { memory: 1GiB, keep_alive: 30s }\n"));
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = clients::certificate(folder.path(), "site", &["localhost"]);
+    let gateway = TestGateway::start_in(
+        folder,
+        &(proxying(backend.address, "", "").replace("0' }", "0' }, { address: '127.0.0.1:0', tls: true }")
+            + &clients::tls(&["site"])
+            + "limits: { memory: 1GiB, keep_alive: 30s }\n"),
+    );
     let connect = || {
         let stream = TcpStream::connect(gateway.address(0)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -214,13 +270,36 @@ fn without_memory_for_more_new_clients_are_told_to_come_again_and_those_inside_a
     let mut inside: Vec<_> = (0..65).map(|_| connect()).collect();
     assert!(inside.iter_mut().all(|stream| ask(stream, PLAIN).0 == 200));
 
-    let ballast = vec![1_u8; LIMIT + (32 << 20) - memory()];
-    wait_for("a client that is turned away", || ask(&mut connect(), PLAIN).0 == 503);
+    block_on(async {
+        let mut h2 = H2::connect(gateway.address(1), "localhost", &certificate).await;
+        assert_eq!(h2.get("/api/").await.status(), 200);
+        let ballast = vec![1_u8; LIMIT + (32 << 20) - memory()];
+        wait_for("a client that is turned away", || ask(&mut connect(), PLAIN).0 == 503);
 
-    let (_, answer) = ask(&mut connect(), PLAIN);
-    let answer = answer.to_ascii_lowercase();
-    assert!(answer.contains("retry-after: 10\r\n") && answer.contains("connection: close\r\n"), "{answer}");
-    assert!(inside.iter_mut().all(|stream| ask(stream, PLAIN).0 == 200));
-    drop(ballast);
+        let (_, answer) = ask(&mut connect(), PLAIN);
+        let answer = answer.to_ascii_lowercase();
+        assert!(answer.contains("retry-after: 10\r\n") && answer.contains("connection: close\r\n"), "{answer}");
+        let (answer, ended) = asking_at_once(&gateway, &certificate).await;
+        assert_eq!(answer.status(), 503);
+        assert_eq!(answer.headers()["retry-after"], "10");
+        assert!(ended.is_ok(), "its connection has ended by a GOAWAY: {ended:?}");
+        assert!(inside.iter_mut().all(|stream| ask(stream, PLAIN).0 == 200));
+        assert_eq!(h2.get("/api/").await.status(), 200);
+        drop(ballast);
+    });
     wait_for("a client that is let in", || ask(&mut connect(), PLAIN).0 == 200);
+}
+
+/// What a new h2 client is answered that asks with its first flight, as browsers do, and how its connection ends by itself.
+async fn asking_at_once(
+    gateway: &TestGateway,
+    certificate: &CertificateDer<'static>,
+) -> (Response<Incoming>, hyper::Result<()>) {
+    let config = clients::client(&[certificate], &["h2"]);
+    let stream = clients::tls_connect(gateway.address(1), "localhost", config).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let request = Request::get("https://localhost/api/").body(Full::<Bytes>::default()).unwrap();
+    let (answer, ended) = tokio::join!(sender.send_request(request), connection);
+    (answer.unwrap(), ended)
 }

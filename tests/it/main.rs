@@ -14,6 +14,7 @@ mod descriptors;
 mod docassemble;
 mod drain;
 mod endpoints;
+mod faults;
 mod fetched;
 mod files;
 mod flight;

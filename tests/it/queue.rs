@@ -14,8 +14,14 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{
-    Backend, TestGateway, body, connect, header, proxying, read_head, read_request, read_response, status, wait_for,
+use data_encoding::HEXLOWER;
+
+use crate::{
+    bodies::{decode, narrow},
+    support::{
+        Backend, Gate, TestGateway, body, connect, header, noise, proxying, read_head, read_request, read_response,
+        read_rest, status, unchunked, wait_for,
+    },
 };
 
 /// A backend that tells of each request by its target and answers when it is told to.
@@ -99,6 +105,66 @@ fn no_more_are_inside_than_there_are_places_over_all_threads() {
     }
     assert_eq!(held.most.load(Ordering::SeqCst), 2);
     assert_eq!(held.inside.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_compressed_answer_has_its_place_until_the_application_has_ended_it() {
+    let text = "all work and no play ".repeat(5000);
+    for route in ["", "buffer: { response: false }"] {
+        let end = Gate::default();
+        let (ends, sent) = (end.clone(), text.clone());
+        let backend = Backend::start(move |mut stream| {
+            while let Some(request) = read_request(&mut stream) {
+                if request.starts_with(b"GET /next ") {
+                    drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"));
+                    continue;
+                }
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n";
+                write!(stream, "{head}{:x}\r\n{sent}\r\n", sent.len()).unwrap();
+                ends.wait();
+                drop(stream.write_all(b"0\r\n\r\n"));
+            }
+        });
+        let gateway = TestGateway::start(&proxying(backend.address, "concurrency: 1", route));
+        let mut first = connect(gateway.address(0));
+        first.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n").unwrap();
+        let head = read_head(&mut first);
+        assert_eq!(header(&head, "content-encoding").as_deref(), Some("gzip"), "{head}");
+
+        let mut next = ask(&gateway, "/next");
+        wait_for("the next one to wait", || waiting(&gateway) == 1);
+        end.open();
+
+        assert_eq!(body(&read_response(&mut next)), "next", "{route}");
+        let encoded = unchunked(&read_rest(&mut first)).expect("the whole answer");
+        assert!(decode("gzip", &encoded) == text.as_bytes(), "{route}: not what was sent");
+    }
+}
+
+#[test]
+fn a_slow_reader_of_a_compressed_answer_has_no_place() {
+    // More than sockets hold, compressed to half of it.
+    let data = HEXLOWER.encode(&noise(6 << 20));
+    let backend = Backend::replying(format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{data}",
+        data.len()
+    ));
+    let gateway = TestGateway::start(&proxying(backend.address, "concurrency: 1", ""));
+    let ask = || {
+        let mut client = narrow(gateway.address(0));
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n").unwrap();
+        client
+    };
+    let mut slow = ask();
+    read_head(&mut slow);
+
+    let mut next = ask();
+    read_head(&mut next);
+
+    for client in [&mut next, &mut slow] {
+        let encoded = unchunked(&read_rest(client)).expect("the whole answer");
+        assert!(decode("gzip", &encoded) == data.as_bytes(), "not what was sent");
+    }
 }
 
 #[test]

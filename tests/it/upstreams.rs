@@ -32,7 +32,7 @@ fn before_a_socket(keys: &str) -> TestGateway {
 }
 
 /// A port that is taken, and refuses.
-fn refusing() -> (socket2::Socket, std::net::SocketAddr) {
+pub(crate) fn refusing() -> (socket2::Socket, std::net::SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();

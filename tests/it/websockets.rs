@@ -66,7 +66,8 @@ impl Echo {
         Self { backend, seen }
     }
 
-    fn seen(&self) -> String {
+    /// The head of the last handshake.
+    pub(crate) fn seen(&self) -> String {
         self.seen.lock().unwrap().last().expect("a handshake").clone()
     }
 
@@ -160,7 +161,7 @@ fn an_upgrade_needs_no_transport_in_the_query_and_no_letter_case() {
 }
 
 /// The key is the one of RFC 6455, 1.3.
-fn handshake(path: &str, upgrade: &str, connection: &str) -> String {
+pub(crate) fn handshake(path: &str, upgrade: &str, connection: &str) -> String {
     format!(
         "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: {upgrade}\r\nConnection: {connection}\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"

@@ -4,10 +4,7 @@ use std::collections::BTreeSet;
 
 use super::trust;
 use crate::config::{
-    plan::{
-        AccessPlan, BasicAuthPlan, ForwardAuthPlan, FrameAncestor, HstsPlan, Protocol, RoutePlan, SecurityHeadersPlan,
-        UpstreamPlan,
-    },
+    plan::{AccessPlan, BasicAuthPlan, ForwardAuthPlan, FrameAncestor, HstsPlan, SecurityHeadersPlan},
     raw,
     read::{OneOrMore, Reading, Told, suggestion},
 };
@@ -63,20 +60,13 @@ fn lower_forward_auth(
     }))
 }
 
-/// Who is asked by HTTP has to speak it.
-pub(super) fn refuse_other_protocols(
-    upstreams: &Result<std::collections::BTreeMap<String, UpstreamPlan>, Told>,
-    routes: &Result<Vec<RoutePlan>, Told>,
-    reading: &mut Reading<'_>,
-) {
-    let (Ok(upstreams), Ok(routes)) = (upstreams, routes) else { return };
-    for (index, route) in routes.iter().enumerate() {
-        let Some(forward) = &route.access.forward_auth else { continue };
-        if upstreams.get(&forward.upstream).is_some_and(|upstream| upstream.protocol != Protocol::Http) {
-            let problem = format!("`{}` does not speak HTTP, by which it would be asked", forward.upstream);
-            reading.refuse_at(&format!("routes[{index}].forward_auth.upstream"), problem);
-        }
+pub(super) fn lower_allow_origin(route: &raw::Route, at: &str, reading: &mut Reading<'_>) -> Result<Vec<String>, Told> {
+    let Some(OneOrMore(origins)) = route.allow_origin.clone()? else { return Ok(Vec::new()) };
+    if origins.is_empty() || origins.len() > 1 && origins.iter().any(|origin| origin.0 == "*") {
+        let problem = "`*` stands alone, and something has to stand there; write `null` to say nothing of it";
+        return Err(reading.refuse_at(&format!("{at}.allow_origin"), problem));
     }
+    Ok(origins.into_iter().map(|origin| origin.0).collect())
 }
 
 pub(super) fn lower_security_headers(

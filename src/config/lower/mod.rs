@@ -53,7 +53,6 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     }
     rules::refuse_routes_for_nobody(&listeners, &routes, reading);
     let tls = file.tls.and_then(|tls| lower_tls(tls, &listeners, reading));
-    access::refuse_other_protocols(&upstreams, &routes, reading);
     rules::refuse_circles(&listeners, &upstreams, reading);
     rules::refuse_supervisors_for_clients(&listeners, &upstreams, reading);
     rules::refuse_indexes_that_hold(&listeners, &upstreams, reading);

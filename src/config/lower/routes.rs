@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Seen,
-    access::{lower_access, lower_security_headers},
+    access::{lower_access, lower_allow_origin, lower_security_headers},
     request_rates,
 };
 use crate::config::{
@@ -60,6 +60,7 @@ fn lower_route(
 ) -> Result<RoutePlan, Told> {
     let access = lower_access(&route, upstreams, at, reading);
     let security_headers = lower_security_headers(&route, at, reading);
+    let allow_origin = lower_allow_origin(&route, at, reading);
     let requests = route.requests.and_then(|rates| request_rates(rates, &format!("{at}.requests"), reading));
     let buffer = route.buffer?;
     Ok(RoutePlan {
@@ -81,7 +82,7 @@ fn lower_route(
         compress: route.compress?,
         tunnel_idle: route.tunnel_idle?.0,
         server_timing: route.server_timing?,
-        allow_origin: route.allow_origin?.map(|origin| origin.0),
+        allow_origin: allow_origin?,
         client_certificate: route.client_certificate?.is_some(),
         requests: requests?,
         access: access?,

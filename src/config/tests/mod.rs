@@ -60,7 +60,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
         compress: true,
         tunnel_idle: Duration::from_secs(24 * 3600),
         server_timing: false,
-        allow_origin: None,
+        allow_origin: Vec::new(),
         client_certificate: false,
         requests: Vec::new(),
         access: AccessPlan::default(),
@@ -721,6 +721,18 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
             "3:33: routes[0].upstream: no upstream is named `ap`; did you mean `app`?",
         ),
         (route("{ prefix: /, upstream: other }"), "3:33: routes[0].upstream: no upstream is named `other`"),
+        (
+            route("{ prefix: /, upstream: app, allow_origin: [] }"),
+            "3:52: routes[0].allow_origin: `*` stands alone, and something has to stand there; write `null` to say nothing of it",
+        ),
+        (
+            route("{ prefix: /, upstream: app, allow_origin: ['https://a.example', '*'] }"),
+            "3:52: routes[0].allow_origin: `*` stands alone, and something has to stand there; write `null` to say nothing of it",
+        ),
+        (
+            route("{ prefix: /, upstream: app, allow_origin: ['https://a.example', 'https://b.example/'] }"),
+            "3:74: routes[0].allow_origin[1]: an origin has no path; write `https://b.example`",
+        ),
         (
             route("{ prefix: /da, upstream: app }, { prefix: /da/, upstream: app }"),
             "3:52: routes[1].prefix: `routes[0]` has this prefix already",

@@ -10,13 +10,17 @@ use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{
         ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-        ETAG, VARY,
+        ETAG,
     },
     response::Parts,
 };
 
 use self::encoder::EncodedBody;
-use super::{Body, headers::has_token, weight::thousandths};
+use super::{
+    Body,
+    headers::{has_token, vary_by},
+    weight::thousandths,
+};
 
 /// A content coding we can apply (RFC 9110, 8.4.1; RFC 7932; RFC 8878).
 ///
@@ -62,9 +66,7 @@ pub fn apply(request: &HeaderMap, method: &Method, response: &mut Parts, body: B
     {
         return body;
     }
-    if !has_token(headers, &VARY, "accept-encoding") && !has_token(headers, &VARY, "*") {
-        headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
-    }
+    vary_by(headers, "Accept-Encoding");
     let length = match content_length(headers) {
         // Nothing is to come, and nothing says that something would have come.
         None if method == Method::HEAD => None,
@@ -170,7 +172,7 @@ mod tests {
     use std::io::Read as _;
 
     use bytes::Bytes;
-    use http::Response;
+    use http::{Response, header::VARY};
     use http_body_util::BodyExt as _;
     use proptest::prelude::*;
 

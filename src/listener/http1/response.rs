@@ -171,8 +171,10 @@ struct Writer {
     pipe: Option<Pipe>,
     /// `data` is a chunk, whose end is to follow it.
     in_chunk: bool,
-    /// Everything has been taken from the body.
+    /// Everything has been taken from the body, or it has failed.
     ended: bool,
+    /// Why it ends before its end.
+    failed: Option<GatewayError>,
     waits: Waits,
     /// Bytes taken from the body.
     taken: u64,
@@ -210,6 +212,7 @@ impl Writer {
             pipe: None,
             in_chunk: false,
             ended: false,
+            failed: None,
             waits: Waits::Client,
             taken: 0,
             written: 0,
@@ -234,8 +237,11 @@ impl Writer {
         loop {
             // Before the wire is taken: behind the body there may be the rest of the request, which reads from it.
             let body = if self.data.is_empty() && self.piped() == 0 { self.poll_fill(cx) } else { Poll::Ready(Ok(())) };
+            let pending = body.is_pending();
             if let Poll::Ready(Err(error)) = body {
-                return Poll::Ready(Err(Cut::Body(error)));
+                // What there is goes out first. A client that has had no byte of an answer takes the connection for one that
+                // was closed before its request came, and may send it again.
+                (self.failed, self.ended) = (Some(error), true);
             }
             let io = &mut wire.borrow_mut().io;
             self.waits = Waits::Client;
@@ -252,14 +258,15 @@ impl Writer {
             } else if let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
                 self.written += ready!(io.poll_pour(cx, pipe)).map_err(Cut::Client)? as u64;
             } else if self.ended {
-                return Pin::new(io).poll_flush(cx).map_err(Cut::Client);
+                ready!(Pin::new(io).poll_flush(cx)).map_err(Cut::Client)?;
+                return Poll::Ready(self.failed.take().map_or(Ok(()), |error| Err(Cut::Body(error))));
             } else if let Some(piece) = self.piece.take() {
                 let sent = self.poll_send_file(cx, io, piece)?;
                 if sent.is_pending() {
                     self.piece = Some(piece);
                     return Poll::Pending;
                 }
-            } else if body.is_pending() {
+            } else if pending {
                 // Nothing that was written may lie in a buffer while the body is waited for.
                 if let Poll::Ready(Err(error)) = Pin::new(io).poll_flush(cx) {
                     return Poll::Ready(Err(Cut::Client(error)));

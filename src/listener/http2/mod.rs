@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::Reason;
 use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
@@ -120,7 +120,7 @@ async fn answer(
     // hyper sends what it is given, to a HEAD as well.
     let body = if is_head { Body::Empty } else { body };
     let progress = streams.progress(log.patience());
-    Ok(Response::from_parts(parts, Logged { body, rest: Bytes::new(), log, progress }))
+    Ok(Response::from_parts(parts, Logged { body, rest: Bytes::new(), after: Poll::Pending, log, progress }))
 }
 
 /// A request body as hyper reads it.
@@ -156,8 +156,38 @@ struct Logged {
     /// Of its last piece, what has not been given: the library keeps all it is given, and of the last piece nothing is
     /// known any more.
     rest: Bytes,
+    /// What comes after that and is no data, where it is known already: an error, or the end.
+    after: Poll<Option<Result<Frame<Bytes>, GatewayError>>>,
     log: LogGuard,
     progress: Rc<Progress>,
+}
+
+impl Logged {
+    /// The next of the body, small pieces that are there together: a client takes many frames with little in them for an
+    /// attack, and ends its connection.
+    fn poll_joined(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, GatewayError>>> {
+        if let known @ Poll::Ready(_) = std::mem::replace(&mut self.after, Poll::Pending) {
+            return known;
+        }
+        let mut joined = BytesMut::new();
+        while joined.len() < PIECE {
+            let data = match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) if frame.is_data() => frame.into_data().unwrap_or_default(),
+                Poll::Pending if joined.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+                next @ Poll::Ready(_) if joined.is_empty() => return next,
+                next @ Poll::Ready(_) => {
+                    self.after = next;
+                    break;
+                }
+            };
+            if joined.is_empty() && data.len() >= SMALL {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            joined.extend_from_slice(&data);
+        }
+        Poll::Ready(Some(Ok(Frame::data(joined.freeze()))))
+    }
 }
 
 impl http_body::Body for Logged {
@@ -168,7 +198,7 @@ impl http_body::Body for Logged {
         let this = &mut *self;
         this.progress.asked();
         if this.rest.is_empty() {
-            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            match ready!(this.poll_joined(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => this.rest = data,
                     Err(frame) => return Poll::Ready(Some(Ok(frame))),
@@ -195,7 +225,11 @@ impl http_body::Body for Logged {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        let is_end = match &self.after {
+            Poll::Ready(after) => after.is_none(),
+            Poll::Pending => self.body.is_end_stream(),
+        };
+        self.rest.is_empty() && is_end
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -223,6 +257,8 @@ impl Drop for Logged {
 
 /// Bytes of a body that the library is given at once: as much as a frame has.
 const PIECE: usize = 16 * 1024;
+/// A piece below this is joined with its neighbours.
+const SMALL: usize = 4 * 1024;
 /// A peer that answers no PING for this long, this long after it was last heard of, is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Bytes of headers that are remembered to be named again; what we remember of ours is no more, whatever the client allows.

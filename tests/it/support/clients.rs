@@ -67,6 +67,15 @@ pub(crate) async fn tls_connect(
 ) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
     let stream = tokio::net::TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
+    tls_over(stream, name, config).await
+}
+
+/// The same over a connection that is there.
+pub(crate) async fn tls_over(
+    stream: tokio::net::TcpStream,
+    name: &str,
+    config: impl Into<Arc<ClientConfig>>,
+) -> std::io::Result<TlsStream<tokio::net::TcpStream>> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     TlsConnector::from(config.into()).connect(name, stream).await
 }

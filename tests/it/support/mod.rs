@@ -13,6 +13,7 @@ pub(crate) mod pebble;
 pub(crate) mod served;
 
 use std::{
+    collections::HashMap,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
@@ -242,6 +243,28 @@ pub(crate) fn read_request(stream: &mut impl Read) -> Option<Vec<u8>> {
     request.resize(start + length, 0);
     stream.read_exact(&mut request[start..]).ok()?;
     Some(request)
+}
+
+/// Reads one packet of the uwsgi protocol, and the body that its `CONTENT_LENGTH` says: the variables. `None` at the end.
+pub(crate) fn read_packet(stream: &mut impl Read) -> Option<HashMap<String, String>> {
+    let mut head = [0; 4];
+    stream.read_exact(&mut head).ok()?;
+    let mut block = vec![0; u16::from_le_bytes([head[1], head[2]]).into()];
+    stream.read_exact(&mut block).ok()?;
+    let mut rest = &block[..];
+    let mut piece = || {
+        let (length, after) = rest.split_first_chunk()?;
+        let (piece, after) = after.split_at_checked(u16::from_le_bytes(*length).into())?;
+        rest = after;
+        Some(String::from_utf8_lossy(piece).into_owned())
+    };
+    let mut variables = HashMap::new();
+    while let Some(name) = piece() {
+        variables.insert(name, piece()?);
+    }
+    let length = variables.get("CONTENT_LENGTH").and_then(|length| length.parse().ok()).unwrap_or(0);
+    stream.read_exact(&mut vec![0; length]).ok()?;
+    Some(variables)
 }
 
 /// Sends `request` to `address` as it is, and reads to the end of the connection.
