@@ -221,18 +221,19 @@ fn read_address(text: &str) -> Option<IpAddr> {
 /// The entries of a list field over all its lines, last first. Empty ones are left out (RFC 9110, 5.6.1.2).
 ///
 /// Commas in quotes do not separate. Read from the right, so that an open quote in what the client sent cannot
-/// swallow what proxies have appended to it. A line that is not text is one entry, `unknown`.
+/// swallow what proxies have appended to it. An entry that is not text is `unknown`; what proxies have appended to it
+/// in the same line is not.
 fn from_the_right<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     headers.get_all(name).iter().rev().flat_map(|line| {
-        let mut rest = Some(line.to_str().unwrap_or("unknown"));
+        let mut rest = Some(line.as_bytes());
         std::iter::from_fn(move || {
-            let text = rest?;
-            let (before, entry) = match last_outside_quotes(text, b',') {
-                Some(comma) => (Some(&text[..comma]), &text[comma + 1..]),
-                None => (None, text),
+            let line = rest?;
+            let (before, entry) = match last_outside_quotes(line, b',') {
+                Some(comma) => (Some(&line[..comma]), &line[comma + 1..]),
+                None => (None, line),
             };
             rest = before;
-            Some(entry.trim_ascii())
+            Some(str::from_utf8(entry.trim_ascii()).unwrap_or("unknown"))
         })
         .filter(|entry| !entry.is_empty())
     })
@@ -250,7 +251,7 @@ fn parameter<'a>(element: &'a str, name: &str) -> Option<&'a str> {
     let mut rest = Some(element);
     let mut found = None;
     while let Some(text) = rest {
-        let (before, pair) = match last_outside_quotes(text, b';') {
+        let (before, pair) = match last_outside_quotes(text.as_bytes(), b';') {
             Some(semicolon) => (Some(&text[..semicolon]), &text[semicolon + 1..]),
             None => (None, text),
         };
@@ -268,8 +269,7 @@ fn parameter<'a>(element: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// The last `separator` that is not in quotes, seen from the right. A quote after a backslash is none.
-fn last_outside_quotes(text: &str, separator: u8) -> Option<usize> {
-    let bytes = text.as_bytes();
+fn last_outside_quotes(bytes: &[u8], separator: u8) -> Option<usize> {
     let mut quoted = false;
     for (at, byte) in bytes.iter().enumerate().rev() {
         match byte {
@@ -411,6 +411,7 @@ mod tests {
             (vec!["6.6.6.6, <garbage>, 10.1.1.1"], "10.1.1.1"),
             (vec!["6.6.6.6, 192.0.2.300"], "10.0.0.1"),
             (vec!["6.6.6.6, \u{fc}"], "10.0.0.1"),
+            (vec!["6.6.6.6, \u{fc}, 192.0.2.1"], "192.0.2.1"),
             (vec!["192.0.2.1, , ,"], "192.0.2.1"),
             (vec![""], "10.0.0.1"),
             (vec![], "10.0.0.1"),
