@@ -591,35 +591,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_an_untrusted_peer_says_changes_the_origin(given in any_headers(), tls: bool, local_port: u16) {
-            let host = Authority::parse("front.example:81").unwrap();
-            for peer in [Peer::Tcp(STRANGER.parse().unwrap()), Peer::Tcp("[2001:db8::9]:1".parse().unwrap())] {
-                let silent = Origin::of(&peer, tls, local_port, &host, &HeaderMap::new(), &trusted());
-                prop_assert_eq!(Origin::of(&peer, tls, local_port, &host, &given, &trusted()), silent);
-            }
+        fn whatever_is_said_the_proxys_word_counts_and_the_clients_does_not(given in any_headers()) {
+            crate::properties::origin(&given);
         }
 
         #[test]
-        fn after_apply_there_is_one_of_each_and_no_look_alike(mut given in any_headers(), by_proxy: bool) {
-            let peer = Peer::Tcp(if by_proxy { PROXY } else { STRANGER }.parse().unwrap());
+        fn after_apply_there_is_no_look_alike(mut given in any_headers()) {
             let host = Authority::parse("front.example").unwrap();
-            let origin = Origin::of(&peer, true, 443, &host, &given, &trusted());
-            let client = origin.client.unwrap().to_string();
+            let origin = Origin::of(&Peer::Tcp(STRANGER.parse().unwrap()), true, 443, &host, &given, &trusted());
 
             origin.apply(&mut given);
 
-            for (name, expected) in [
-                ("x-forwarded-for", client.as_str()),
-                ("x-real-ip", client.as_str()),
-                ("x-forwarded-proto", origin.scheme.as_str()),
-                ("x-forwarded-host", origin.host.text()),
-                ("x-forwarded-port", &origin.port.to_string()),
-            ] {
-                let values: Vec<_> = given.get_all(name).iter().collect();
-                prop_assert_eq!(values, vec![expected]);
-                given.remove(name);
-            }
-            prop_assert!(!given.keys().any(|name| says_who_the_client_is(name.as_str())));
+            let ours = [&X_FORWARDED_FOR, &X_REAL_IP, &X_FORWARDED_PROTO, &X_FORWARDED_HOST, &X_FORWARDED_PORT];
+            prop_assert!(given.keys().all(|name| ours.contains(&name) || !says_who_the_client_is(name.as_str())));
         }
 
         #[test]
