@@ -10,8 +10,10 @@ use proptest::{prelude::*, sample::Index, strategy::ValueTree, test_runner::Test
 
 use super::*;
 
+type Property = fn(&[u8]) -> bool;
+
 /// By the names of the targets in `tests/fuzz`.
-const PROPERTIES: [(&str, fn(&[u8]) -> bool); 10] = [
+const PROPERTIES: [(&str, Property); 10] = [
     ("configuration", configuration),
     ("docassemble", docassemble),
     ("file", file),
