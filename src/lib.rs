@@ -34,6 +34,7 @@
 //! | [`process`] | **the processes**: the one that is the keeper, its loop, its workers; reload, crash, drain, upgrade |
 //! | [`demo`], [`cli`] | a front door to look at; the command line |
 //! | `shim` | what stands where scripts look for `nginx` |
+//! | `properties` | in tests and for the fuzzer: what holds of any bytes that come from outside |
 //!
 //! # The path of a request
 //!
@@ -209,6 +210,8 @@ pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod process;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod properties;
 pub mod proxy;
 pub mod route;
 pub mod runtime;

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages that a purpose needs, where they are missing:
-#   tests/packages.sh test | lint | bench | soak | restarts | hostile | endurance | docassemble
+#   tests/packages.sh test | lint | deny | bench | soak | restarts | hostile | endurance | docassemble
 # This is the one list of them. Exit status: 0 all there, 69 something is missing and cannot be installed here.
 set -euo pipefail
 
@@ -13,6 +13,7 @@ case "${1:-}" in
                     supervisor systemd logrotate caddy iproute2 curl openssl nghttp2-client chromium chromium-driver pebble
                     testssl.sh exim4-daemon-light python3-venv npm python3-socketio python3-aiohttp" ;;
     lint) packages="shellcheck python3" ;;
+    deny) packages="python3 python3-venv" ;;
     # the gateways to compare with, and the load generators
     bench) packages="nginx-light haproxy apache2 libapache2-mod-xsendfile libapache2-mod-wsgi-py3 caddy h2o lighttpd
                      lighttpd-mod-openssl uwsgi-core uwsgi-plugin-python3 wrk nghttp2-client curl openssl

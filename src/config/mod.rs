@@ -160,6 +160,27 @@ pub fn parse(file_name: &str, text: &str, environment: Environment<'_>) -> Resul
     understand_with(&source, text, environment).map(|(plan, _)| plan)
 }
 
+/// What docassemble's own configuration in `text` comes to with `overlay`, read without a process of its own; the faults that
+/// keep its settings from being known.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse_docassemble(
+    file_name: &str,
+    text: &str,
+    overlay: &str,
+) -> Result<Result<Plan, ConfigError>, ConfigError> {
+    let source = Source::Docassemble { file: file_name.into(), overlay: None };
+    let faults = match docassemble::read_text(text) {
+        docassemble::Answer::Settings(settings) => {
+            let text = docassemble::join(&settings, overlay);
+            return Ok(understand_with(&source, &text, &|_| None).map(|(plan, _)| plan));
+        }
+        docassemble::Answer::Refused(faults) => faults,
+        docassemble::Answer::Elsewhere(fault) => vec![fault],
+        docassemble::Answer::Unreadable(why) => unreachable!("text that is there cannot be unreadable: {why}"),
+    };
+    Err(ConfigError::Refused { names: source.names(), faults })
+}
+
 /// The JSON schema of a configuration file, as it is in `config/schema.json`.
 pub fn schema() -> serde_json::Value {
     let mut schema = raw::File::schema();

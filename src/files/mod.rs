@@ -12,4 +12,6 @@ mod roots;
 
 pub use denied::Denied;
 pub use offload::{Offload, Target, send, take_offload};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use range::{Selection, select};
 pub use roots::{FileError, MissingRoot, OpenFile, Roots, RootsError};

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// What of a file is to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Selection {
+pub(crate) enum Selection {
     /// All of it: the header is not ours to understand, malformed, or asks for too many ranges.
     Whole,
     /// These, none of them empty, none overlapping or touching another, in the order asked for.
@@ -17,7 +17,7 @@ pub(super) enum Selection {
 const RANGES: usize = 16;
 
 /// What `header`, the value of `Range`, selects of `length` bytes.
-pub(super) fn select(header: &[u8], length: u64) -> Selection {
+pub(crate) fn select(header: &[u8], length: u64) -> Selection {
     parse(header, length).unwrap_or(Selection::Whole)
 }
 
@@ -89,6 +89,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{Selection::*, *};
+    use crate::properties;
 
     /// Start and end of each range.
     fn these(ranges: &[(u64, u64)]) -> Selection {
@@ -151,25 +152,12 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_select_ranges_within_the_file_and_apart(header in proptest::collection::vec(any::<u8>(), 0..80), length in any::<u64>()) {
-            check(&header, length)?;
+            properties::selection(&header, length);
         }
 
         #[test]
         fn anything_like_a_range_selects_ranges_within_the_file_and_apart(header in "bytes=[0-9]{0,3}-[0-9]{0,3}(, ?[0-9]{0,3}-[0-9]{0,3}){0,8}", length in 0_u64..1000) {
-            check(header.as_bytes(), length)?;
+            properties::selection(header.as_bytes(), length);
         }
-    }
-
-    fn check(header: &[u8], length: u64) -> Result<(), TestCaseError> {
-        let Ranges(mut ranges) = select(header, length) else { return Ok(()) };
-        prop_assert!(!ranges.is_empty());
-        ranges.sort_by_key(|range| range.start);
-        for range in &ranges {
-            prop_assert!(range.start < range.end && range.end <= length, "{:?}", range);
-        }
-        for pair in ranges.windows(2) {
-            prop_assert!(pair[0].end < pair[1].start, "{:?}", pair);
-        }
-        Ok(())
     }
 }

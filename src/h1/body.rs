@@ -155,7 +155,7 @@ fn take(buffer: &mut BytesMut, left: &mut u64) -> Bytes {
 /// Takes one line off the buffer, without its CR LF.
 fn line(buffer: &mut BytesMut) -> Result<Option<BytesMut>, BodyError> {
     let Some(end) = buffer.iter().take(MAX_LINE + 2).position(|byte| *byte == b'\n') else {
-        return if buffer.len() > MAX_LINE { Err(BodyError::Chunk("a line is too long")) } else { Ok(None) };
+        return if buffer.len() > MAX_LINE + 1 { Err(BodyError::Chunk("a line is too long")) } else { Ok(None) };
     };
     let mut line = buffer.split_to(end + 1);
     if end == 0 || line[end - 1] != b'\r' {

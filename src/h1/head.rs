@@ -221,12 +221,14 @@ pub fn decode_response(
 }
 
 /// What an unfinished head allows to say already: nothing, or that it is too long.
+///
+/// By the target and not by the line that it is in: a head that is taken whole is waited for however it is cut.
 fn incomplete_request(buffer: &BytesMut, limits: HeadLimits) -> Result<Option<RequestHead>, HeadError> {
     if buffer.len() <= limits.target {
         return Ok(None);
     }
-    // Without an end of line yet, all of it is the request line.
-    if !buffer.contains(&b'\n') {
+    let mut words = buffer.trim_ascii_start().split(u8::is_ascii_whitespace);
+    if words.nth(1).is_some_and(|target| target.len() > limits.target) {
         return Err(HeadError::TargetTooLong(limits.target));
     }
     if buffer.len() > limits.bytes { Err(HeadError::TooLarge(limits.bytes)) } else { Ok(None) }

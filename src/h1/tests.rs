@@ -82,6 +82,24 @@ fn each_limit_has_its_status() {
 }
 
 #[test]
+fn what_is_within_the_limits_is_waited_for_wherever_it_is_cut() {
+    let head = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(LIMITS.target - 1));
+    for cut in 0..head.len() {
+        assert!(matches!(request(&head[..cut]), Ok(None)), "cut at {cut}");
+    }
+    assert!(request(&head).unwrap().is_some());
+
+    let mut decoder = BodyDecoder::new(BodyLength::Chunked);
+    let mut buffer = BytesMut::from(&b"1;"[..]);
+    buffer.resize(super::body::MAX_LINE, b'a');
+    assert_eq!(decoder.decode(&mut buffer), Ok(Decoded::NeedMore));
+    buffer.extend_from_slice(b"\r");
+    assert_eq!(decoder.decode(&mut buffer), Ok(Decoded::NeedMore));
+    buffer.extend_from_slice(b"\nb");
+    assert_eq!(decoder.decode(&mut buffer), Ok(Decoded::Data(Bytes::from_static(b"b"))));
+}
+
+#[test]
 fn connections_persist_as_their_version_has_it() {
     let cases = [
         ("HTTP/1.1", "", true),

@@ -136,7 +136,7 @@ fn join_cookies(headers: &mut HeaderMap) {
     let mut joined = Vec::new();
     for line in headers.get_all(header::COOKIE) {
         let line = line.as_bytes().trim_ascii();
-        let line = line.strip_suffix(b";").unwrap_or(line);
+        let line = line.strip_suffix(b";").map_or(line, <[u8]>::trim_ascii_end);
         if !line.is_empty() {
             if !joined.is_empty() {
                 joined.extend_from_slice(b"; ");

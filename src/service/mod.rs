@@ -323,7 +323,7 @@ fn limit_requests(
 }
 
 /// The request target as it is forwarded: the path and the query, as they came (RFC 9112, 3.2.1).
-fn origin_form<'a>(method: &Method, uri: &'a Uri) -> Result<&'a str, GatewayError> {
+pub(crate) fn origin_form<'a>(method: &Method, uri: &'a Uri) -> Result<&'a str, GatewayError> {
     if *method == Method::CONNECT {
         return Err(GatewayError::downstream(StatusCode::NOT_IMPLEMENTED, "CONNECT is for forward proxies"));
     }

@@ -42,6 +42,15 @@ pub(super) fn split(text: &str) -> Option<Result<(Settings, &str), Fault>> {
     }))
 }
 
+/// What `text`, a `config.yml`, says on a machine that nothing is known of.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn read_text(text: &str) -> Answer {
+    match super::tree::parse(text, Origin::Docassemble) {
+        Ok(tree) => settings::read(Some(&tree), &|_| None, &settings::Machine::default()),
+        Err(fault) => Answer::Refused(vec![fault]),
+    }
+}
+
 /// Where the running one is administered, unless an overlay says otherwise.
 pub(super) const ADMIN: &str = "/run/vestibule/admin.sock";
 const MARK: &str = "# docassemble ";

@@ -181,7 +181,7 @@ impl Logged {
                     break;
                 }
             };
-            if joined.is_empty() && data.len() >= SMALL {
+            if joined.is_empty() && (data.len() >= SMALL || self.body.is_end_stream()) {
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             joined.extend_from_slice(&data);
