@@ -3,6 +3,8 @@
 //! Who the client is, and the fields that say so, belong to [`super::forwarded`]. An upgrade reads `Upgrade` before
 //! [`strip_hop_by_hop`] takes it, and sets its own towards the endpoint.
 
+use std::time::Duration;
+
 use arrayvec::ArrayVec;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -13,6 +15,11 @@ use super::GatewayError;
 pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     let mut elements = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     elements.any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// What `Retry-After` says of `delay`: whole seconds, rounded up, and one at least.
+pub fn retry_after(delay: Duration) -> u64 {
+    delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0)).max(1)
 }
 
 /// Removes the fields that are meant for the next hop alone (RFC 9110, 7.6.1), `Connection` and what it names included.

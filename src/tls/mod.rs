@@ -30,7 +30,7 @@ pub use certificate::{Certificate, CertificateError, CertificateFacts, Certifica
 pub use challenges::{Challenges, PendingChallenge};
 pub use check::{check, faults, findings, warnings};
 pub use client::{ClientAuthorities, ClientAuthority, ClientAuthorityError};
-pub use config::ServerConfigs;
+pub use config::{ServerConfigs, with_one_certificate};
 pub use info::TlsInfo;
 pub(crate) use material::read_bounded;
 pub use material::{

@@ -42,6 +42,4 @@ pub(super) fn split(text: &str) -> Option<Result<(Settings, &str), Fault>> {
     }))
 }
 
-/// Where the running one is administered, unless an overlay says otherwise.
-pub(super) const ADMIN: &str = "/run/vestibule/admin.sock";
 const MARK: &str = "# docassemble ";
