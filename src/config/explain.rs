@@ -4,9 +4,9 @@ use std::{cmp::Reverse, fmt};
 
 use super::{
     plan::{
-        AccessLogPlan, AdminListenPlan, AdminPlan, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat,
-        LogSink, LoggedQuery, Plan, ProgramPlan, Protocol, Rate, RateKey, RequestRate, RestartPlan, RotatePlan,
-        RoutePlan, Slash, Stick, SupervisorPlan, TrustedProxies, UpstreamPlan, WatchPlan,
+        AccessLogPlan, AdminListenPlan, AdminPlan, Balance, EndpointPlan, ListenerPlan, LogFormat, LogSink,
+        LoggedQuery, Plan, ProgramPlan, Protocol, Rate, RateKey, RequestRate, RestartPlan, RotatePlan, RoutePlan,
+        Slash, Stick, SupervisorPlan, TrustedProxies, UpstreamPlan, WatchPlan,
     },
     units::{show_size, show_time},
 };

@@ -2,6 +2,7 @@
 
 use std::{io, sync::Arc};
 
+use arc_swap::ArcSwapOption;
 use tokio::{
     net::{TcpListener, UnixListener},
     runtime::Runtime,
@@ -28,6 +29,8 @@ pub(super) struct Administration {
     tcp: Option<Place>,
     /// Since it was first wanted over TCP.
     remote: Option<Arc<Remote>>,
+    /// Of TCP, where it is there.
+    certificate: Arc<ArcSwapOption<Certificate>>,
 }
 
 /// A socket that is answered on.
@@ -41,19 +44,24 @@ struct Place {
 /// # Errors
 ///
 /// There is nothing to ask for it with.
-pub(super) fn terms(plan: &Plan, secrets: Option<AdminSecrets>) -> Result<Option<Terms>, StartError> {
+pub(super) fn terms(plan: &Plan, secrets: Option<AdminSecrets>) -> Result<Option<(Terms, Certificate)>, StartError> {
     if plan.admin.as_ref().is_none_or(|admin| admin.listen.is_none()) {
         return Ok(None);
     }
     let AdminSecrets { certificate, token } = secrets.ok_or(StartError::NoAdminSecrets)?;
     let certificate = Certificate::from_material(&certificate)
         .map_err(|source| StartError::Certificate { at: certificate.at.clone(), source })?;
-    Ok(Some(Terms::new(&plan.tls, &certificate, token)?))
+    Ok(Some((Terms::new(&plan.tls, &certificate, token)?, certificate)))
 }
 
 impl Administration {
     pub(super) fn new(observer: Arc<Observer>, metrics: Arc<Metrics>, drain: Drain) -> Self {
-        Self { observer, metrics, drain, unix: None, tcp: None, remote: None }
+        Self { observer, metrics, drain, unix: None, tcp: None, remote: None, certificate: Arc::default() }
+    }
+
+    /// What clients are shown over TCP, whatever is put in force.
+    pub(super) fn certificate(&self) -> Arc<ArcSwapOption<Certificate>> {
+        Arc::clone(&self.certificate)
     }
 
     /// Goes on at new `sockets`, closes what `plan` does not have any more, and has clients over TCP meet `terms`.
@@ -61,17 +69,18 @@ impl Administration {
         &mut self,
         plan: Option<&AdminPlan>,
         sockets: AdminSockets,
-        terms: Option<Terms>,
+        terms: Option<(Terms, Certificate)>,
         control: &Runtime,
     ) {
         // Before anybody comes by a new socket.
+        let (terms, certificate) = terms.unzip();
+        self.certificate.store(certificate.map(Arc::new));
         if let Some(terms) = terms {
-            match &self.remote {
-                Some(remote) => remote.replace(terms),
-                None => {
-                    let observer = Arc::clone(&self.observer);
-                    self.remote = Some(Remote::new(terms, observer, &self.metrics));
-                }
+            if let Some(remote) = &self.remote {
+                remote.replace(terms);
+            } else {
+                let observer = Arc::clone(&self.observer);
+                self.remote = Some(Remote::new(terms, observer, &self.metrics));
             }
         }
         if sockets.unix.is_some() || plan.is_none_or(|plan| plan.socket.is_none()) {

@@ -282,7 +282,8 @@ impl Gateway {
         gateway.control.spawn(probing::look_at_endpoints(Arc::clone(&gateway.current)));
         let (certificates, current) = (Arc::clone(&gateway.certificates), Arc::clone(&gateway.current));
         let others = Arc::clone(&gateway.certificates_changed);
-        gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));
+        let admin = gateway.admin.certificate();
+        gateway.control.spawn(attention::look_after(certificates, admin, current, others, gateway.drain.clone()));
         gateway.control.spawn(workers::follow(Arc::clone(&gateway.current), gateway.drain.clone()));
         gateway.control.spawn(probing::warn_of_open_supervisors(Arc::clone(&gateway.current)));
         gateway.control.spawn(supervising::look_after(
@@ -390,7 +391,6 @@ impl Gateway {
         self.current.replace(runtime);
         self.changed.notify_one();
         self.names_changed.notify_one();
-        self.certificates_changed.notify_one();
         // Before the first connection is accepted, or there would be more inside than there may be.
         self.leave_places(held);
         let old = match log {
@@ -405,6 +405,7 @@ impl Gateway {
             finish(old);
         }
         self.admin.apply(admin_plan.as_ref(), provisions.admin, admin_terms, &self.control);
+        self.certificates_changed.notify_one();
         self.metrics.reloaded(generation);
         Ok(())
     }

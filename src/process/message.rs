@@ -87,8 +87,8 @@ pub(super) struct Handover {
     /// Whether there is the descriptor of a file. Standard output is inherited.
     access_log: bool,
     error_log: bool,
-    admin: bool,
-    admin_tcp: bool,
+    /// Likewise of the unix socket and of the one on TCP.
+    admin: [bool; 2],
     admin_secrets: Option<AdminSecrets>,
     /// To become this user before anything else.
     pub(super) user: Option<User>,
@@ -152,7 +152,7 @@ impl Handover {
         descriptors.extend(logs.into_iter().flatten());
         descriptors.push(provisions.spool);
         let AdminSockets { unix, tcp } = provisions.admin;
-        let (admin, admin_tcp) = (unix.is_some(), tcp.is_some());
+        let admin = [unix.is_some(), tcp.is_some()];
         descriptors.extend(unix.map(OwnedFd::from).into_iter().chain(tcp.map(OwnedFd::from)));
         let (mut plan, certificates) = (plan.clone(), provisions.certificates);
         // The programs are the keeper's. Names and commands stay for `/config`, which tells no value.
@@ -173,7 +173,6 @@ impl Handover {
                 access_log,
                 error_log,
                 admin,
-                admin_tcp,
                 admin_secrets: provisions.admin_secrets,
                 user,
                 held,
@@ -221,8 +220,8 @@ impl Handover {
         };
         let spool = next()?;
         let admin = AdminSockets {
-            unix: if self.admin { Some(next()?.into()) } else { None },
-            tcp: if self.admin_tcp { Some(next()?.into()) } else { None },
+            unix: if self.admin[0] { Some(next()?.into()) } else { None },
+            tcp: if self.admin[1] { Some(next()?.into()) } else { None },
         };
         let denied = Arc::new(std::mem::take(&mut self.denied));
         let files: Vec<Roots> = roots(&self.plan, &denied).map_err(|faults| faults.to_string())?;

@@ -96,7 +96,7 @@ impl Composer<'_> {
         let file = |name: &str| vec![("path", word(&format!("{log}/{name}")))].into_iter().chain(rotate());
         keys.push(("access_log", map(file("access.log").chain([("format", word("combined"))]))));
         keys.push(("error_log", map(file("error.log"))));
-        keys.push(("admin", word(&format!("unix:{}", DEFAULT_SOCKET))));
+        keys.push(("admin", word(&format!("unix:{DEFAULT_SOCKET}"))));
         // What their programs are given under Supervisor, less a moment: `stopwaitsecs` is 60 for Apache, 20 for nginx.
         keys.push(("drain", word(if *web_server == WebServer::Apache { "58s" } else { "18s" })));
         map(keys)
