@@ -18,9 +18,9 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     admin::{self, Order},
     backends::guard,
-    config::{self, AdminAddress, ConfigError, Outer, Problem, Source},
+    config::{self, ConfigError, Outer, Problem, Source},
     demo,
-    keeper::user,
+    keeper::{secrets, user},
     process::{self, Ended, ServeError},
     shim,
     telemetry::{access_log, chain, events},
@@ -272,6 +272,7 @@ const INSPECTIONS: &[config::Inspection] = &[
     config::unusable_folders,
     tls::check,
     tls::storage::faults,
+    secrets::faults,
 ];
 
 /// `EX_CONFIG` of sysexits.h: a service manager can be told not to start again on it.
@@ -338,7 +339,7 @@ fn explain(source: &Source, outer: Option<Outer>) -> ExitCode {
 
 /// What requests have shown of the proxies in front, where a gateway with this configuration runs and we may ask it.
 fn proxies_as_seen(plan: &config::Plan) -> String {
-    let Some(AdminAddress::Unix(socket)) = &plan.admin else { return String::new() };
+    let Some(socket) = plan.admin.as_ref().and_then(|admin| admin.socket.as_ref()) else { return String::new() };
     let asked = block_on(admin::client::get(socket, "/status"));
     let status: Option<admin::Status> =
         asked.ok().and_then(Result::ok).and_then(|answer| serde_json::from_slice(&answer.body).ok());
@@ -426,13 +427,15 @@ fn post(source: &Source, target: &str) -> ExitCode {
 }
 
 fn with_admin(source: &Source, ask: impl FnOnce(&Path) -> Result<ExitCode, Box<dyn Error>>) -> ExitCode {
-    match config::admin(source) {
-        Ok(Some(AdminAddress::Unix(socket))) => ask(&socket).unwrap_or_else(|error| {
+    match config::admin_socket(source) {
+        Ok(Some(socket)) => ask(&socket).unwrap_or_else(|error| {
             complain(&chain(error.as_ref()));
             ExitCode::FAILURE
         }),
         Ok(None) => {
-            complain("the configuration has no `admin`; add for example `admin: unix:/run/vestibule/admin.sock`");
+            complain(
+                "the configuration has no `admin` socket; add for example `admin: unix:/run/vestibule/admin.sock`",
+            );
             ExitCode::FAILURE
         }
         Err(error) => refused(&error),

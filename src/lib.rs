@@ -28,7 +28,7 @@
 //! | [`proxy`] | one exchange with an endpoint, over HTTP or uwsgi, and the tunnel of a websocket |
 //! | [`service`] | **the path of a request**: `serve`, every step in order |
 //! | [`listener`] | bound sockets, handshakes, the connection before and between requests |
-//! | [`admin`] | live, ready, status, metrics and orders on a socket of its own |
+//! | [`admin`] | live, ready, status, metrics and orders on a socket of its own, and over TCP for whoever has the token |
 //! | [`keeper`] | what is privileged, step by step: binds, reads keys, opens logs and folders, hands all of it over |
 //! | [`gateway`] | the traffic as a table of contents: what is started in which order, another plan, the end |
 //! | [`process`] | **the processes**: the one that is the keeper, its loop, its workers; reload, crash, drain, upgrade |
@@ -157,7 +157,8 @@
 //! | passwords that are looked at: at once, each; waiting, of these from one client | half of `workers`, 4 at most, 128 MiB; 64, 8 | fixed; `basic_auth.file` |
 //! | idle connections that a thread keeps to one endpoint, and for how long | 512, 30 s | fixed |
 //! | lines of the access log that wait to be written, of each thread | twice 256 KiB | fixed |
-//! | connections to the admin socket; a head there | 64; 16 KiB | fixed |
+//! | connections to the admin socket, and over TCP, there of one client; a head there | 64, 64, 16; 16 KiB | fixed |
+//! | wrong tokens of one client over TCP: at once, then one in | 10, 6 s; 512 KiB for any number of clients | fixed |
 //! | passwords that are known to be right, and for how long | 1024 of 48 bytes, 5 min | fixed |
 //! | of an h2 connection: streams, each with bodies as above | 100 | `limits.streams` |
 //! | of an h2 connection: what is received ahead, what is held ready to send | 1 MiB, 64 KiB a stream | fixed |

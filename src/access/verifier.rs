@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use tokio::{sync::Semaphore, time::timeout};
 use zeroize::Zeroizing;
 
 use super::Users;
-use crate::upstream::Client;
+use crate::{limits::Crowd, upstream::Client};
 
 /// Looks at passwords: few at a time, in the order in which they come, and no more than a few of one client.
 ///
@@ -21,7 +21,8 @@ use crate::upstream::Client;
 /// looked up, so who has been taken out of it is out at once.
 pub struct Verifier {
     turns: Arc<Semaphore>,
-    waiting: Mutex<Waiting>,
+    /// Who waits, or is looked at.
+    waiting: Crowd<Client>,
     known: Mutex<HashMap<Proof, Instant>>,
     key: hmac::Key,
 }
@@ -45,7 +46,7 @@ impl Verifier {
         Self {
             // There is a thread a processor; the other half of them goes on carrying traffic.
             turns: Arc::new(Semaphore::new((threads.get() / 2).clamp(1, MOST_AT_ONCE))),
-            waiting: Mutex::default(),
+            waiting: Crowd::new(MOST_WAITING, MOST_WAITING_OF_ONE),
             known: Mutex::default(),
             key,
         }
@@ -63,7 +64,7 @@ impl Verifier {
         if is_user && self.knows(&proof, Instant::now()) {
             return Verdict::Right;
         }
-        let Some(_place) = self.enter(client) else { return Verdict::Busy };
+        let Some(_place) = self.waiting.enter(client) else { return Verdict::Busy };
         let turn = timeout(LONGEST_WAIT, Arc::clone(&self.turns).acquire_owned()).await;
         let Ok(Ok(turn)) = turn else { return Verdict::Busy };
         // Of the same client, at the same time: a page and all that is on it.
@@ -114,50 +115,11 @@ impl Verifier {
         }
         known.insert(proof, now + KNOWN_FOR);
     }
-
-    fn enter(&self, client: Client) -> Option<Waits<'_>> {
-        let mut waiting = self.waiting();
-        let own = waiting.by_client.get(&client).copied().unwrap_or_default();
-        if waiting.all >= MOST_WAITING || own >= MOST_WAITING_OF_ONE {
-            return None;
-        }
-        waiting.all += 1;
-        waiting.by_client.insert(client, own + 1);
-        Some(Waits { verifier: self, client })
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Verifier(..)")
-    }
-}
-
-/// Who waits, or is looked at.
-#[derive(Default)]
-struct Waiting {
-    all: usize,
-    by_client: HashMap<Client, usize>,
-}
-
-/// One of those who wait.
-struct Waits<'v> {
-    verifier: &'v Verifier,
-    client: Client,
-}
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        let mut waiting = self.verifier.waiting();
-        waiting.all -= 1;
-        match waiting.by_client.get_mut(&self.client) {
-            Some(own) if *own > 1 => *own -= 1,
-            _ => drop(waiting.by_client.remove(&self.client)),
-        }
     }
 }
 
@@ -234,24 +196,5 @@ mod tests {
         }
         assert_eq!(verifier.known.lock().unwrap().len(), MOST_KNOWN);
         assert!(!verifier.knows(&proof(0), now) && verifier.knows(&proof(1), now));
-    }
-
-    #[test]
-    fn one_client_cannot_keep_the_others_from_being_looked_at() {
-        let verifier = Verifier::new(NonZeroUsize::MIN);
-        let mut inside: Vec<_> = (0..MOST_WAITING_OF_ONE).map(|_| verifier.enter(client(1)).unwrap()).collect();
-        assert!(verifier.enter(client(1)).is_none());
-        inside.push(verifier.enter(client(2)).unwrap());
-        for number in 3.. {
-            match verifier.enter(client(number)) {
-                Some(place) => inside.push(place),
-                None => break,
-            }
-        }
-        assert_eq!(inside.len(), MOST_WAITING);
-
-        inside.clear();
-
-        assert!(verifier.waiting().by_client.is_empty() && verifier.enter(client(1)).is_some());
     }
 }

@@ -1,21 +1,23 @@
 //! The admin endpoint: how the gateway is, for people, probes and Prometheus.
 //!
 //! `GET /live`, `/ready`, `/status`, `/metrics` and `/config`, and `POST /reload`, `/rollback`, `/drain`, `/upgrade`,
-//! `/reopen` and `/restart/NAME`, over a unix socket. Binding it (mode 0600), knowing the answers and obeying ([`AdminState`]) is left to
-//! others. Whoever can connect may ask: the permissions of the socket are the access control. No web page can reach a
-//! unix socket, so `Host` is not looked at.
+//! `/reopen` and `/restart/NAME`, over a unix socket, and over TCP where it is wanted. Binding, knowing the answers and obeying
+//! ([`AdminState`]) is left to others. Whoever can connect to the unix socket may ask: its permissions (mode 0600) are the access
+//! control. No web page can reach a unix socket, so `Host` is not looked at. Over TCP it takes a token ([`Remote`]).
 //!
-//! A connection carries one exchange, and there are [`CONNECTIONS`] at most; one more waits in the backlog. Each is
-//! over after [`CONNECTION_TIMEOUT`] at the latest, whatever its peer does.
+//! A connection carries one exchange, and there are [`CONNECTIONS`] at most on each of the two; one more waits in the backlog.
+//! Each is over after [`CONNECTION_TIMEOUT`] at the latest, whatever its peer does.
 
 pub mod client;
 mod observer;
 mod order;
+mod remote;
 mod report;
 mod service;
 mod status;
+mod token;
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -23,7 +25,8 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
-    net::{UnixListener, UnixStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::oneshot,
     task::JoinSet,
     time::{sleep, timeout},
@@ -32,11 +35,13 @@ use tracing::debug;
 
 pub use observer::Observer;
 pub use order::{LONGEST_WAIT, Order, Orders, Outcome, tag};
+pub use remote::{AdminSecrets, Remote, Terms};
 pub use report::{Applied, BackendReport, InstanceReport, Refusal, Report, WorkerReport};
 pub use status::{
     CertificateStatus, EndpointStatus, GenerationStatus, HopStatus, HopsStatus, LimitsStatus, ListenerStatus,
     ProgramStatus, Status, UpstreamStatus, render_certificates, render_hops, render_status, timestamp,
 };
+pub use token::{Token, TokenFault};
 
 /// What the admin endpoint is asked about, and who carries out what it is told. Called on the control runtime; an answer
 /// must not block.
@@ -65,14 +70,51 @@ pub trait AdminState: Send + Sync + 'static {
 ///
 /// Dropping the future closes every connection at once.
 pub async fn serve(listener: UnixListener, state: Arc<dyn AdminState>, shutdown: impl Future, stop: impl Future) {
-    let service = TowerToHyperService::new(service::service(state));
+    let service = service::service(state, |_| None);
+    accept(listener, |stream| answer_on(stream, service.clone()), shutdown, stop).await;
+}
+
+/// Answers over TCP in the same way, as `remote` has it.
+pub async fn serve_remote(listener: TcpListener, remote: Arc<Remote>, shutdown: impl Future, stop: impl Future) {
+    accept(listener, |accepted| Arc::clone(&remote).answer_on(accepted), shutdown, stop).await;
+}
+
+/// Where connections come from.
+trait Accept {
+    type Accepted;
+
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Accepted>> + Send;
+}
+
+impl Accept for UnixListener {
+    type Accepted = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+impl Accept for TcpListener {
+    type Accepted = (TcpStream, SocketAddr);
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.accept().await
+    }
+}
+
+async fn accept<L: Accept, F: Future<Output = ()> + Send + 'static>(
+    listener: L,
+    connection: impl Fn(L::Accepted) -> F,
+    shutdown: impl Future,
+    stop: impl Future,
+) {
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
             _ = &mut shutdown => break,
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, service.clone()))),
+                Ok(accepted) => drop(connections.spawn(connection(accepted))),
                 Err(error) => {
                     debug!(error = &error as &dyn Error, "cannot accept an admin connection");
                     // Out of descriptors, most likely: accepting again at once would spin.
@@ -94,13 +136,17 @@ pub async fn serve(listener: UnixListener, state: Arc<dyn AdminState>, shutdown:
     }
 }
 
-async fn connection(stream: UnixStream, service: TowerToHyperService<service::Service>) {
+/// One exchange on `stream`.
+async fn answer_on<S>(stream: S, service: service::Service)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let exchange = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEADER_LIMIT)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     match timeout(CONNECTION_TIMEOUT, exchange).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(error = &error as &dyn Error, "an admin connection failed"),
@@ -108,7 +154,7 @@ async fn connection(stream: UnixStream, service: TowerToHyperService<service::Se
     }
 }
 
-/// Connections at once.
+/// Connections at once, on each of unix and TCP.
 pub const CONNECTIONS: usize = 64;
 
 /// From accept to the last byte of the answer.

@@ -22,14 +22,22 @@ use crate::metrics;
 
 pub(super) type Service = BoxCloneSyncService<Request<Incoming>, Response<UnsyncBoxBody<Bytes, BoxError>>, Infallible>;
 
-/// Answers from `state`: within a time limit, and also where `state` panics.
-pub(super) fn service(state: Arc<dyn AdminState>) -> Service {
+/// Answers from `state`, unless `refusal` has another answer: within a time limit, and also where `state` panics.
+pub(super) fn service(
+    state: Arc<dyn AdminState>,
+    refusal: impl Fn(&Request<Incoming>) -> Option<Response<Full<Bytes>>> + Clone + Send + Sync + 'static,
+) -> Service {
     let answers = ServiceBuilder::new()
         .layer(CatchPanicLayer::custom(panicked))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, TIMEOUT))
         .service_fn(move |request: Request<Incoming>| {
-            let state = Arc::clone(&state);
-            async move { Ok::<_, Infallible>(answer(&request, state.as_ref()).await) }
+            let (state, refused) = (Arc::clone(&state), refusal(&request));
+            async move {
+                Ok::<_, Infallible>(match refused {
+                    Some(refused) => refused,
+                    None => answer(&request, state.as_ref()).await,
+                })
+            }
         });
     BoxCloneSyncService::new(answers)
 }
@@ -104,7 +112,7 @@ fn panicked(_: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
     problem(StatusCode::INTERNAL_SERVER_ERROR, "vestibule failed to answer; its log says why")
 }
 
-fn problem(status: StatusCode, error: &str) -> Response<Full<Bytes>> {
+pub(super) fn problem(status: StatusCode, error: &str) -> Response<Full<Bytes>> {
     json(status, &json!({ "error": error }))
 }
 

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde_json::{Value as Json, json};
 
 use super::{
-    plan::{AdminAddress, EndpointAddress, EndpointPlace, HostName, ListenAddress},
+    plan::{EndpointAddress, EndpointPlace, HostName, ListenAddress},
     read::{Scalar, suggestion, unexpected},
 };
 
@@ -119,25 +119,8 @@ impl Scalar for ServerAddress {
     }
 }
 
-impl Scalar for AdminAddress {
-    const EXPECTED: &'static str = "a unix socket such as `unix:/run/vestibule/admin.sock`";
-
-    fn parse(text: &str, base: &Path) -> Result<Self, String> {
-        if text.parse::<SocketAddr>().is_ok() {
-            return Err(
-                "an admin address on TCP is not supported yet; write `unix:/run/vestibule/admin.sock`".to_owned()
-            );
-        }
-        match text.strip_prefix("unix:") {
-            Some(path) => socket_path(path, base).map(Self::Unix),
-            None if text.starts_with('/') => Err(format!("a socket begins with `unix:`; write `unix:{text}`")),
-            None => Err(unexpected::<Self>(text)),
-        }
-    }
-}
-
 /// A unix socket: a path in the file system that fits in an address.
-fn socket_path(path: &str, base: &Path) -> Result<PathBuf, String> {
+pub(super) fn socket_path(path: &str, base: &Path) -> Result<PathBuf, String> {
     if path.is_empty() {
         return Err("`unix:` is followed by the path of a socket, as in `unix:/run/vestibule.sock`".to_owned());
     }

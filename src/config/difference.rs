@@ -167,6 +167,12 @@ fn path(at: &str, name: &str) -> String {
         "tls13" => "protocols (TLSv1.3)",
         name => name,
     };
+    // What one key of `admin` takes is written beside it.
+    let (at, name) = match (at, name) {
+        ("admin.listen", "address") => ("admin", "listen"),
+        ("admin.listen", name) => ("admin", name),
+        other => other,
+    };
     if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") }
 }
 
@@ -278,6 +284,17 @@ mod tests {
                 "",
                 "listeners: [{ address: '127.0.0.1:80', tls: true }]",
                 "listeners[127.0.0.1:80].tls: false becomes true",
+            ),
+            ("admin: unix:/a", "admin: { socket: 'unix:/b' }", "admin.socket: `/a` becomes `/b`"),
+            (
+                "admin: { listen: '[::1]:1', certificate: a, key: a, token_file: a }",
+                "admin: { listen: '[::1]:2', certificate: a, key: a, token_file: a }",
+                "admin.listen: `[::1]:1` becomes `[::1]:2`",
+            ),
+            (
+                "admin: { listen: '[::1]:1', certificate: a, key: a, token_file: a }",
+                "admin: { listen: '[::1]:1', certificate: a, key: a, token_file: /b }",
+                "admin.token_file: `/etc/a` becomes `/b`",
             ),
             ("", "access_log: { path: /var/log/a.log }", "access_log.path: `Stdout` becomes /var/log/a.log"),
         ] {

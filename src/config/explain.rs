@@ -4,7 +4,7 @@ use std::{cmp::Reverse, fmt};
 
 use super::{
     plan::{
-        AccessLogPlan, AdminAddress, Balance, EndpointPlan, ListenAddress, ListenerPlan, LogFormat, LogSink,
+        AccessLogPlan, AdminListenPlan, AdminPlan, Balance, EndpointPlan, ListenerPlan, LogFormat, LogSink,
         LoggedQuery, Plan, ProgramPlan, Protocol, Rate, RateKey, RequestRate, RestartPlan, RotatePlan, RoutePlan,
         Slash, Stick, SupervisorPlan, TrustedProxies, UpstreamPlan, WatchPlan,
     },
@@ -528,8 +528,17 @@ fn process(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
     }
     match &plan.admin {
-        Some(AdminAddress::Unix(path)) => {
-            writeln!(f, "  commands and metrics at {}, for the user it runs as", ListenAddress::Unix(path.clone()))?;
+        Some(AdminPlan { socket, listen }) => {
+            match socket {
+                Some(path) => {
+                    writeln!(f, "  commands and metrics at unix:{}, for the user it runs as", path.display())?;
+                }
+                None => writeln!(f, "  no admin socket: `vestibule status` and the other commands reach nobody")?,
+            }
+            if let Some(AdminListenPlan { address, token_file, .. }) = listen {
+                let file = token_file.display();
+                writeln!(f, "  commands and metrics at https://{address}, for whoever has the token in {file}")?;
+            }
         }
         None => writeln!(f, "  no admin socket: no commands and no metrics")?,
     }

@@ -15,7 +15,7 @@ use rustix::{
 
 use super::{
     error::Problem,
-    plan::{AdminAddress, ListenAddress, LogSink, Plan},
+    plan::{ListenAddress, LogSink, Plan},
 };
 
 /// The folders of `plan` that are not there and would not be made, or that the user this runs as cannot write in.
@@ -44,7 +44,7 @@ pub fn unusable_folders(plan: &Plan) -> Vec<Problem> {
             note(format!("listeners[{position}].address"), folders.socket(path));
         }
     }
-    if let Some(AdminAddress::Unix(path)) = &plan.admin {
+    if let Some(path) = plan.admin.as_ref().and_then(|admin| admin.socket.as_ref()) {
         note("admin".to_owned(), folders.ours(folder_of(path)));
     }
     for (position, route) in plan.routes.iter().enumerate() {

@@ -8,6 +8,7 @@
 
 mod access;
 mod address;
+mod admin;
 mod ciphers;
 mod difference;
 mod docassemble;
@@ -37,6 +38,7 @@ use std::{
     time::Duration,
 };
 
+pub use admin::TOKEN_COMMAND;
 pub use difference::{Takes, difference, takes, without_passwords};
 pub use environment::Environment;
 pub use error::{ConfigError, Fault, Names, Origin, Position, Problem};
@@ -104,15 +106,13 @@ pub fn check(source: &Source, inspections: &[Inspection]) -> Result<Plan, Config
     check_text(source, &text(source)?, inspections)
 }
 
-/// Where the running gateway is administered, as far as it can be told from a configuration that may have been broken
-/// since it was put in force; the errors of `load` otherwise.
-pub fn admin(source: &Source) -> Result<Option<AdminAddress>, ConfigError> {
-    load(source).map(|plan| plan.admin).or_else(|error| {
+/// The unix socket that the running gateway is administered by, as far as it can be told from a configuration that may have
+/// been broken since it was put in force; the errors of `load` otherwise.
+pub fn admin_socket(source: &Source) -> Result<Option<PathBuf>, ConfigError> {
+    load(source).map(|plan| plan.admin.and_then(|admin| admin.socket)).or_else(|error| {
         let text = source.native().and_then(|file| text_of(file).ok()).unwrap_or_default();
-        let said = text.lines().find_map(|line| line.strip_prefix("admin:")?.trim().strip_prefix("unix:"));
-        let path = said.map(str::trim).filter(|path| path.starts_with('/') && !path.contains(['$', '#', ' ']));
-        let default = matches!(source, Source::Docassemble { .. }).then_some(docassemble::ADMIN);
-        path.or(default).map(|path| Some(AdminAddress::Unix(path.into()))).ok_or(error)
+        let default = matches!(source, Source::Docassemble { .. }).then_some(admin::DEFAULT_SOCKET);
+        admin::socket_in(&text).or(default).map(|path| Some(path.into())).ok_or(error)
     })
 }
 
@@ -197,13 +197,15 @@ pub fn dependencies(plan: &Plan) -> Vec<PathBuf> {
     let authorities = plan.tls.acme.iter().filter_map(|ordered| ordered.ca_file.as_ref());
     let clients = plan.listeners.iter().filter_map(|listener| Some(&listener.client_ca.as_ref()?.file));
     let users = plan.routes.iter().filter_map(|route| Some(&route.access.basic_auth.as_ref()?.file));
+    let admin = plan.admin.iter().filter_map(|admin| admin.listen.as_ref());
+    let admin = admin.flat_map(|listen| [&listen.certificate, &listen.key, &listen.token_file]);
     let secret = plan.tls.shared.iter().map(|shared| &shared.secret_file);
     let stores = plan.tls.shared.iter().map(|shared| &shared.store);
     let stores = stores.chain(plan.tls.fetched.iter().map(|fetched| &fetched.store));
     let stores = stores.flat_map(|store| [store.key_file.as_ref(), store.ca_file.as_ref()].into_iter().flatten());
     let docassemble = plan.docassemble.iter().flat_map(|plan| plan.awaited.iter().chain([&plan.file]));
     let named = plan.sources.iter().chain(certificates).chain(authorities).chain(clients).chain(users).chain(secret);
-    let named = named.chain(stores);
+    let named = named.chain(stores).chain(admin);
     let mut files: Vec<_> = named.chain(docassemble).cloned().collect();
     files.sort();
     files.dedup();

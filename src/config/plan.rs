@@ -19,6 +19,7 @@ use zeroize::Zeroize;
 
 pub use super::{
     access::{AccessPlan, BasicAuthPlan, ForwardAuthPlan, FrameAncestor, HstsPlan, SecurityHeadersPlan},
+    admin::{AdminAddress, AdminListenPlan, AdminPlan},
     ciphers::Cipher,
 };
 
@@ -48,7 +49,7 @@ pub struct Plan {
     pub access_log: Option<AccessLogPlan>,
     /// Where warnings and errors are written, besides standard error.
     pub error_log: Option<ErrorLogPlan>,
-    pub admin: Option<AdminAddress>,
+    pub admin: Option<AdminPlan>,
     /// Traffic threads.
     pub workers: NonZeroUsize,
     /// Mail address shown on error pages.
@@ -990,13 +991,6 @@ pub enum LoggedQuery {
     Names,
     /// As it came.
     Whole,
-}
-
-/// Where the admin endpoint listens.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub enum AdminAddress {
-    /// Mode 0600: whoever may connect may administer.
-    Unix(PathBuf),
 }
 
 /// Disk for bodies that do not fit in memory.

@@ -9,11 +9,12 @@ use serde_json::{Value as Json, json};
 
 use super::{
     address::{ServerAddress, Trusted},
+    admin::{AdminListen, AdminSocket},
     ciphers::Cipher,
     keys::keys,
     plan::{
-        AdminAddress, Balance, CertificateHost, ChallengeKind, EndpointAddress, EndpointPlace, FileMode, FrameAncestor,
-        HostName, ListenAddress, LogFormat, LogSink, LoggedQuery, PathPrefix, Protocol, RateKey, Secret, Slash, Stick,
+        Balance, CertificateHost, ChallengeKind, EndpointAddress, EndpointPlace, FileMode, FrameAncestor, HostName,
+        ListenAddress, LogFormat, LogSink, LoggedQuery, PathPrefix, Protocol, RateKey, Secret, Slash, Stick,
         StopSignal,
     },
     read::{OneOrMore, Read, Reading, Told},
@@ -55,8 +56,8 @@ keys! {
         access_log: Option<AccessLog> = "{}",
         /// A file for warnings and errors, as nginx writes them, besides standard error. `null`: none.
         error_log: Option<ErrorLog> = "null",
-        /// Where `vestibule` commands reach the running one: `unix:/path`. `null`: nowhere.
-        admin: Option<AdminAddress> = "null",
+        /// Where `vestibule` commands and metrics reach the running one: `unix:/path`, or a mapping. `null`: nowhere.
+        admin: Option<AdminPlaces> = "null",
         /// Traffic threads. `auto`: one a processor.
         workers: Workers = "auto",
         /// The mail address shown on error pages. `null`: none.
@@ -751,6 +752,41 @@ keys! {
         size: Size = "100MiB",
         /// How many are kept, as `access.log.1` (the youngest) and so on.
         keep: Count<1, 1_000> = "10",
+    }
+}
+
+/// Where the admin endpoint listens; a socket alone is that and nothing over TCP.
+#[derive(Debug)]
+pub(super) struct AdminPlaces(pub(super) Admin);
+
+impl Read for AdminPlaces {
+    fn read(node: &Node, reading: &mut Reading<'_>) -> Result<Self, Told> {
+        let Value::Scalar { .. } = &node.value else { return Admin::read(node, reading).map(Self) };
+        let socket = AdminSocket::read(node, reading).map(Some);
+        Ok(Self(Admin { socket, listen: Ok(None), certificate: Ok(None), key: Ok(None), token_file: Ok(None) }))
+    }
+
+    fn schema() -> Json {
+        json!({ "anyOf": [Admin::schema(), AdminSocket::schema()] })
+    }
+}
+
+keys! {
+    /// Where the running one is commanded and asked for its metrics.
+    struct Admin {
+        /// The unix socket that `vestibule` commands go to; whoever may write there may command it (mode 0600). `null`: none.
+        socket: Option<AdminSocket> = "unix:/run/vestibule/admin.sock",
+        /// The address, and the port, for other machines: the same over TLS, for whoever has the token, which is sent as
+        /// `Authorization: Bearer TOKEN`. `null`: none.
+        listen: Option<AdminListen> = "null",
+        /// The certificate (PEM) of `listen`, alone or followed by its chain. It is not one of `tls.certificates`: who
+        /// administers may trust another authority.
+        certificate: Option<FilePath> = "null",
+        /// Its private key (PEM), not encrypted.
+        key: Option<FilePath> = "null",
+        /// The file of the token: one line with at least 32 characters (`openssl rand -base64 -out FILE 48`) that nobody but its
+        /// owner and its group can read.
+        token_file: Option<FilePath> = "null",
     }
 }
 

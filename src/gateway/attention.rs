@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwapOption;
 use jiff::{SignedDuration, Timestamp};
 use tokio::{sync::Notify, time::timeout};
 
@@ -9,15 +10,16 @@ use crate::{
     config::Problem,
     drain::Drain,
     runtime::Current,
-    tls::{self, CertificateStore},
+    tls::{self, Certificate, CertificateStore},
 };
 
 /// Tells of dates that end or have ended, and of hosts that no certificate is for: when that comes to be so, and once a
 /// day.
 ///
-/// `changed` says that there are other certificates or other hosts. Ends when the gateway is to leave: another one tells.
+/// `admin` is that of the admin endpoint. `changed` says that there are other certificates or other hosts. Ends when the gateway is to leave: another one tells.
 pub(super) async fn look_after(
     certificates: Arc<CertificateStore>,
+    admin: Arc<ArcSwapOption<Certificate>>,
     current: Arc<Current>,
     changed: Arc<Notify>,
     drain: Drain,
@@ -25,7 +27,9 @@ pub(super) async fn look_after(
     let mut told = Told::default();
     while !drain.is_on() {
         let (plan, now) = (current.load_full(), Timestamp::now());
-        for Problem { at, problem } in told.news(tls::findings(&plan.plan, &certificates.certificates(), now), now) {
+        let mut found = tls::findings(&plan.plan, &certificates.certificates(), now);
+        found.extend(admin.load().as_ref().and_then(|certificate| tls::admin_warning(certificate, now)));
+        for Problem { at, problem } in told.news(found, now) {
             tracing::warn!(at, "a certificate needs attention: {problem}");
         }
         drop(plan);

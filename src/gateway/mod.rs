@@ -3,6 +3,7 @@
 //! A [`Gateway`] is given everything of the system that its plan asks for ([`Provisions`]) and opens nothing itself.
 //! Who gives it, and when, is [`crate::process`]'s business.
 
+mod administering;
 mod attention;
 mod instances;
 mod places;
@@ -29,13 +30,13 @@ use tokio::sync::{
     mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     oneshot,
 };
-use tokio_util::sync::CancellationToken;
 
+use self::administering::Administration;
 pub use self::instances::InstanceNews;
 use self::traffic::{Bound, Command, ListenerId, Share, SocketId, Switch, Terms};
 use crate::{
     access::Users,
-    admin::{self, Observer, Orders, Report},
+    admin::{Observer, Orders, Report},
     backends::Instance,
     config::{ClientCaPlan, ListenAddress, ListenerPlan, LogSink, Plan},
     drain::{Cut, Drain},
@@ -66,9 +67,7 @@ pub struct Gateway {
     certificates: Arc<CertificateStore>,
     ticketer: Arc<Ticketer>,
     tls: ServerConfigs,
-    /// Ends the admin endpoint that is there.
-    admin: CancellationToken,
-    admin_task: Option<tokio::task::JoinHandle<()>>,
+    admin: Administration,
     observer: Arc<Observer>,
     pub metrics: Arc<Metrics>,
     pub current: Arc<Current>,
@@ -141,6 +140,8 @@ pub enum StartError {
     ClientCa { file: PathBuf, source: ClientAuthorityError },
     #[error("basic_auth: {}: {problem}", file.display())]
     Users { file: PathBuf, problem: String },
+    #[error("admin: no certificate and no token were handed over")]
+    NoAdminSecrets,
     #[error("the terms of TLS cannot be made")]
     Tls(#[from] rustls::Error),
     #[error("access_log.format")]
@@ -191,7 +192,7 @@ impl Gateway {
         let connections = Connections::new();
         let spool =
             Spool::new(provisions.spool.try_clone()?, plan.spool.limit, plan.spool.memory, metrics.spool_bytes.clone());
-        let (workers, admin_plan) = (plan.workers.get(), plan.admin.clone());
+        let workers = plan.workers.get();
         // Nobody sees it before the first plan is put in force below; routes that go nowhere yet.
         let empty = Plan { listeners: Vec::new(), upstreams: BTreeMap::new(), routes: Vec::new(), ..plan.clone() };
         let empty = Runtime::build(
@@ -241,6 +242,7 @@ impl Gateway {
             orders,
             restarts,
         });
+        let admin = Administration::new(Arc::clone(&observer), Arc::clone(&metrics), drain.clone());
         let mut gateway = Self {
             listeners: Vec::new(),
             next_listener: 0,
@@ -253,8 +255,7 @@ impl Gateway {
             certificates,
             ticketer,
             tls,
-            admin: CancellationToken::new(),
-            admin_task: None,
+            admin,
             observer,
             metrics,
             current,
@@ -265,7 +266,6 @@ impl Gateway {
             instances_changed: Arc::default(),
             certificates_changed: Arc::default(),
         };
-        debug_assert!(admin_plan.is_some() || provisions.admin.is_none());
         gateway.apply_beside(generation, plan, provisions, held)?;
         let looking = probing::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.changed));
         gateway.control.spawn(looking);
@@ -282,7 +282,8 @@ impl Gateway {
         gateway.control.spawn(probing::look_at_endpoints(Arc::clone(&gateway.current)));
         let (certificates, current) = (Arc::clone(&gateway.certificates), Arc::clone(&gateway.current));
         let others = Arc::clone(&gateway.certificates_changed);
-        gateway.control.spawn(attention::look_after(certificates, current, others, gateway.drain.clone()));
+        let admin = gateway.admin.certificate();
+        gateway.control.spawn(attention::look_after(certificates, admin, current, others, gateway.drain.clone()));
         gateway.control.spawn(workers::follow(Arc::clone(&gateway.current), gateway.drain.clone()));
         gateway.control.spawn(probing::warn_of_open_supervisors(Arc::clone(&gateway.current)));
         gateway.control.spawn(supervising::look_after(
@@ -296,7 +297,7 @@ impl Gateway {
 
     /// Puts `plan` in force as `generation`, for all that begins from now on; what has begun keeps what it began with.
     ///
-    /// Of `provisions`, listeners may be [`BoundSockets::Kept`], and `admin` is `None` where the address has not
+    /// Of `provisions`, listeners may be [`BoundSockets::Kept`], and a socket of `admin` is `None` where its address has not
     /// changed. When this returns, all threads have switched.
     ///
     /// # Errors
@@ -326,6 +327,7 @@ impl Gateway {
         let query = plan.access_log.as_ref().map(|log| log.query).unwrap_or_default();
         let format = format.map(|format| Arc::new(format.with_query(query)));
         let users = users(&plan, &provisions.users)?;
+        let admin_terms = administering::terms(&plan, provisions.admin_secrets)?;
         let log = self.log_for(&plan, provisions.access_log)?;
 
         let mut kept: Vec<&OpenListener> = self.listeners.iter().collect();
@@ -378,8 +380,7 @@ impl Gateway {
             self.spool = Spool::new(provisions.spool, limit, memory, self.metrics.spool_bytes.clone());
         }
         self.observe_listeners();
-        let admin_changed = plan.admin != before.admin;
-        let has_admin = plan.admin.is_some();
+        let admin_plan = plan.admin.clone();
         let (spool, files) = (Arc::clone(&self.spool), provisions.files);
         let before = self.current.load();
         let secrets = Secrets { stick: provisions.stick.as_ref(), users: &users };
@@ -390,7 +391,6 @@ impl Gateway {
         self.current.replace(runtime);
         self.changed.notify_one();
         self.names_changed.notify_one();
-        self.certificates_changed.notify_one();
         // Before the first connection is accepted, or there would be more inside than there may be.
         self.leave_places(held);
         let old = match log {
@@ -404,11 +404,8 @@ impl Gateway {
         if let Some(old) = old {
             finish(old);
         }
-        if let Some(socket) = provisions.admin {
-            self.serve_admin(socket);
-        } else if !has_admin && admin_changed {
-            self.admin.cancel();
-        }
+        self.admin.apply(admin_plan.as_ref(), provisions.admin, admin_terms, &self.control);
+        self.certificates_changed.notify_one();
         self.metrics.reloaded(generation);
         Ok(())
     }
@@ -490,29 +487,6 @@ impl Gateway {
             (address, open.plan.tls, metrics)
         };
         self.observer.listeners.store(Arc::new(self.listeners.iter().map(listener).collect()));
-    }
-
-    fn serve_admin(&mut self, socket: std::os::unix::net::UnixListener) {
-        self.admin.cancel();
-        self.admin = CancellationToken::new();
-        let (observer, closed, drain) = (Arc::clone(&self.observer), self.admin.clone(), self.drain.clone());
-        self.admin_task = Some(self.control.spawn(async move {
-            let socket = match tokio::net::UnixListener::from_std(socket) {
-                Ok(socket) => socket,
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    return tracing::error!(error, "the admin socket cannot be used");
-                }
-            };
-            let stop = drain.clone();
-            let shutdown = async move {
-                tokio::select! {
-                    () = closed.cancelled() => {}
-                    () = drain.started() => {}
-                }
-            };
-            admin::serve(socket, observer, shutdown, stop.stopping()).await;
-        }));
     }
 
     /// Where it listens; port 0 of the plan has become the real one.
@@ -642,10 +616,7 @@ impl Gateway {
         if !cut.is_nothing() {
             tracing::warn!("the stop cut off {cut} that took longer than `drain`");
         }
-        if let Some(admin) = self.admin_task {
-            // What it is answering just now goes out still; it bounds that itself.
-            drop(self.control.block_on(admin));
-        }
+        self.control.block_on(self.admin.ended());
         // A program must not be left stopped because we are.
         let restarted =
             self.control.block_on(async { tokio::time::timeout(A_RESTART, self.restarting.lock()).await.is_ok() });

@@ -3,6 +3,8 @@
 //! Who the client is, and the fields that say so, belong to [`super::forwarded`]. An upgrade reads `Upgrade` before
 //! [`strip_hop_by_hop`] takes it, and sets its own towards the endpoint.
 
+use std::time::Duration;
+
 use arrayvec::ArrayVec;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -20,6 +22,19 @@ pub fn vary_by(headers: &mut HeaderMap, field: &'static str) {
     if !has_token(headers, &header::VARY, field) && !has_token(headers, &header::VARY, "*") {
         headers.append(header::VARY, HeaderValue::from_static(field));
     }
+}
+
+/// What the one `Authorization` says after `scheme`, which ends with a blank; of several none counts.
+pub fn credentials<'h>(headers: &'h HeaderMap, scheme: &[u8]) -> Option<&'h [u8]> {
+    let mut lines = headers.get_all(header::AUTHORIZATION).into_iter();
+    let (Some(line), None) = (lines.next(), lines.next()) else { return None };
+    let (found, said) = line.as_bytes().split_at_checked(scheme.len())?;
+    found.eq_ignore_ascii_case(scheme).then(|| said.trim_ascii())
+}
+
+/// What `Retry-After` says of `delay`: whole seconds, rounded up, and one at least.
+pub fn retry_after(delay: Duration) -> u64 {
+    delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0)).max(1)
 }
 
 /// Removes the fields that are meant for the next hop alone (RFC 9110, 7.6.1), `Connection` and what it names included.
@@ -239,6 +254,22 @@ mod tests {
             headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
         }
         headers
+    }
+
+    #[test]
+    fn credentials_are_said_once_and_by_their_scheme() {
+        for (lines, expected) in [
+            (&[("authorization", "Bearer abc")][..], Some("abc")),
+            (&[("authorization", "bearer  abc ")], Some("abc")),
+            (&[("authorization", "Bearer")], None),
+            (&[("authorization", "Bearerabc")], None),
+            (&[("authorization", "Basic abc")], None),
+            (&[("authorization", "Bearer abc"), ("authorization", "Bearer def")], None),
+            (&[("cookie", "token=abc"), ("x-authorization", "Bearer abc")], None),
+        ] {
+            let headers = headers(lines);
+            assert_eq!(credentials(&headers, b"bearer "), expected.map(str::as_bytes), "{lines:?}");
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub mod user;
 
 use std::{
     fmt, io,
-    os::{fd::OwnedFd, unix::net::UnixListener},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,6 +29,7 @@ use std::{
 use rustix::fs::{Access, AtFlags, Mode, OFlags};
 
 use crate::{
+    admin::AdminSecrets,
     config::{self, Plan},
     files::{Denied, Roots, RootsError},
     tls::{CertificateMaterial, ClientAuthorities, HandedCertificate},
@@ -36,17 +37,18 @@ use crate::{
 };
 use output::{LogOutput, OutputError};
 use secrets::{SecretFault, UserFiles};
-use sockets::{BindError, BoundListener, Sockets};
+use sockets::{AdminSockets, BindError, BoundListener, Sockets};
 use user::User;
 
 /// The access log and the error log, as far as they could be opened.
 type Logs = (Option<Result<LogOutput, OutputError>>, Option<Result<LogOutput, OutputError>>);
 
-/// Certificates, the authorities of clients', and users, as far as they could be read.
+/// Certificates, the authorities of clients', users, and what the admin endpoint takes, as far as they could be read.
 type Secrets = (
     Result<Vec<Arc<CertificateMaterial>>, Vec<SecretFault>>,
     Result<ClientAuthorities, Vec<SecretFault>>,
     Result<UserFiles, Vec<SecretFault>>,
+    Result<Option<AdminSecrets>, Vec<SecretFault>>,
 );
 
 /// Everything of the system that a [`Plan`] asks for, opened.
@@ -65,8 +67,9 @@ pub struct Provisions {
     pub error_log: Option<LogOutput>,
     /// The folder that bodies are spooled in.
     pub spool: OwnedFd,
-    /// Mode 0600, not blocking. `None` also where whoever this is for has it already.
-    pub admin: Option<UnixListener>,
+    pub admin: AdminSockets,
+    /// Where the admin endpoint is on TCP.
+    pub admin_secrets: Option<AdminSecrets>,
     /// What is never served, whatever `files` says: the configuration, certificates and their storage.
     pub denied: Arc<Denied>,
     /// What `files` of each route may name, in the order of the routes; the last are what log servers may send.
@@ -102,17 +105,23 @@ impl Provisions {
     ) -> Result<Self, ProvisionFaults> {
         let access_log = plan.access_log.as_ref().map(|log| LogOutput::open(&log.sink, owner));
         let error_log = plan.error_log.as_ref().map(|log| LogOutput::file(&log.path, owner));
-        let secrets = (secrets::read(plan), secrets::client_authorities(plan), secrets::users(plan));
+        let (certificates, clients) = (secrets::read(plan), secrets::client_authorities(plan));
+        let secrets = (certificates, clients, secrets::users(plan), secrets::admin(plan));
         Self::open(plan, secrets, (access_log, error_log), sockets, held, owner)
     }
 
     /// Opens everything for another process that is to serve `plan`, which is in force.
     ///
-    /// With certificates, authorities of clients and users as they were when it was put in force: what has become of their files
-    /// since then is the matter of the next reload. Where a log cannot be opened, lines go on to that of `logs`, which is open still.
+    /// With certificates and the other secrets as they were when it was put in force: what has become of their files since then
+    /// is the matter of the next reload. Where a log cannot be opened, lines go on to that of `logs`, which is open still.
     pub fn gather_again(
         plan: &Plan,
-        (certificates, clients, users): (Vec<Arc<CertificateMaterial>>, ClientAuthorities, UserFiles),
+        (certificates, clients, users, admin): (
+            Vec<Arc<CertificateMaterial>>,
+            ClientAuthorities,
+            UserFiles,
+            Option<AdminSecrets>,
+        ),
         logs: (Option<LogOutput>, Option<LogOutput>),
         sockets: &mut Sockets,
         owner: Option<&User>,
@@ -129,7 +138,8 @@ impl Provisions {
             plan.access_log.as_ref().map(|plan| or_before(LogOutput::open(&plan.sink, owner), logs.0, "access_log"));
         let error_log =
             plan.error_log.as_ref().map(|plan| or_before(LogOutput::file(&plan.path, owner), logs.1, "error_log"));
-        Self::open(plan, (Ok(certificates), Ok(clients), Ok(users)), (access_log, error_log), sockets, None, owner)
+        let secrets = (Ok(certificates), Ok(clients), Ok(users), Ok(admin));
+        Self::open(plan, secrets, (access_log, error_log), sockets, None, owner)
     }
 
     /// The certificates that come with it.
@@ -139,7 +149,7 @@ impl Provisions {
 
     fn open(
         plan: &Plan,
-        (certificates, clients, users): Secrets,
+        (certificates, clients, users, admin): Secrets,
         (access_log, error_log): Logs,
         sockets: &mut Sockets,
         held: Option<&Plan>,
@@ -159,6 +169,10 @@ impl Provisions {
         let users = users.unwrap_or_else(|found| {
             faults.extend(found.into_iter().map(ProvisionFault::Secret));
             UserFiles::new()
+        });
+        let admin_secrets = admin.unwrap_or_else(|found| {
+            faults.extend(found.into_iter().map(ProvisionFault::Secret));
+            None
         });
         let access_log = access_log.transpose().unwrap_or_else(|fault| {
             faults.push(ProvisionFault::AccessLog { fault });
@@ -206,6 +220,7 @@ impl Provisions {
             error_log,
             spool,
             admin,
+            admin_secrets,
             denied,
             files,
             stick,
@@ -349,7 +364,7 @@ mod tests {
     use std::{fs, io::Write, os::unix::fs::PermissionsExt};
 
     use super::*;
-    use crate::config::{AccessLogPlan, AdminAddress, CertificatePlan, LogFormat, LogSink, LoggedQuery};
+    use crate::config::{AccessLogPlan, AdminPlan, CertificatePlan, LogFormat, LogSink, LoggedQuery};
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
@@ -370,14 +385,14 @@ mod tests {
         let mut plan = testing::tls_plan(folder.path());
         let (log, admin) = (folder.path().join("log/access.log"), folder.path().join("run/admin.sock"));
         plan.access_log = Some(log_to(log.clone()));
-        plan.admin = Some(AdminAddress::Unix(admin.clone()));
+        plan.admin = Some(AdminPlan { socket: Some(admin.clone()), listen: None });
 
         let provisions = Provisions::gather(&plan).unwrap();
 
         assert_eq!(provisions.listeners.len(), 1);
         assert_eq!(provisions.listeners[0].plan, plan.listeners[0]);
         assert_eq!(provisions.certificates.len(), 1);
-        assert!(provisions.admin.is_some());
+        assert!(provisions.admin.unix.is_some() && provisions.admin.tcp.is_none());
         // The umask of the test may take bits away, but nothing adds any.
         assert_eq!(mode(&log) & !0o640, 0);
         assert_eq!(mode(&admin), 0o600);
@@ -418,7 +433,7 @@ mod tests {
             at: "tls.certificates[0].files".to_owned(),
         }];
         plan.access_log = Some(log_to(folder.path().to_owned()));
-        plan.admin = Some(AdminAddress::Unix(file.join("admin.sock")));
+        plan.admin = Some(AdminPlan { socket: Some(file.join("admin.sock")), listen: None });
         plan.spool.path = file.clone();
 
         let faults = Provisions::gather(&plan).unwrap_err();

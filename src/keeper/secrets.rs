@@ -1,13 +1,22 @@
 //! Certificates and keys, read for the gateway.
 
-use std::{cell::OnceCell, collections::BTreeMap, io, path::PathBuf, sync::Arc};
+use std::{
+    cell::OnceCell,
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
 use super::{import, self_signed};
 use crate::{
     access::{UserFault, Users},
+    admin::{AdminSecrets, Token, TokenFault},
     config::{CertificateHost, Plan, Problem},
+    telemetry::chain,
     tls::{
         Awaited, Certificate, CertificateMaterial, ClientAuthorities, MaterialFault, MaterialProblem, SecretBytes,
         acme, read_bounded, shelf::SHELF,
@@ -160,14 +169,49 @@ pub fn users(plan: &Plan) -> Result<UserFiles, Vec<SecretFault>> {
     if faults.is_empty() { Ok(files) } else { Err(faults) }
 }
 
-/// What is wrong with the files of `basic_auth`, for `vestibule check`.
-pub fn user_faults(plan: &Plan) -> Vec<Problem> {
+/// Reads what the admin endpoint takes over TCP; `None` where it is on the unix socket alone.
+///
+/// # Errors
+///
+/// Every file that cannot be read, a certificate that cannot be served, and a token that is none or is no secret.
+pub fn admin(plan: &Plan) -> Result<Option<AdminSecrets>, Vec<SecretFault>> {
+    let Some(listen) = plan.admin.as_ref().and_then(|admin| admin.listen.as_ref()) else { return Ok(None) };
+    let unusable = |material: &CertificateMaterial| {
+        let error = Certificate::from_material(material).err()?;
+        Some(SecretFault::AdminCertificate { at: format!("admin.{}", error.role()), problem: chain(&error) })
+    };
+    let unreadable = |faults: Vec<MaterialFault>| faults.into_iter().map(SecretFault::File).collect::<Vec<_>>();
+    let certificate = CertificateMaterial::read(&listen.certificate()).map_err(unreadable).and_then(|material| {
+        match unusable(&material) {
+            Some(fault) => Err(vec![fault]),
+            None => Ok(material),
+        }
+    });
+    match (certificate, token(&listen.token_file)) {
+        (Ok(certificate), Ok(token)) => Ok(Some(AdminSecrets { certificate, token })),
+        (certificate, token) => Err(certificate.err().into_iter().flatten().chain(token.err()).collect()),
+    }
+}
+
+fn token(file: &Path) -> Result<Token, SecretFault> {
+    let read = read_bounded(file).map(SecretBytes::new);
+    let text = read.map_err(|problem| SecretFault::TokenFile { file: file.to_owned(), problem })?;
+    // Who it belongs to, and their group, are the operator's to choose; everybody else is nobody's choice.
+    if fs::metadata(file).is_ok_and(|found| found.mode() & 0o007 != 0) {
+        return Err(SecretFault::OpenToken { file: file.to_owned() });
+    }
+    Token::parse(text.expose()).map_err(|fault| SecretFault::Token { file: file.to_owned(), fault })
+}
+
+/// What is wrong with the files of `basic_auth` and of `admin`, for `vestibule check` and before a start.
+pub fn faults(plan: &Plan) -> Vec<Problem> {
     let problem = |fault: SecretFault| {
         let (at, text) = (fault.at().to_owned(), fault.to_string());
         let problem = text.strip_prefix(&format!("{at}: ")).unwrap_or(&text).to_owned();
         Problem { at, problem }
     };
-    users(plan).err().into_iter().flatten().map(problem).collect()
+    let faults = [users(plan).err(), admin(plan).err()];
+    faults.into_iter().flatten().flatten().map(problem).collect()
 }
 
 /// Lines of a file of users that are told of; a whole file of hashes that are not taken says no more than these.
@@ -200,6 +244,14 @@ pub enum SecretFault {
     UserFile { at: String, file: PathBuf, problem: MaterialProblem },
     #[error("{at}: {}: {fault}", file.display())]
     Users { at: String, file: PathBuf, fault: UserFault },
+    #[error("{at}: {problem}")]
+    AdminCertificate { at: String, problem: String },
+    #[error("admin.token_file: cannot read {}: {problem}", file.display())]
+    TokenFile { file: PathBuf, problem: MaterialProblem },
+    #[error("admin.token_file: {0} is open to others than its owner and its group; `chmod o= {0}`", file.display())]
+    OpenToken { file: PathBuf },
+    #[error("admin.token_file: {}: {fault}", file.display())]
+    Token { file: PathBuf, fault: TokenFault },
     #[error("tls.certificates: cannot make a self-signed certificate for `{host}`; name a certificate of your own")]
     Make { host: String, source: rcgen::Error },
 }
@@ -213,7 +265,9 @@ impl SecretFault {
             | Self::ClientCa { at, .. }
             | Self::Shared { at, .. }
             | Self::UserFile { at, .. }
-            | Self::Users { at, .. } => at,
+            | Self::Users { at, .. }
+            | Self::AdminCertificate { at, .. } => at,
+            Self::TokenFile { .. } | Self::OpenToken { .. } | Self::Token { .. } => "admin.token_file",
             Self::Storage { .. } | Self::Stick { .. } => "tls.storage",
             Self::Make { .. } => "tls.certificates",
         }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{activation::Inherited, folder, user::User};
-use crate::config::{AdminAddress, ListenAddress, ListenerPlan, Plan};
+use crate::config::{AdminAddress, AdminPlan, ListenAddress, ListenerPlan, Plan};
 
 /// The sockets of one listener: not blocking, closed on exec.
 #[derive(Debug)]
@@ -53,9 +53,24 @@ pub enum BoundSockets {
 #[derive(Debug, Default)]
 pub struct Sockets {
     listeners: Vec<BoundListener>,
-    /// One, or two while it is not decided whether it moves.
-    admin: Vec<(PathBuf, UnixListener)>,
+    /// One of each kind, or two while it is not decided whether it moves.
+    admin: Vec<(AdminAddress, AdminSocket)>,
     inherited: Inherited,
+}
+
+/// A socket of the admin endpoint.
+#[derive(Debug)]
+enum AdminSocket {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// Those of the admin endpoint as they are handed over, not blocking. `None` also where whoever they are for has them already.
+#[derive(Debug, Default)]
+pub struct AdminSockets {
+    /// Mode 0600.
+    pub unix: Option<UnixListener>,
+    pub tcp: Option<TcpListener>,
 }
 
 impl Sockets {
@@ -69,7 +84,7 @@ impl Sockets {
     /// `[::]` takes IPv4 as well. A unix socket is made with mode 0660 and the group of `owner`, which may connect; one that is there already
     /// is replaced if nobody answers on it. It stays when we end, for the next start to replace.
     ///
-    /// Answers every fault with the number of its listener, or `None` for the admin socket.
+    /// Answers every fault with the number of its listener, or `None` for the admin endpoint.
     pub fn bind(&mut self, plan: &Plan, owner: Option<&User>) -> Vec<(Option<usize>, BindError)> {
         let mut faults = Vec::new();
         let mut unclaimed: Vec<_> = self.listeners.iter().collect();
@@ -88,20 +103,20 @@ impl Sockets {
             }
         }
         self.listeners.extend(new);
-        match &plan.admin {
-            Some(AdminAddress::Unix(path)) if self.admin.iter().all(|(held, _)| held != path) => {
-                match bind_admin(path) {
-                    Ok(socket) => self.admin.push((path.clone(), socket)),
-                    Err(fault) => faults.push((None, fault)),
-                }
+        for address in admin_addresses(plan) {
+            if self.admin.iter().any(|(held, _)| *held == address) {
+                continue;
             }
-            _ => {}
+            match bind_admin(&address) {
+                Ok(socket) => self.admin.push((address, socket)),
+                Err(fault) => faults.push((None, fault)),
+            }
         }
         faults
     }
 
     /// Duplicates of the sockets of `plan`, but for those that whoever serves the plan `held` has.
-    pub fn hand(&self, plan: &Plan, held: Option<&Plan>) -> io::Result<(Vec<BoundListener>, Option<UnixListener>)> {
+    pub fn hand(&self, plan: &Plan, held: Option<&Plan>) -> io::Result<(Vec<BoundListener>, AdminSockets)> {
         let mut unclaimed: Vec<_> = self.listeners.iter().collect();
         let mut had: Vec<_> = held.iter().flat_map(|plan| &plan.listeners).map(|listener| &listener.address).collect();
         let mut listeners = Vec::new();
@@ -119,9 +134,15 @@ impl Sockets {
             };
             listeners.push(BoundListener { plan: listener.clone(), address: bound.address.clone(), sockets });
         }
-        let has_admin = held.is_some_and(|held| held.admin == plan.admin);
-        let admin = self.admin.iter().find(|(held, _)| is_admin(plan, held)).filter(|_| !has_admin);
-        let admin = admin.map(|(_, socket)| socket.try_clone()).transpose()?;
+        let had: Vec<_> = held.into_iter().flat_map(admin_addresses).collect();
+        let mut admin = AdminSockets::default();
+        for address in admin_addresses(plan).filter(|address| !had.contains(address)) {
+            match self.admin.iter().find(|(held, _)| *held == address) {
+                Some((_, AdminSocket::Unix(socket))) => admin.unix = Some(socket.try_clone()?),
+                Some((_, AdminSocket::Tcp(socket))) => admin.tcp = Some(socket.try_clone()?),
+                None => return Err(io::ErrorKind::NotFound.into()),
+            }
+        }
         Ok((listeners, admin))
     }
 
@@ -136,7 +157,7 @@ impl Sockets {
             held.plan = wanted.remove(found).clone();
             true
         });
-        self.admin.retain(|(held, _)| is_admin(plan, held));
+        self.admin.retain(|(held, _)| admin_addresses(plan).any(|address| address == *held));
         self.listeners.len() + self.admin.len() < before
     }
 
@@ -175,12 +196,22 @@ impl Sockets {
             };
             listeners.push((plan.clone(), address.clone(), kind));
         }
-        let admin = self.admin.first().map(|(path, socket)| take(socket.as_fd()).map(|()| path.clone())).transpose()?;
+        // At rest there is one of each kind at most.
+        let unix = self.admin.iter().find_map(|(address, socket)| match (address, socket) {
+            (AdminAddress::Unix(path), AdminSocket::Unix(socket)) => Some((path.clone(), socket)),
+            _ => None,
+        });
+        let admin = unix.map(|(path, socket)| take(socket.as_fd()).map(|()| path)).transpose()?;
         for (_, socket) in self.inherited.sockets() {
             take(socket.as_fd())?;
         }
         let inherited = self.inherited.sockets().iter().map(|(name, _)| name.clone()).collect();
-        Ok((SocketList { listeners, admin, inherited }, descriptors))
+        let tcp = self.admin.iter().find_map(|(address, socket)| match (address, socket) {
+            (AdminAddress::Tcp(address), AdminSocket::Tcp(socket)) => Some((*address, socket)),
+            _ => None,
+        });
+        let admin_tcp = tcp.map(|(address, socket)| take(socket.as_fd()).map(|()| address)).transpose()?;
+        Ok((SocketList { listeners, admin, inherited, admin_tcp }, descriptors))
     }
 
     /// Takes what was left: as many of `descriptors` as `list` names.
@@ -199,9 +230,15 @@ impl Sockets {
             };
             listeners.push(BoundListener { plan, address, sockets });
         }
-        let admin = list.admin.map(|path| Ok::<_, io::Error>((path, next()?.into()))).transpose()?;
+        let mut admin = Vec::new();
+        if let Some(path) = list.admin {
+            admin.push((AdminAddress::Unix(path), AdminSocket::Unix(next()?.into())));
+        }
         let inherited = list.inherited.into_iter().map(|name| Ok((name, next()?))).collect::<io::Result<_>>()?;
-        Ok(Self { listeners, admin: admin.into_iter().collect(), inherited: Inherited::of(inherited) })
+        if let Some(address) = list.admin_tcp {
+            admin.push((AdminAddress::Tcp(address), AdminSocket::Tcp(next()?.into())));
+        }
+        Ok(Self { listeners, admin, inherited: Inherited::of(inherited) })
     }
 
     /// Where each listener is bound, in no order of interest.
@@ -216,6 +253,9 @@ pub struct SocketList {
     listeners: Vec<(ListenerPlan, ListenAddress, LeftSockets)>,
     admin: Option<PathBuf>,
     inherited: Vec<String>,
+    /// Of a program before this one that knows of none.
+    #[serde(default)]
+    admin_tcp: Option<SocketAddr>,
 }
 
 /// How many descriptors of which kind.
@@ -239,8 +279,9 @@ impl BoundSockets {
     }
 }
 
-fn is_admin(plan: &Plan, path: &Path) -> bool {
-    matches!(&plan.admin, Some(AdminAddress::Unix(wanted)) if wanted == path)
+/// Where `plan` has the admin endpoint.
+fn admin_addresses(plan: &Plan) -> impl Iterator<Item = AdminAddress> {
+    plan.admin.iter().flat_map(AdminPlan::addresses)
 }
 
 fn bind(
@@ -265,10 +306,20 @@ fn bind(
     Ok(BoundListener { plan: plan.clone(), address, sockets })
 }
 
-/// Binds the admin socket: mode 0600, in a folder made with mode 0755 if only that is missing.
-fn bind_admin(path: &Path) -> Result<UnixListener, BindError> {
-    folder::make_for(path).map_err(|source| BindError::Folder { path: path.to_owned(), source })?;
-    bind_unix(path, 0o600, None)
+/// Binds a socket of the admin endpoint. That of unix: mode 0600, in a folder made with mode 0755 if only that is missing.
+fn bind_admin(address: &AdminAddress) -> Result<AdminSocket, BindError> {
+    match address {
+        AdminAddress::Unix(path) => {
+            folder::make_for(path).map_err(|source| BindError::Folder { path: path.to_owned(), source })?;
+            bind_unix(path, 0o600, None).map(AdminSocket::Unix)
+        }
+        AdminAddress::Tcp(address) => {
+            let fault = |source| BindError::Tcp { address: *address, source };
+            let (bound, mut sockets) = bind_tcp(*address, NonZeroUsize::MIN).map_err(fault)?;
+            tracing::info!(address = %bound, "the admin endpoint is bound to TCP");
+            Ok(AdminSocket::Tcp(sockets.swap_remove(0)))
+        }
+    }
 }
 
 fn bind_tcp(address: SocketAddr, workers: NonZeroUsize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {

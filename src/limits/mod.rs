@@ -1,10 +1,13 @@
 //! How many may come in, and how often: connections, handshakes and requests, by client and in all, and the memory of all.
 //!
 //! Whoever is beyond a limit is told so, or closed, at once; nobody waits here. What is counted by client is counted in
-//! tables of a fixed size ([`slots`]): an attacker with many addresses fills them without our growing. Bounds of one
-//! request or one connection are kept where they are read ([`crate::h1`], [`crate::listener`]).
+//! tables of a fixed size ([`slots`]): an attacker with many addresses fills them without our growing. Who is inside of a place
+//! for few is counted one by one ([`Crowd`]). Bounds of one request or one connection are kept where they are read
+//! ([`crate::h1`], [`crate::listener`]).
 
+mod attempts;
 mod connections;
+mod crowd;
 pub mod memory;
 mod notice;
 mod rate;
@@ -16,7 +19,9 @@ use std::{
 };
 
 pub use self::{
+    attempts::Attempts,
     connections::{Connections, OpenConnection},
+    crowd::{Crowd, Inside},
     notice::Notice,
     rate::{Handshakes, Requests},
 };

@@ -6,6 +6,7 @@
 //! Every label comes from the plan or from a fixed list, never from a client. The series of a route, upstream or
 //! listener that a reload took away go with the first reload after the last request that counts in them.
 
+mod admin;
 mod sharded;
 
 use std::{
@@ -23,6 +24,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+pub use admin::AdminRefusal;
+use admin::AdminRefused;
 pub use sharded::{Counter, Gauge, Held, Histogram};
 
 /// Every metric of one gateway.
@@ -57,6 +60,7 @@ pub struct Metrics {
     pub requests_limited: Counter,
     /// Requests of clients that were let in, for which there was no memory.
     pub requests_shed: Counter,
+    admin_refused: Family<AdminRefused, Counter>,
     memory: gauge::Gauge,
     /// Bytes of bodies on disk.
     pub spool_bytes: Gauge,
@@ -164,6 +168,9 @@ impl Metrics {
         let requests_shed = Counter::default();
         let help = "Requests on open connections that were refused: much more memory than limits.memory allows";
         registry.register("requests_shed", help, requests_shed.clone());
+        let admin_refused = Family::default();
+        let help = "Requests and connections that the admin endpoint over TCP refused, by why";
+        registry.register("admin_refused", help, admin_refused.clone());
         let memory = gauge::Gauge::<i64>::default();
         let help = "Memory of this worker, which limits.memory bounds";
         registry.register_with_unit("memory", help, Unit::Bytes, memory.clone());
@@ -231,6 +238,7 @@ impl Metrics {
             tunnels,
             requests_limited,
             requests_shed,
+            admin_refused,
             memory,
             spool_bytes,
             access_log_dropped,

@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    admin::{LONGEST_WAIT, Outcome, Report},
+    admin::{AdminSecrets, LONGEST_WAIT, Outcome, Report},
     backends::{Instance, Used},
     config::{ListenAddress, ListenerPlan, LogSink, Plan, Secret},
     files::{Denied, Roots},
@@ -26,7 +26,7 @@ use crate::{
         output::LogOutput,
         roots,
         secrets::UserFiles,
-        sockets::{BoundListener, BoundSockets},
+        sockets::{AdminSockets, BoundListener, BoundSockets},
         user::User,
     },
     tls::{CertificateMaterial, ClientAuthorities, HandedCertificate, PendingChallenge, TicketKeys},
@@ -87,7 +87,9 @@ pub(super) struct Handover {
     /// Whether there is the descriptor of a file. Standard output is inherited.
     access_log: bool,
     error_log: bool,
-    admin: bool,
+    /// Likewise of the unix socket and of the one on TCP.
+    admin: [bool; 2],
+    admin_secrets: Option<AdminSecrets>,
     /// To become this user before anything else.
     pub(super) user: Option<User>,
     /// Places that workers before this one still have, by upstream.
@@ -149,8 +151,9 @@ impl Handover {
         let [access_log, error_log] = [0, 1].map(|log: usize| logs[log].is_some());
         descriptors.extend(logs.into_iter().flatten());
         descriptors.push(provisions.spool);
-        let admin = provisions.admin.is_some();
-        descriptors.extend(provisions.admin.map(OwnedFd::from));
+        let AdminSockets { unix, tcp } = provisions.admin;
+        let admin = [unix.is_some(), tcp.is_some()];
+        descriptors.extend(unix.map(OwnedFd::from).into_iter().chain(tcp.map(OwnedFd::from)));
         let (mut plan, certificates) = (plan.clone(), provisions.certificates);
         // The programs are the keeper's. Names and commands stay for `/config`, which tells no value.
         for value in plan.backends.values_mut().flat_map(|backend| backend.environment.values_mut()) {
@@ -170,6 +173,7 @@ impl Handover {
                 access_log,
                 error_log,
                 admin,
+                admin_secrets: provisions.admin_secrets,
                 user,
                 held,
                 tickets,
@@ -215,7 +219,10 @@ impl Handover {
             _ => None,
         };
         let spool = next()?;
-        let admin = if self.admin { Some(next()?.into()) } else { None };
+        let admin = AdminSockets {
+            unix: if self.admin[0] { Some(next()?.into()) } else { None },
+            tcp: if self.admin[1] { Some(next()?.into()) } else { None },
+        };
         let denied = Arc::new(std::mem::take(&mut self.denied));
         let files: Vec<Roots> = roots(&self.plan, &denied).map_err(|faults| faults.to_string())?;
         let certificates = std::mem::take(&mut self.certificates);
@@ -230,6 +237,7 @@ impl Handover {
             error_log,
             spool,
             admin,
+            admin_secrets: self.admin_secrets.take(),
             denied,
             files,
             stick: self.stick.take(),
@@ -493,7 +501,8 @@ mod tests {
             access_log: None,
             error_log: None,
             spool: tempfile::tempfile().unwrap().into(),
-            admin: None,
+            admin: AdminSockets::default(),
+            admin_secrets: None,
             denied: Arc::default(),
             files: Vec::new(),
             stick: None,

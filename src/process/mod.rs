@@ -195,6 +195,6 @@ fn inspections() -> &'static [Inspection] {
         access_log::faults,
         tls::faults,
         tls::storage::faults,
-        secrets::user_faults,
+        secrets::faults,
     ]
 }

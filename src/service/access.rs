@@ -101,15 +101,8 @@ impl Credentials {
     }
 }
 
-/// What the one `Authorization` says; of several none counts.
 fn credentials(headers: &HeaderMap) -> Option<Credentials> {
-    let mut lines = headers.get_all(header::AUTHORIZATION).into_iter();
-    let (Some(line), None) = (lines.next(), lines.next()) else { return None };
-    let (scheme, encoded) = line.as_bytes().split_at_checked(SCHEME.len())?;
-    if !scheme.eq_ignore_ascii_case(SCHEME) {
-        return None;
-    }
-    BASE64.decode(encoded.trim_ascii()).ok().map(|bytes| Credentials(bytes.into()))
+    BASE64.decode(headers::credentials(headers, SCHEME)?).ok().map(|bytes| Credentials(bytes.into()))
 }
 
 /// Asks the other server whether `request` may pass; where it may not, this is the answer.

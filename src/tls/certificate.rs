@@ -154,6 +154,11 @@ impl CertificateFacts {
         (0..=SOON.min(life / 3)).contains(&left).then_some(CertificateWarning::EndsSoon { at: self.not_after })
     }
 
+    /// What is to be told of its dates at `now` where it is nobody else's to renew.
+    pub fn attention(&self, now: Timestamp) -> Option<CertificateWarning> {
+        self.warning(now).or_else(|| self.ends_soon(now))
+    }
+
     /// Whether a client that asks for `name` (lower case, without port; IPv6 with or without brackets) will accept it.
     pub fn covers(&self, name: &str) -> bool {
         let address = address(name);

@@ -26,16 +26,25 @@ pub fn faults(plan: &Plan) -> Vec<Problem> {
     examine(plan, Timestamp::now()).faults
 }
 
-/// What is right still, and will not be for long: certificates of the operator's own that end soon.
+/// What is right still, and will not be for long: certificates of the operator's own that end soon. That of the admin endpoint
+/// is told of here when it has ended, too: it closes no door of the site.
 pub fn warnings(plan: &Plan) -> Vec<Problem> {
-    if !plan.listeners.iter().any(|listener| listener.tls) {
-        return Vec::new();
-    }
+    let now = Timestamp::now();
     let warning = |entry: &CertificatePlan| {
-        let problem = SHELF.facts(entry).ok()?.ends_soon(Timestamp::now())?.to_string();
+        let problem = SHELF.facts(entry).ok()?.ends_soon(now)?.to_string();
         Some(Problem { at: format!("{}.files.{}", entry.at, Role::Certificate), problem })
     };
-    plan.tls.certificates.iter().filter_map(warning).collect()
+    let has_tls = plan.listeners.iter().any(|listener| listener.tls);
+    let own = plan.tls.certificates.iter().filter(|_| has_tls).filter_map(warning);
+    let listen = plan.admin.as_ref().and_then(|admin| admin.listen.as_ref());
+    let admin = listen.and_then(|listen| admin_warning(SHELF.facts(&listen.certificate()).ok()?.as_ref(), now));
+    own.chain(admin).collect()
+}
+
+/// What is to be told at `now` of the certificate of the admin endpoint.
+pub fn admin_warning(certificate: &CertificateFacts, now: Timestamp) -> Option<Problem> {
+    let problem = certificate.attention(now)?.to_string();
+    Some(Problem { at: format!("admin.{}", Role::Certificate), problem })
 }
 
 /// What is to be told at `now` of the certificates that are served.
@@ -43,8 +52,8 @@ pub fn findings(plan: &Plan, certificates: &[Certificate], now: Timestamp) -> Ve
     let own: HashSet<&str> = plan.tls.certificates.iter().map(|own| own.at.as_str()).collect();
     let dates = certificates.iter().filter_map(|certificate| {
         // Others are renewed by us.
-        let soon = || own.contains(certificate.at()).then(|| certificate.ends_soon(now)).flatten();
-        let warning = certificate.warning(now).or_else(soon)?;
+        let is_own = own.contains(certificate.at());
+        let warning = if is_own { certificate.attention(now) } else { certificate.warning(now) }?;
         Some(Problem { at: certificate.at().to_owned(), problem: warning.to_string() })
     });
     let facts: Vec<&CertificateFacts> = certificates.iter().map(Deref::deref).collect();

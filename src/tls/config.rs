@@ -3,16 +3,16 @@
 use std::{io, net::IpAddr, sync::Arc};
 
 use rustls::{
-    CipherSuite, ServerConfig, SupportedCipherSuite,
+    CipherSuite, ConfigBuilder, ServerConfig, SupportedCipherSuite, WantsVerifier,
     crypto::aws_lc_rs,
-    server::{Acceptor, ClientHello},
+    server::{Acceptor, ClientHello, NoServerSessionStorage},
     sign::SingleCertAndKey,
     version,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::{challenges, client::ClientAuthority, store::CertificateStore, tickets::Ticketer};
+use super::{Certificate, challenges, client::ClientAuthority, store::CertificateStore, tickets::Ticketer};
 use crate::config::TlsPlan;
 
 /// The terms for every client, in the two orders of ciphers that clients need.
@@ -102,16 +102,7 @@ fn server_config(
     ticketer: &Arc<Ticketer>,
     clients: Option<&ClientAuthority>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let mut provider = aws_lc_rs::default_provider();
-    // Stable: the order within a rank stays that of rustls.
-    provider.cipher_suites.sort_by_key(rank);
-    let chosen = |suite: &SupportedCipherSuite| suite.suite().as_str().is_some_and(|name| is_chosen(plan, name));
-    provider.cipher_suites.retain(|suite| suite.tls13().is_some() || chosen(suite));
-    let versions: Vec<_> =
-        [(plan.tls13, &version::TLS13), (plan.tls12, &version::TLS12)].into_iter().filter(|(on, _)| *on).collect();
-    let versions: Vec<_> = versions.into_iter().map(|(_, version)| version).collect();
-
-    let config = ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(&versions)?;
+    let config = versions_and_ciphers(plan)?;
     let (config, ticketer) = match clients {
         Some(clients) => (config.with_client_cert_verifier(clients.verifier()), ticketer.on(clients.digest())),
         None => (config.with_no_client_auth(), Arc::clone(ticketer)),
@@ -122,6 +113,32 @@ fn server_config(
     config.send_tls13_tickets = 1;
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+/// The terms of a place that speaks HTTP/1.1 with few and has one certificate of its own: nothing is resumed.
+///
+/// # Errors
+///
+/// `plan` has no protocol version.
+pub fn with_one_certificate(plan: &TlsPlan, certificate: &Certificate) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let key = SingleCertAndKey::from(Arc::clone(certificate.key()));
+    let mut config = versions_and_ciphers(plan)?.with_no_client_auth().with_cert_resolver(Arc::new(key));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+fn versions_and_ciphers(plan: &TlsPlan) -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, rustls::Error> {
+    let mut provider = aws_lc_rs::default_provider();
+    // Stable: the order within a rank stays that of rustls.
+    provider.cipher_suites.sort_by_key(rank);
+    let chosen = |suite: &SupportedCipherSuite| suite.suite().as_str().is_some_and(|name| is_chosen(plan, name));
+    provider.cipher_suites.retain(|suite| suite.tls13().is_some() || chosen(suite));
+    let versions: Vec<_> =
+        [(plan.tls13, &version::TLS13), (plan.tls12, &version::TLS12)].into_iter().filter(|(on, _)| *on).collect();
+    let versions: Vec<_> = versions.into_iter().map(|(_, version)| version).collect();
+    ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(&versions)
 }
 
 fn is_chosen(plan: &TlsPlan, name: &str) -> bool {

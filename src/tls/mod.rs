@@ -28,9 +28,9 @@ pub use acme::{OrderReport, OrderState};
 pub(crate) use awaited::Awaited;
 pub use certificate::{Certificate, CertificateError, CertificateFacts, CertificateName, CertificateWarning};
 pub use challenges::{Challenges, PendingChallenge};
-pub use check::{check, faults, findings, warnings};
+pub use check::{admin_warning, check, faults, findings, warnings};
 pub use client::{ClientAuthorities, ClientAuthority, ClientAuthorityError};
-pub use config::ServerConfigs;
+pub use config::{ServerConfigs, with_one_certificate};
 pub use info::TlsInfo;
 pub(crate) use material::read_bounded;
 pub use material::{

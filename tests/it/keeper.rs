@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// Tests of what root gives up need root, as CI has.
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     assert!(is_root || std::env::var_os("CI").is_none(), "CI runs as root");
     is_root

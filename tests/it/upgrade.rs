@@ -24,8 +24,11 @@ use crate::{
 };
 
 /// Serves `configuration` from a program file of its own, which can be exchanged.
-fn installed(configuration: &str) -> Served {
-    let place = folder();
+pub(crate) fn installed(configuration: &str) -> Served {
+    installed_in(folder(), configuration)
+}
+
+pub(crate) fn installed_in(place: tempfile::TempDir, configuration: &str) -> Served {
     let program = place.path().join("vestibule");
     install(&program);
     let mut served = Served::spawn(place, &program, configuration, |_| {});
@@ -37,7 +40,7 @@ fn installed(configuration: &str) -> Served {
 }
 
 /// Puts the program at `path`, as a package manager does: another file under the name.
-fn install(path: &Path) {
+pub(crate) fn install(path: &Path) {
     let new = path.with_extension("new");
     // By another process: a file that this one has open to write, its children have open for a moment, too, and what is
     // open to write cannot be begun.

@@ -16,6 +16,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use super::{
     super::{
         LONGEST_FILE,
+        admin::DEFAULT_SOCKET,
         error::{Fault, Origin, Position},
         plan::{CertificateHost, DocassemblePlan},
         tree::{Key, Node, Value},
@@ -95,7 +96,7 @@ impl Composer<'_> {
         let file = |name: &str| vec![("path", word(&format!("{log}/{name}")))].into_iter().chain(rotate());
         keys.push(("access_log", map(file("access.log").chain([("format", word("combined"))]))));
         keys.push(("error_log", map(file("error.log"))));
-        keys.push(("admin", word(&format!("unix:{}", super::ADMIN))));
+        keys.push(("admin", word(&format!("unix:{DEFAULT_SOCKET}"))));
         // What their programs are given under Supervisor, less a moment: `stopwaitsecs` is 60 for Apache, 20 for nginx.
         keys.push(("drain", word(if *web_server == WebServer::Apache { "58s" } else { "18s" })));
         map(keys)

@@ -51,6 +51,4 @@ pub(super) fn read_text(text: &str) -> Answer {
     }
 }
 
-/// Where the running one is administered, unless an overlay says otherwise.
-pub(super) const ADMIN: &str = "/run/vestibule/admin.sock";
 const MARK: &str = "# docassemble ";

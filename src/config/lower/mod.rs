@@ -3,6 +3,7 @@
 //! A key that could not be read is passed over by every rule that needs it: its fault has been told.
 
 mod access;
+mod admin;
 mod listeners;
 mod routes;
 mod rules;
@@ -28,6 +29,7 @@ use super::{
     units::{Count, Timeout},
     words::{Memory, Workers},
 };
+use admin::lower_admin;
 use listeners::lower_listeners;
 use routes::lower_routes;
 use tls::lower_tls;
@@ -63,6 +65,11 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
     {
         reading.refuse_at("error_log.path", "this is the file of the access log; name another one");
     }
+    let admin = match file.admin {
+        Ok(Some(admin)) => lower_admin(admin.0, &listeners, reading).map(Some),
+        Ok(None) => Ok(None),
+        Err(told) => Err(told),
+    };
     let spool = file.spool.and_then(|spool| lower_spool(&spool, reading));
     let limits = file.limits.and_then(|limits| lower_limits(limits, reading));
 
@@ -87,7 +94,7 @@ pub(super) fn lower(file: raw::File, reading: &mut Reading<'_>) -> Result<Plan, 
             Some(log) => Some(lower_error_log(log, reading)?),
             None => None,
         },
-        admin: file.admin?,
+        admin: admin?,
         workers: workers(file.workers?),
         administrator: file.administrator?.map(|address| address.0),
         user: file.user?.0,

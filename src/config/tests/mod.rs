@@ -225,7 +225,7 @@ administrator: admin@example.com
         rotate: Some(RotatePlan { size: 100 << 20, keep: 10 }),
     };
     assert_eq!(plan.access_log, Some(log));
-    assert_eq!(plan.admin, Some(AdminAddress::Unix("/run/admin.sock".into())));
+    assert_eq!(plan.admin, Some(AdminPlan { socket: Some("/run/admin.sock".into()), listen: None }));
     assert_eq!((plan.workers.get(), plan.administrator.as_deref()), (3, Some("admin@example.com")));
 }
 
@@ -467,7 +467,8 @@ fn each_refusal_says_what_is_wrong_and_what_to_write() {
         ),
         (
             "admin: 127.0.0.1:9000",
-            "4:8: admin: an admin address on TCP is not supported yet; write `unix:/run/vestibule/admin.sock`",
+            "4:8: admin: over TCP it takes a certificate and a token; write `admin: { listen: '127.0.0.1:9000', certificate: \
+             FILE, key: FILE, token_file: FILE }`",
         ),
         // YAML.
         ("drain: !!str 1s", "4:14: tags (`!name`) have no meaning here; take it out"),

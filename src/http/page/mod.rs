@@ -16,7 +16,7 @@ use serde::Serialize;
 
 pub use self::accept::{Accept, is_api};
 use self::words::Words;
-use super::{Body, GatewayError};
+use super::{Body, GatewayError, headers};
 
 /// An answer of our own.
 #[derive(Clone, Copy, Debug)]
@@ -195,8 +195,7 @@ impl<'a> Page<'a> {
 
     fn retry_after_seconds(&self) -> Option<u64> {
         let delay = self.retry_after.or_else(|| self.waiting.map(|_| Duration::from_secs(REFRESH)))?;
-        let seconds = delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0));
-        Some(seconds.max(1))
+        Some(headers::retry_after(delay))
     }
 }
 

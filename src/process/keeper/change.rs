@@ -149,7 +149,8 @@ impl Keeper {
                 .zip(&self.certificates)
                 .all(|(new, old)| Arc::ptr_eq(new, old) || new.content() == old.content())
             && candidate.provisions.client_authorities == self.client_authorities
-            && candidate.provisions.users == self.users;
+            && candidate.provisions.users == self.users
+            && candidate.provisions.admin_secrets == self.admin;
         if candidate.plan == self.plan && is_same {
             // Files may have been exchanged for others with the same content, which are watched from now on.
             self.watcher.watch(config::dependencies(&self.plan));
@@ -167,7 +168,7 @@ impl Keeper {
         let (plan, (log, errors)) =
             (candidate.plan.clone(), watched(&candidate.plan, &candidate.provisions, candidate.user.as_ref()));
         let client_authorities = candidate.provisions.client_authorities.clone();
-        let users = candidate.provisions.users.clone();
+        let (users, admin) = (candidate.provisions.users.clone(), candidate.provisions.admin_secrets.clone());
         let user = candidate.user.clone();
         let applied = match candidate.takes.clone() {
             Takes::Effect => self.apply(generation, candidate).await,
@@ -190,7 +191,7 @@ impl Keeper {
             self.rotate_tickets = Instant::now();
         }
         (self.generation, self.plan, self.certificates, self.user) = (generation, plan, certificates, user);
-        (self.client_authorities, self.users) = (client_authorities, users);
+        (self.client_authorities, self.users, self.admin) = (client_authorities, users, admin);
         (self.log, self.errors) = (log, errors);
         self.write_errors();
         self.assign();
@@ -201,7 +202,7 @@ impl Keeper {
         self.warn();
         let changed = match (words.is_empty(), is_same) {
             (false, _) => joined(&words, "; "),
-            (true, false) => "the content of certificates, or users".to_owned(),
+            (true, false) => "the content of certificates, users, or the token of `admin`".to_owned(),
             (true, true) => "a password, or where it was read".to_owned(),
         };
         tracing::info!(generation, cause, %changed, "configuration in force");

@@ -59,7 +59,7 @@ use super::{
     worker::RunsAs,
 };
 use crate::{
-    admin::{Order, Outcome, Refusal, Report},
+    admin::{AdminSecrets, Order, Outcome, Refusal, Report},
     allocator,
     config::{self, ListenAddress, Plan, Problem, RotatePlan, Source},
     keeper::{
@@ -94,6 +94,7 @@ pub(super) struct Keeper {
     /// Likewise.
     client_authorities: ClientAuthorities,
     users: UserFiles,
+    admin: Option<AdminSecrets>,
     history: History,
     refused: Option<Refusal>,
 
@@ -189,6 +190,7 @@ impl Keeper {
         keeper.certificates = provisions.materials();
         keeper.client_authorities.clone_from(&provisions.client_authorities);
         keeper.users.clone_from(&provisions.users);
+        keeper.admin.clone_from(&provisions.admin_secrets);
         (keeper.log, keeper.errors) = watched(&keeper.plan, &provisions, keeper.user.as_ref());
         keeper.write_errors();
         keeper.run_backends();
@@ -252,6 +254,7 @@ impl Keeper {
             certificates: Vec::new(),
             client_authorities: ClientAuthorities::new(),
             users: UserFiles::new(),
+            admin: None,
             history,
             refused: None,
             sockets,
@@ -545,7 +548,8 @@ impl Keeper {
     /// What another worker for the configuration in force is to be handed.
     fn gather_again(&mut self) -> Result<Provisions, ProvisionFaults> {
         let logs = [&self.log, &self.errors].map(|log| log.as_ref().and_then(|log| log.output().ok()));
-        let secrets = (self.certificates.clone(), self.client_authorities.clone(), self.users.clone());
+        let (certificates, clients) = (self.certificates.clone(), self.client_authorities.clone());
+        let secrets = (certificates, clients, self.users.clone(), self.admin.clone());
         Provisions::gather_again(&self.plan, secrets, logs.into(), &mut self.sockets, self.user.as_ref())
     }
 

@@ -33,7 +33,7 @@ use super::{
     workers::{OURSELVES, Worker, sink},
 };
 use crate::{
-    admin::{Order, Refusal},
+    admin::{AdminSecrets, Order, Refusal},
     config::{self, Plan, Source},
     keeper::{
         Provisions,
@@ -64,6 +64,8 @@ struct Inheritance {
     client_authorities: ClientAuthorities,
     #[serde(default)]
     users: UserFiles,
+    #[serde(default)]
+    admin: Option<AdminSecrets>,
     user: Option<User>,
     program: PathBuf,
     started: SystemTime,
@@ -235,6 +237,7 @@ impl Keeper {
                 certificates: self.certificates.iter().map(|material| CertificateMaterial::clone(material)).collect(),
                 client_authorities: self.client_authorities.clone(),
                 users: self.users.clone(),
+                admin: self.admin.clone(),
                 user: self.user.clone(),
                 program: self.program.clone(),
                 started: self.started,
@@ -319,6 +322,7 @@ impl Keeper {
         keeper.certificates = left.certificates.into_iter().map(Arc::new).collect();
         keeper.client_authorities = left.client_authorities;
         keeper.users = left.users;
+        keeper.admin = left.admin;
         keeper.generation = left.generation;
         keeper.refused = left.refused;
         keeper.crashes = left.crashes;
