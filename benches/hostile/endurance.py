@@ -50,6 +50,8 @@ CLOSED_WITHIN = 120
 THREADS, KEPT_PIPES = 2, 8
 #: How far from the moment of a kill a client may notice it.
 NEAR = 0.1
+#: How long after the end of the application what was inside is answered.
+FELT = 5
 MIB = 1024
 
 
@@ -67,7 +69,8 @@ class Ledger:
 
     def was_killed(self, began):
         """Whether the application was killed while a request that began at `began` may have been inside."""
-        return any(began <= kill + NEAR and kill - NEAR <= time.monotonic() for kill in self.kills[-3:])
+        now = time.monotonic()
+        return any(began <= kill + NEAR and kill - NEAR <= now <= kill + FELT for kill in self.kills[-3:])
 
 
 class Site:
@@ -291,7 +294,7 @@ class Load:
             right = b"%d %s" % (len(body), hashlib.sha256(body).hexdigest().encode())
         if kind == "large":
             right = LARGE
-        began, client.busy = time.monotonic(), True
+        began, client.busy, late = time.monotonic(), True, False
         self.ledger.asked[kind] += 1
         try:
             async with asyncio.timeout(DEADLINE):
@@ -299,7 +302,7 @@ class Load:
             failure = None if status == 200 and answer == right else f"status {status}, {len(answer)} bytes"
             meant = kind in ("reset", "cut") and status == 502
         except TimeoutError:
-            failure, meant = f"no answer within {DEADLINE} s", False
+            failure, meant, late = f"no answer within {DEADLINE} s", False, True
             client.end(gently=False)
         except (OSError, EOFError) as error:
             failure, meant = repr(error), kind == "cut"
@@ -308,7 +311,7 @@ class Load:
             client.busy, client.last = False, kind
         if meant or (failure is None and kind not in ("reset", "cut")):
             self.ledger.answered[kind] += 1
-        elif self.ledger.was_killed(began):
+        elif not late and self.ledger.was_killed(began):
             self.ledger.killed[kind] += 1
         else:
             self.ledger.lose(f"{method} {target} over {type(client).__name__}, asked {time.monotonic() - began:.2f} s before: {failure}")

@@ -1,5 +1,6 @@
 """Front ends on free ports before one backend, each as an operator would write it: plain and TLS, h1 and h2."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -62,6 +63,7 @@ class Front:
                     break
                 except OSError:
                     if time.monotonic() > end:
+                        self.stop()
                         raise RuntimeError(f"{self.name} does not listen") from None
                     time.sleep(0.05)
         self.begun = self.processes()
@@ -104,7 +106,8 @@ class Front:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 for pid in self.processes():
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
                 self.process.wait()
         self.log.close()
 

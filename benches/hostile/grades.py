@@ -106,7 +106,7 @@ async def scan(front, turn):
     if not testssl or not sslscan:
         return None
     async with turn:
-        told = await output(sslscan, "--no-colour", "--xml=-", "--no-cipher-details", "--sni-name=localhost", f"127.0.0.1:{front.tls}")
+        told = await output("timeout", str(SECONDS), sslscan, "--no-colour", "--xml=-", "--no-cipher-details", "--sni-name=localhost", f"127.0.0.1:{front.tls}")
         report = front.folder / "testssl.json"
         options = ["--quiet", "--color", "0", "--warnings", "off", "--nodns", "none", "--ip", "127.0.0.1"]
         patience = ["--connect-timeout", "5", "--openssl-timeout", "5"]
@@ -122,6 +122,8 @@ async def output(*command):
 
 
 def read_sslscan(told):
+    if "<?xml" not in told:
+        return [], []
     tree = xml.etree.ElementTree.fromstring(told[told.index("<?xml") :])
     versions = [(each.get("type").upper().replace("SSL", "SSLv").replace("TLS", "TLSv") + each.get("version"), each) for each in tree.iter("protocol")]
     protocols = [name for name, each in versions if each.get("enabled") == "1"]

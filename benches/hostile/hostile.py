@@ -158,6 +158,8 @@ def look_at_tls(options, folder):
     for name, scan in found.items():
         lines += ["", f"{name}:", "", *(f"- {each.severity}: {each.text}" for each in scan.findings)] if scan.findings else []
     ours = found.get("vestibule")
+    if not ours and "vestibule" in options.peer.split(","):
+        return lines, [("TLS is looked at", "testssl.sh or sslscan is missing", False)]
     return lines, [("TLS is graded A, and nothing is found that is worse than low", ours.row()["verdict"], not ours.faults())] if ours else []
 
 
@@ -182,12 +184,14 @@ def attack(options, folder):
         lines += ["", f"{name}:", "", *table({peer: each[name].row() for peer, each in found.items() if name in each})]
     ours = found.get("vestibule", {})
     if not ours:
-        return lines, []
+        return lines, [("attacks are made", "none was", False)] if "vestibule" in options.peer.split(",") else []
+    missing = [name for name, figures in ours.items() if not figures.steps]
     fallen = [name for name, figures in ours.items() if not figures.stands]
     slowest, most = max(ours, key=lambda name: ours[name].times), max(ours, key=lambda name: ours[name].most)
     slowed, grown = ours[slowest], ours[most]
     refused = sum(figures.failed for figures in ours.values())
     return lines, [
+        ("every attack is made", ", ".join(missing) or f"{len(ours)} of {len(ours)}", not missing),
         ("no crash by an attack", ", ".join(fallen) or f"0 of {len(ours)}", not fallen),
         (f"memory stays within {grown.bound:.0f} MiB (docs/limits.md, `limits.memory`)", f"{grown.most:.0f} MiB ({most})", grown.most <= grown.bound),
         (f"the bystander's p99 is at most {attacks.SLOWER} times its normal", f"{slowed.times:.1f} ({slowest})", slowed.times <= attacks.SLOWER),

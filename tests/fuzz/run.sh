@@ -11,7 +11,7 @@ fuzz() {  # fuzz COMMAND ARGUMENT...
     local command="$1"; shift
     cargo +nightly fuzz "$command" --fuzz-dir tests/fuzz --target-dir target/fuzz "$@"
 }
-if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
+if ! RUSTUP_AUTO_INSTALL=0 cargo +nightly fuzz --version >/dev/null 2>&1; then
     echo "no fuzzing: it takes a nightly compiler and cargo-fuzz (rustup toolchain install nightly; cargo install --locked cargo-fuzz)"
     exit 69
 fi
