@@ -6,7 +6,7 @@
 //!
 //! [`CONNECTIONS`] there are at most, [`OF_ONE`] of one client, and none of them is taken from those of the unix socket. Who
 //! has not shown the token yet has [`HANDSHAKE_TIMEOUT`] and the time for a head. Wrong tokens of one client are counted:
-//! [`WRONG_AT_ONCE`], then one in [`FORGIVEN_IN`]; beyond that no token of it is looked at.
+//! [`WRONG_AT_ONCE`], then one in [`FORGIVEN_IN`]; beyond that it is told to wait.
 
 use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -120,14 +120,15 @@ impl Remote {
             return Some(problem(StatusCode::FORBIDDEN, "web pages are answered nothing here"));
         }
         let said = credentials(headers, BEARER);
+        // Nobody guesses it: whoever has it is not to wait because others at the same address are wrong.
+        if said.is_some_and(|token| self.terms.load().token.matches(token)) {
+            return None;
+        }
         if let Some(wait) = said.and_then(|_| self.wrong.wait(client)) {
             self.refuse(AdminRefusal::Attempts, client);
             let mut refused = problem(StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens came from this address");
             refused.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_after(wait)));
             return Some(refused);
-        }
-        if said.is_some_and(|token| self.terms.load().token.matches(token)) {
-            return None;
         }
         // Who shows none has not guessed.
         if said.is_some() {

@@ -20,6 +20,8 @@ pub struct GatewayError {
     pub retry_after: Option<Duration>,
     /// Sent as `WWW-Authenticate`.
     pub challenge: Option<Box<HeaderValue>>,
+    /// There are too many requests, which is told once a minute and not of each.
+    pub is_crowded: bool,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
@@ -56,6 +58,7 @@ impl GatewayError {
             hint: None,
             retry_after: None,
             challenge: None,
+            is_crowded: false,
             source: None,
         }
     }
@@ -68,6 +71,11 @@ impl GatewayError {
     /// Our own doing, limits included.
     pub fn gateway(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(status, Side::Gateway, message.into())
+    }
+
+    /// There is no room for one more: 503.
+    pub fn crowded(message: impl Into<Cow<'static, str>>) -> Self {
+        Self { is_crowded: true, ..Self::gateway(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
     /// The endpoint's doing.

@@ -41,7 +41,7 @@ impl Memory {
         self.0.store(STATM.as_ref().and_then(private_bytes).unwrap_or(0), Relaxed);
     }
 
-    /// What is done about new connections, where there are `open` ones.
+    /// What is done about one more connection, or request, where there are `open` ones.
     pub fn pressure(&self, limits: &LimitsPlan, open: usize) -> Pressure {
         let (used, limit) = (self.used(), bound(limits));
         if open <= ALWAYS_LET_IN || used < limit {

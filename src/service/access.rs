@@ -61,9 +61,7 @@ pub(super) async fn demand_password(
         Verdict::Wrong => return Err(wants_password(plan, "the user or the password is wrong")),
         Verdict::Busy => {
             let message = "too many passwords wait to be looked at (routes[].basic_auth)";
-            return Err(
-                GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(super::answer::QUEUE_RETRY)
-            );
+            return Err(GatewayError::crowded(message).retry_after(super::answer::QUEUE_RETRY));
         }
     }
     let user = HeaderValue::from_bytes(name.as_bytes()).expect("the name of a user has no control characters");
@@ -161,9 +159,7 @@ async fn send(
 ) -> Result<proxy::Reply, GatewayError> {
     let who = || Who { class: class(&upstream.plan, &plan.path, headers), client: Client::of(origin.client) };
     let place = upstream.queue.enter(who).await;
-    let place = place.map_err(|_| {
-        GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, format!("no place in upstream {}", upstream.name))
-    })?;
+    let place = place.map_err(|_| GatewayError::crowded(format!("no place in upstream {}", upstream.name)))?;
     let path_info;
     let head = match upstream.plan.protocol {
         Protocol::Http => Head::Http { target: &plan.path, headers },

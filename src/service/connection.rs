@@ -107,7 +107,11 @@ impl Connection {
     pub fn is_to_refuse(&self) -> bool {
         let runtime = self.thread.current();
         let limits = &runtime.plan.limits;
-        let is_full = self.all.memory.pressure(limits, self.all.count()) == Pressure::Full;
+        // Counted only where that is needed.
+        let is_full = self.all.memory.pressure(limits, usize::MAX) == Pressure::Full && {
+            let requests = usize::try_from(runtime.exchanges.get()).unwrap_or(usize::MAX);
+            self.all.memory.pressure(limits, requests) == Pressure::Full
+        };
         if is_full {
             self.thread.metrics.requests_shed.inc();
             self.all.tell(Shed::Memory, None, limits);

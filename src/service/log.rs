@@ -304,10 +304,10 @@ fn report(error: &GatewayError, record: &Record, runtime: &Runtime) {
             tracing::debug!(error = cause, status, upstream, id = %record.request_id, "ended by a panic");
         }
         // As often as clients like.
-        Side::Gateway if error.status == StatusCode::SERVICE_UNAVAILABLE => {
+        Side::Gateway if error.is_crowded => {
             let told = upstream.and_then(|name| Some(&runtime.upstreams.get(name)?.refusals)).unwrap_or(&REFUSALS);
             if let Some(times) = told.happened() {
-                tracing::warn!(error = cause, status, upstream, times, "requests are refused");
+                tracing::warn!(error = cause, status, upstream, times, id = %record.request_id, "requests are refused");
             }
         }
         Side::Gateway => tracing::warn!(error = cause, status, upstream, id = %record.request_id, "request refused"),

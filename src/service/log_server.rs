@@ -104,9 +104,8 @@ async fn ask(
     log: &mut LogGuard,
 ) -> Result<Response<Body>, GatewayError> {
     let who = || Who { class: Class::Other, client: Client::of(None) };
-    let place = upstream.queue.enter(who).await.map_err(|_| {
-        GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, "no place in the upstream that makes the index of logs")
-    })?;
+    let place = upstream.queue.enter(who).await;
+    let place = place.map_err(|_| GatewayError::crowded("no place in the upstream that makes the index of logs"))?;
     let mut sent = HeaderMap::new();
     sent.insert(header::HOST, HeaderValue::from_static("localhost"));
     let (path, query) = target.split_once('?').unwrap_or((target, ""));

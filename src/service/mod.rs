@@ -145,7 +145,7 @@ async fn respond(
     }
     // Before the application is asked, which is well: a load balancer that looks here is to look elsewhere.
     if thread.drain.is_closing() && runtime.is_health_path(path.raw()) {
-        return Err(GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, "draining: about to stop"));
+        return Err(GatewayError::crowded("draining: about to stop"));
     }
     let Some(found) = runtime.routes.find(origin.host.host(), &path) else {
         return Err(GatewayError::downstream(StatusCode::NOT_FOUND, "no route for this path"));
@@ -454,7 +454,7 @@ async fn wait_for_place(
             Refused::Full => format!("the queue of upstream {name} is full (upstreams.{name}.queue.limit)"),
             Refused::TimedOut => format!("no place in upstream {name} in time (upstreams.{name}.queue.timeout)"),
         };
-        GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(answer::QUEUE_RETRY)
+        GatewayError::crowded(message).retry_after(answer::QUEUE_RETRY)
     })
 }
 

@@ -165,14 +165,12 @@ fn too_many_wrong_tokens_of_one_address_have_it_wait_and_nobody_else() {
     assert!(wrong >= 10 && status(&waits) == 429, "{wrong} {waits}");
     assert!((1..=6).contains(&header(&waits, "retry-after").unwrap().parse::<u64>().unwrap()), "{waits}");
 
-    // One may have been forgiven just now.
-    let kept_out = (0..5).any(|_| until_it_waits().1.contains("429") && status(&ask("127.0.0.1", TOKEN)) == 429);
-    assert!(kept_out, "the right token is not looked at either");
+    assert_eq!(status(&ask("127.0.0.1", TOKEN)), 200, "others may be wrong at the same address");
     assert_eq!(status(&ask("127.0.0.2", TOKEN)), 200);
     let metrics = body(&served.get("admin.sock", "/metrics"));
     let counted =
         metrics.lines().find_map(|line| line.strip_prefix("vestibule_admin_refused_total{reason=\"attempts\"} "));
-    assert!(counted.unwrap().parse::<u64>().unwrap() >= 3, "{counted:?}");
+    assert!(counted.unwrap().parse::<u64>().unwrap() >= 1, "{counted:?}");
 }
 
 #[test]

@@ -99,11 +99,16 @@ pub(super) async fn send<Io: Downstream>(
     })
     .await;
     log.sent(writer.sent());
+    let failed = writer.failed.take();
     drop(writer);
     match written {
         Ok(()) => log.complete(),
         Err(Cut::Client(error)) => {
-            log.cut_by_client(&error);
+            // What broke off on the other side is told, even where the client has not come to see it.
+            match failed {
+                Some(failed) => log.failed(&failed),
+                None => log.cut_by_client(&error),
+            }
             return Next::Gone;
         }
         Err(Cut::Body(error)) => {

@@ -71,6 +71,7 @@ where
         tokio::select! {
             ended = served.as_mut() => break ended,
             () = gone.started(), if !leaving => {}
+            () = streams.refused(), if !leaving => {}
             () = streams.watch(limits.progress_timeout, limits.keep_alive) => {
                 if leaving {
                     // What is left is not taken, in spite of the GOAWAY.
@@ -94,14 +95,15 @@ pub(super) enum End {
     Flood,
 }
 
-/// Without memory for one more the stream is refused, which takes none: on one connection there may be many, and all of an
-/// answer that its client does not take stays here.
+/// Without memory for one more the stream is refused, which takes none, and its client told to come by another connection: on
+/// one there may be many streams, and all of an answer that its client does not take stays here.
 async fn answer(
     request: Request<Incoming>,
     connection: &Rc<Connection>,
     streams: &Streams,
 ) -> Result<Response<Logged>, h2::Error> {
     if connection.is_to_refuse() {
+        streams.refuse();
         return Err(Reason::REFUSED_STREAM.into());
     }
     let (parts, body) = request.into_parts();
@@ -246,6 +248,8 @@ impl Drop for Logged {
     fn drop(&mut self) {
         if std::thread::panicking() {
             // What state the body is in, nobody knows; the line is written all the same.
+        } else if let Poll::Ready(Some(Err(error))) = &self.after {
+            self.log.failed(error);
         } else if self.progress.has_stalled() {
             self.log.cut_by_client(&self.progress.why());
         } else if self.is_end_stream() {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use tokio::{
+    sync::Notify,
     task::{AbortHandle, Id},
     time::sleep,
 };
@@ -25,6 +26,7 @@ pub(super) struct Streams {
     tasks: Tasks,
     under_way: Rc<RefCell<HashMap<Id, Stream>>>,
     begun: Rc<Cell<u64>>,
+    refused: Rc<Notify>,
 }
 
 struct Stream {
@@ -83,7 +85,7 @@ impl Progress {
 
 impl Streams {
     pub(super) fn new(tasks: Tasks) -> Self {
-        Self { tasks, under_way: Rc::default(), begun: Rc::default() }
+        Self { tasks, under_way: Rc::default(), begun: Rc::default(), refused: Rc::default() }
     }
 
     /// The progress of the stream whose task this is called in, whose client may be so slow.
@@ -94,6 +96,16 @@ impl Streams {
         progress.pace.replace(Some(Pace::new(patience)));
         progress.patience.set(Some(patience.progress));
         progress
+    }
+
+    /// One was refused for want of memory: there are to be no more of this connection.
+    pub(super) fn refuse(&self) {
+        self.refused.notify_one();
+    }
+
+    /// Waits until one is refused.
+    pub(super) async fn refused(&self) {
+        self.refused.notified().await;
     }
 
     /// Ends streams whose client takes too little, or nothing for `patience` where their routes say nothing else: their tasks are dropped, which resets them. Returns when
