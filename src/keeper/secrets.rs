@@ -197,7 +197,7 @@ fn token(file: &Path) -> Result<Token, SecretFault> {
     let read = read_bounded(file).map(SecretBytes::new);
     let text = read.map_err(|problem| SecretFault::TokenFile { file: file.to_owned(), problem })?;
     // Who it belongs to, and their group, are the operator's to choose; everybody else is nobody's choice.
-    if !fs::metadata(file).is_ok_and(|found| found.mode() & 0o007 == 0) {
+    if fs::metadata(file).map_or(true, |found| found.mode() & 0o007 != 0) {
         return Err(SecretFault::OpenToken { file: file.to_owned() });
     }
     Token::parse(text.expose()).map_err(|fault| SecretFault::Token { file: file.to_owned(), fault })

@@ -223,7 +223,7 @@ fn silent_connections_of_one_client_are_few_and_do_not_last() {
     assert_eq!(connect(at).read(&mut end).unwrap(), 0, "one more is closed at once");
     let other = ask_from("127.0.0.2", at, &certificate, "GET /live", &bearer(TOKEN));
     assert_eq!(status(&other), 200);
-    let metrics = body(&served.get("admin.sock", "/metrics")).to_owned();
+    let metrics = body(&served.get("admin.sock", "/metrics"));
     assert!(metrics.contains("\nvestibule_admin_refused_total{reason=\"connections\"} 1\n"), "{metrics}");
 
     for stream in &mut silent {
