@@ -186,25 +186,24 @@ class Websocket:
         self.writer.close()
 
 
-async def begun_head(site):
-    _, writer = await connect(site.plain)
-    writer.write(b"GET /hello HTTP/1.1\r\nHost: loc")
+async def begin(port, data):
+    """Says the beginning of something and vanishes."""
+    _, writer = await connect(port)
+    writer.write(data)
     await asyncio.sleep(0.2)
     reset(writer)
+
+
+async def begun_head(site):
+    await begin(site.plain, b"GET /hello HTTP/1.1\r\nHost: loc")
 
 
 async def begun_body(site):
-    _, writer = await connect(site.plain)
-    writer.write(b"POST /digest HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000\r\n\r\n" + bytes(300000))
-    await asyncio.sleep(0.2)
-    reset(writer)
+    await begin(site.plain, b"POST /digest HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500000\r\n\r\n" + bytes(300000))
 
 
 async def begun_handshake(site):
-    _, writer = await connect(site.tls)
-    writer.write(b"\x16\x03\x01\x02\x00\x01")
-    await asyncio.sleep(0.2)
-    reset(writer)
+    await begin(site.tls, b"\x16\x03\x01\x02\x00\x01")
 
 
 async def begun_answer(site):

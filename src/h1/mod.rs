@@ -19,7 +19,7 @@ mod read;
 pub use body::{BodyDecoder, BodyError, BodyLength, Decoded};
 pub use glimpse::Glimpse;
 pub use head::{HeadError, HeadLimits, RequestHead, ResponseHead, decode_request, decode_response};
-pub use read::{PIECE, poll_read_piece};
+pub use read::poll_read;
 
 #[cfg(test)]
 mod tests;

@@ -9,12 +9,32 @@ use std::{
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
-/// Appends what has come to `buffer`, at most [`PIECE`] bytes, and takes memory for no more than that.
+/// Appends what has come to `buffer`, of which `expected` bytes are known to be still to come, 0 where nothing is known.
+///
+/// What is left of its room is used down to `least` bytes; only for a long body is as much made as a read may bring.
+pub fn poll_read(
+    io: Pin<&mut impl AsyncRead>,
+    cx: &mut Context<'_>,
+    buffer: &mut BytesMut,
+    least: usize,
+    expected: usize,
+) -> Poll<io::Result<usize>> {
+    if buffer.capacity() - buffer.len() < least {
+        if expected < PIECE {
+            return poll_read_piece(io, cx, buffer);
+        }
+        buffer.reserve(expected);
+    }
+    poll_read_buf(io, cx, buffer)
+}
+
+/// At most [`PIECE`] bytes, which take memory for no more than they are.
 ///
 /// A head is a few hundred bytes, and it keeps what it was read into for as long as anything of it is in use. To copy it
 /// from a place that each thread has once costs less than to make room for a large one with each request.
-pub fn poll_read_piece(
+fn poll_read_piece(
     io: Pin<&mut impl AsyncRead>,
     cx: &mut Context<'_>,
     buffer: &mut BytesMut,
@@ -31,4 +51,4 @@ pub fn poll_read_piece(
 }
 
 /// Bytes of one read.
-pub const PIECE: usize = 16 * 1024;
+const PIECE: usize = 16 * 1024;

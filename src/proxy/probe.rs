@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use bytes::BytesMut;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
@@ -111,25 +111,10 @@ fn request(protocol: Protocol, target: &str, host: &str) -> BytesMut {
             encode::request_head(&mut bytes, &Method::GET, target, &headers, encode::Framing::Unsaid, Some("close"));
         }
         Protocol::Uwsgi => {
-            let (path, query) = target.split_once('?').unwrap_or((target, ""));
+            let path = target.split_once('?').map_or(target, |(path, _)| path);
             let path_info = Path::read(path).map(|path| path.decoded_merged().into_owned()).unwrap_or_default();
-            let environment = Environment {
-                method: &Method::GET,
-                version: Version::HTTP_11,
-                target,
-                query,
-                path_info: &path_info,
-                script_name: "",
-                https: false,
-                client: None,
-                user: None,
-                server_name: host,
-                server_port: 80,
-                content_length: None,
-                headers: &headers,
-            };
             // It has two headers.
-            uwsgi::encode(&mut bytes, &environment).ok();
+            uwsgi::encode(&mut bytes, &Environment::question(target, &path_info, host, &headers)).ok();
         }
     }
     bytes

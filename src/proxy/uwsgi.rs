@@ -31,6 +31,27 @@ pub struct Environment<'a> {
     pub headers: &'a HeaderMap,
 }
 
+impl<'a> Environment<'a> {
+    /// What we ask ourselves: a `GET` without a body, of no client, at port 80 of `server_name`.
+    pub fn question(target: &'a str, path_info: &'a [u8], server_name: &'a str, headers: &'a HeaderMap) -> Self {
+        Self {
+            method: &Method::GET,
+            version: Version::HTTP_11,
+            target,
+            query: target.split_once('?').map_or("", |(_, query)| query),
+            path_info,
+            script_name: "",
+            https: false,
+            client: None,
+            user: None,
+            server_name,
+            server_port: 80,
+            content_length: None,
+            headers,
+        }
+    }
+}
+
 /// The block does not fit into [`MAX_BLOCK`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the request headers take more than {MAX_BLOCK} bytes as WSGI variables")]

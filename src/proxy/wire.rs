@@ -12,7 +12,6 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
 use http_body::Body as _;
 use tokio::{io::AsyncWrite, time::timeout};
-use tokio_util::io::poll_read_buf;
 
 use super::collect::too_slow;
 use crate::{
@@ -211,16 +210,8 @@ impl EndpointWire {
     }
 
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let stream = Pin::new(&mut self.lease.stream);
-        let room = self.incoming.capacity() - self.incoming.len();
-        let read = if room >= READ_AT_LEAST.max(self.expected / 2) {
-            ready!(poll_read_buf(stream, cx, &mut self.incoming))
-        } else if self.expected < h1::PIECE {
-            ready!(h1::poll_read_piece(stream, cx, &mut self.incoming))
-        } else {
-            self.incoming.reserve(self.expected);
-            ready!(poll_read_buf(stream, cx, &mut self.incoming))
-        };
+        let (stream, least) = (Pin::new(&mut self.lease.stream), READ_AT_LEAST.max(self.expected / 2));
+        let read = ready!(h1::poll_read(stream, cx, &mut self.incoming, least, self.expected));
         self.answered |= matches!(read, Ok(1..));
         Poll::Ready(read)
     }

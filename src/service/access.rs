@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use data_encoding::BASE64;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request};
 use tokio::time::timeout;
 
 use super::{LogGuard, TrafficThread, class};
@@ -164,22 +164,13 @@ async fn send(
     let head = match upstream.plan.protocol {
         Protocol::Http => Head::Http { target: &plan.path, headers },
         Protocol::Uwsgi => {
-            let (path, query) = plan.path.split_once('?').unwrap_or((&plan.path, ""));
+            let path = plan.path.split_once('?').map_or(&*plan.path, |(path, _)| path);
             path_info = Path::read(path)?.decoded_merged().into_owned();
             Head::Uwsgi(Environment {
-                method: &Method::GET,
-                version: Version::HTTP_11,
-                target: &plan.path,
-                query,
-                path_info: &path_info,
-                script_name: "",
                 https: origin.scheme == Scheme::Https,
                 client: origin.client,
-                user: None,
-                server_name: origin.host.host(),
                 server_port: origin.port,
-                content_length: None,
-                headers,
+                ..Environment::question(&plan.path, &path_info, origin.host.host(), headers)
             })
         }
     };

@@ -108,24 +108,13 @@ async fn ask(
     let place = place.map_err(|_| GatewayError::crowded("no place in the upstream that makes the index of logs"))?;
     let mut sent = HeaderMap::new();
     sent.insert(header::HOST, HeaderValue::from_static("localhost"));
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let path = target.split_once('?').map_or(target, |(path, _)| path);
     let path_info = Path::read(path)?.decoded_merged().into_owned();
     let head = match upstream.plan.protocol {
         Protocol::Http => Head::Http { target, headers: &sent },
         Protocol::Uwsgi => Head::Uwsgi(Environment {
-            method: &Method::GET,
-            version: http::Version::HTTP_11,
-            target,
-            query,
-            path_info: &path_info,
-            script_name: "",
-            https: false,
-            client: None,
-            user: None,
-            server_name: "localhost",
             server_port: connection.local_port,
-            content_length: None,
-            headers: &sent,
+            ..Environment::question(target, &path_info, "localhost", &sent)
         }),
     };
     let outbound = Outbound {

@@ -14,10 +14,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, timeout};
-use tokio_util::io::poll_read_buf;
 
 use crate::{
-    h1::{BodyDecoder, BodyLength, Decoded, PIECE, RequestHead, encode, poll_read_piece},
+    h1::{self, BodyDecoder, BodyLength, Decoded, RequestHead, encode},
     http::{CLIENT_CLOSED_REQUEST, GatewayError, Relay},
     listener::Downstream,
     splice::Pipe,
@@ -62,14 +61,9 @@ impl<Io: Downstream> ClientWire<Io> {
     }
 
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let io = Pin::new(&mut self.io);
-        if self.read.capacity() - self.read.len() < READ_AT_LEAST {
-            match self.body.remaining().map(|left| usize::try_from(left).unwrap_or(usize::MAX)) {
-                Some(left @ PIECE..) => self.read.reserve(left.min(LARGE_READ)),
-                _ => return poll_read_piece(io, cx, &mut self.read),
-            }
-        }
-        poll_read_buf(io, cx, &mut self.read)
+        let left = self.body.remaining().unwrap_or_default();
+        let expected = usize::try_from(left).unwrap_or(usize::MAX).min(LARGE_READ);
+        h1::poll_read(Pin::new(&mut self.io), cx, &mut self.read, READ_AT_LEAST, expected)
     }
 
     /// Whether the client has closed its side, as far as can be seen while a request is served.
