@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::Future,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,26 +18,45 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::{
+    limits::Client,
+    turns::{Share, Turns},
+};
+
 /// Whatever runs on traffic threads is spawned here, so that nothing outlives a stop unseen.
 #[derive(Clone, Debug, Default)]
-pub struct Tasks(TaskTracker);
+pub struct Tasks {
+    all: TaskTracker,
+    turns: Turns,
+    /// In whose turns they run; `None` for what is done for everybody.
+    share: Option<Rc<Share>>,
+}
 
 impl Tasks {
+    /// Tasks that run in `client`'s turns ([`crate::turns`]), where it is known who that is; else in some of their own.
+    #[must_use]
+    pub fn of(&self, client: Option<Client>) -> Self {
+        Self { share: Some(self.turns.share(client)), ..self.clone() }
+    }
+
     /// Runs `task` on this thread's `LocalSet`.
     pub fn spawn<F: Future<Output = ()> + 'static>(&self, task: F) -> JoinHandle<()> {
-        self.0.spawn_local(task)
+        match &self.share {
+            Some(share) => self.all.spawn_local(Rc::clone(share).in_turn(task)),
+            None => self.all.spawn_local(task),
+        }
     }
 
     /// Tasks that have not ended.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.all.len()
     }
 
     /// Waits until all have ended; at the deadline of a stop that is given up. Answers whether it came to pass.
     pub async fn finished(&self, drain: &Drain) -> bool {
-        self.0.close();
+        self.all.close();
         tokio::select! {
-            () = self.0.wait() => true,
+            () = self.all.wait() => true,
             () = drain.deadline_passed() => false,
         }
     }

@@ -18,6 +18,7 @@
 //! | `allocator` | memory that was freed goes back to the system |
 //! | [`metrics`], [`telemetry`], [`drain`] | counts; the access log and events; what a stop waits for |
 //! | [`limits`] | how many may come in, and how often: connections, handshakes and requests by client and in all, memory |
+//! | `turns` | whose turn it is on a traffic thread |
 //! | [`spool`] | disk for bodies that do not fit in memory |
 //! | [`files`] | `X-Sendfile` and `X-Accel-Redirect`: a file under an allowed root becomes a response |
 //! | [`backends`] | processes behind endpoints: ours, none of which outlives us, and those that supervisord knows |
@@ -55,7 +56,8 @@
 //!
 //! Traffic runs on one thread a core (`workers` in the configuration, [`service::TrafficThread`] in the code; all of them are in
 //! one process), each with a runtime, a `SO_REUSEPORT` socket of every listener and a pool of connections of its own:
-//! nothing on the path of a request crosses threads. What is shared is shared on purpose: the queue and the counts of an
+//! nothing on the path of a request crosses threads. On a thread, clients take turns (`turns`): whoever has little to do does not wait behind all that another
+//! has. What is shared is shared on purpose: the queue and the counts of an
 //! [`upstream::Upstream`], whether it is ready, the chain of proxies seen last, the collecting of logs, the spool's space,
 //! the counts of [`limits`], the passwords being checked ([`access`]), metrics. A configuration is read through one pointer ([`runtime::Current`]), once a request.
 //! One more runtime does what is not traffic (admin, places given on, looks at whether applications are ready and how many
@@ -151,7 +153,8 @@
 //! | a line of the error log; what is kept of a chain of proxies | 4000 characters; 500 of two requests | fixed |
 //! | all of a worker, before new clients are turned away | half of what there is | `limits.memory` |
 //! | connections of one client, of all | 1000, 10 000 | `limits.connections_per_address`, `limits.connections` |
-//! | counts by client: of connections, of each rate | 256 KiB, 512 KiB, for any number of clients | fixed |
+//! | streams of one client, on all its connections | 1000 | `limits.streams_per_address` |
+//! | counts by client: of connections, of streams, of each rate | 256 KiB, 256 KiB, 512 KiB, for any number of clients | fixed |
 //! | of an h2 connection: a header list, its fields; the tables they are compressed by | twice a request head, with 32 bytes each; 4 KiB each | `limits.header_bytes`; fixed |
 //! | of an h2 connection: frames that ask for nothing | 500 resets, and 50 more a second | fixed |
 //! | passwords that are looked at: at once, each; waiting, of these from one client | half of `workers`, 4 at most, 128 MiB; 64, 8 | fixed; `basic_auth.file` |
@@ -222,4 +225,5 @@ pub mod splice;
 pub mod spool;
 pub mod telemetry;
 pub mod tls;
+mod turns;
 pub mod upstream;

@@ -5,7 +5,8 @@
 //! a browser ask anything here, by whatever name it has reached us; what says that it comes from a page is refused before that.
 //!
 //! [`CONNECTIONS`] there are at most, [`OF_ONE`] of one client, and none of them is taken from those of the unix socket. Who
-//! has not shown the token yet has [`HANDSHAKE_TIMEOUT`] and the time for a head. Wrong tokens of one client are counted:
+//! has not shown the token yet has [`HANDSHAKE_TIMEOUT`] and the time for a head. Handshakes of one client are counted, too
+//! ([`HANDSHAKES_AT_ONCE`], then one in [`HANDSHAKE_IN`]). Wrong tokens of one client are counted:
 //! [`WRONG_AT_ONCE`], then one in [`FORGIVEN_IN`]; beyond that it is told to wait.
 
 use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
@@ -72,6 +73,7 @@ pub struct Remote {
     terms: ArcSwap<Terms>,
     state: Arc<dyn AdminState>,
     inside: Crowd<Client>,
+    handshakes: Attempts,
     wrong: Attempts,
     refused: [Counter; AdminRefusal::ALL.len()],
     told: [Notice; AdminRefusal::ALL.len()],
@@ -83,6 +85,7 @@ impl Remote {
             terms: ArcSwap::from_pointee(terms),
             state,
             inside: Crowd::new(CONNECTIONS, OF_ONE),
+            handshakes: Attempts::new(HANDSHAKES_AT_ONCE, HANDSHAKE_IN),
             wrong: Attempts::new(WRONG_AT_ONCE, FORGIVEN_IN),
             refused: metrics.admin_refusals(),
             told: Default::default(),
@@ -97,6 +100,10 @@ impl Remote {
     /// One connection of `peer`, from the handshake to the end.
     pub(super) async fn answer_on(self: Arc<Self>, (stream, peer): (TcpStream, SocketAddr)) {
         let client = Client::new(peer.ip());
+        if self.handshakes.wait(client).is_some() {
+            return self.refuse(AdminRefusal::Connections, client);
+        }
+        self.handshakes.count(client);
         let Some(_place) = self.inside.enter(client) else { return self.refuse(AdminRefusal::Connections, client) };
         let tls = TlsAcceptor::from(Arc::clone(&self.terms.load().tls));
         let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
@@ -132,7 +139,7 @@ impl Remote {
         }
         // Who shows none has not guessed.
         if said.is_some() {
-            self.wrong.failed(client);
+            self.wrong.count(client);
         }
         self.refuse(AdminRefusal::Token, client);
         let mut refused =
@@ -156,7 +163,7 @@ impl Remote {
                 warn!(%client, times, "requests to the admin endpoint are answered 429: their client has shown too many wrong tokens");
             }
             AdminRefusal::Connections => {
-                warn!(%client, times, "connections to the admin endpoint are closed at once: their client has {OF_ONE}");
+                warn!(%client, times, "connections to the admin endpoint are closed at once: their client has {OF_ONE}, or makes too many handshakes");
             }
         }
     }
@@ -178,6 +185,12 @@ fn challenge(said: Option<&[u8]>) -> &'static str {
 
 /// Connections at once of one client.
 const OF_ONE: usize = 16;
+
+/// Handshakes that one client may make at once.
+const HANDSHAKES_AT_ONCE: u32 = 50;
+
+/// After which time it may make one more. A signature is a millisecond at most, in which other orders wait.
+const HANDSHAKE_IN: Duration = Duration::from_millis(100);
 
 /// From accept to the end of the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -463,7 +463,8 @@ fn limits(plan: &Plan, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
     let each = |rate: Option<Rate>| rate.map(|rate| format!("{} TLS handshakes {}", rate.count, show_rate(rate)));
     let connections = limits.connections_per_address.map(|count| format!("{count} connections"));
-    let by_address = list(connections.into_iter().chain(each(limits.handshakes_per_address)));
+    let streams = limits.streams_per_address.map(|count| format!("{count} requests at once over HTTP/2"));
+    let by_address = list(connections.into_iter().chain(streams).chain(each(limits.handshakes_per_address)));
     if !by_address.is_empty() {
         let exempt = list(&limits.exempt.networks);
         let exempt =

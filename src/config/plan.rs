@@ -1029,6 +1029,8 @@ pub struct LimitsPlan {
     pub minimum_rate: u64,
     /// Connections at once of one address; of IPv6, of its first 64 bits. `None`: any number.
     pub connections_per_address: Option<u32>,
+    /// Requests under way of one address over HTTP/2, likewise.
+    pub streams_per_address: Option<u32>,
     /// TLS handshakes, of all.
     pub handshakes: Option<Rate>,
     /// TLS handshakes of one address, likewise.

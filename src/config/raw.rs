@@ -828,6 +828,9 @@ keys! {
         minimum_rate: Size = "240B",
         /// Connections at once of one address (IPv6: of its first 64 bits); more are closed at once. `null`: any number.
         connections_per_address: Option<Count<1, 10_000_000>> = "1000",
+        /// Requests under way of one address over HTTP/2, on all its connections; more are refused (`REFUSED_STREAM`). `null`:
+        /// any number.
+        streams_per_address: Option<Count<1, 10_000_000>> = "1000",
         /// TLS handshakes of all clients; beyond, connections are closed unread. `null`: any number.
         handshakes: Option<Rate> = "null",
         /// TLS handshakes of one address, likewise. `null`: any number.

@@ -395,11 +395,10 @@ impl Scalar for AccelPrefix {
 pub(super) struct PagePath(pub(super) String);
 
 impl Scalar for PagePath {
-    const EXPECTED: &'static str = "the path of a page, such as `/health_check`, without a query";
+    const EXPECTED: &'static str = "the path of a page, such as `/health_check`, without a query and escapes";
 
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
-        let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'));
-        if text.starts_with('/') && plain { Ok(Self(text.to_owned())) } else { Err(unexpected::<Self>(text)) }
+        if is_path(text) && !text.contains('?') { Ok(Self(text.to_owned())) } else { Err(unexpected::<Self>(text)) }
     }
 }
 
@@ -408,12 +407,18 @@ impl Scalar for PagePath {
 pub(super) struct PageTarget(pub(super) String);
 
 impl Scalar for PageTarget {
-    const EXPECTED: &'static str = "the path of a page, such as `/health_check?ready=1`";
+    const EXPECTED: &'static str = "the path of a page without escapes, such as `/health_check?ready=1`";
 
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
-        let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-        if text.starts_with('/') && plain { Ok(Self(text.to_owned())) } else { Err(unexpected::<Self>(text)) }
+        let (path, query) = text.split_once('?').unwrap_or((text, ""));
+        let is_plain = query.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        if is_path(path) && is_plain { Ok(Self(text.to_owned())) } else { Err(unexpected::<Self>(text)) }
     }
+}
+
+/// Whether every server reads this path alike: without escapes and parameters, in which there may be dot segments.
+fn is_path(text: &str) -> bool {
+    PathPrefix::parse(text).is_some() && !text.contains(';')
 }
 
 /// The page by which a program of ours is found to be ready.

@@ -271,12 +271,12 @@ impl Gateway {
         gateway.control.spawn(looking);
         let resolving = resolving::look_after(Arc::clone(&gateway.current), Arc::clone(&gateway.names_changed));
         gateway.control.spawn(resolving);
-        let measured = Arc::clone(&gateway.metrics);
+        let (measured, of) = (Arc::clone(&gateway.metrics), Arc::clone(&gateway.current));
         gateway.control.spawn(async move {
             loop {
                 connections.memory.measure();
                 measured.memory(connections.memory.used());
-                tokio::time::sleep(MEMORY_LOOK).await;
+                tokio::time::sleep(connections.memory.rests(&of.load().plan.limits)).await;
             }
         });
         gateway.control.spawn(probing::look_at_endpoints(Arc::clone(&gateway.current)));
@@ -688,8 +688,6 @@ fn raise_file_limit() {
     }
 }
 
-/// How often the memory is measured.
-const MEMORY_LOOK: Duration = Duration::from_millis(250);
 /// Between two questions whether other machines know of a challenge.
 const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
 /// How long a stop waits for the restart of a program.

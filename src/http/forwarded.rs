@@ -292,7 +292,8 @@ fn says_who_the_user_is(name: &str) -> bool {
 ///
 /// `X-HTTP-Method-Override` is not one of them: it is the application's own matter.
 fn says_who_the_client_is(name: &str) -> bool {
-    name.starts_with("x-forward")
+    name.starts_with("forwarded")
+        || name.starts_with("x-forward")
         || name.starts_with("x-original-")
         || name.starts_with("x-real-")
         || matches!(
@@ -306,8 +307,6 @@ fn says_who_the_client_is(name: &str) -> bool {
                 | "cloudfront-viewer-address"
                 | "fastly-client-ip"
                 | "fly-client-ip"
-                | "forwarded"
-                | "forwarded-for"
                 | "front-end-https"
                 | "https"
                 | "proxy-client-ip"

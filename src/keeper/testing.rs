@@ -60,6 +60,7 @@ pub(crate) fn tls_plan(folder: &Path) -> Plan {
             progress_timeout: second,
             minimum_rate: 0,
             connections_per_address: None,
+            streams_per_address: None,
             handshakes: None,
             handshakes_per_address: None,
             requests: Vec::new(),

@@ -1,4 +1,4 @@
-//! How many connections there are, against how many there may be.
+//! How many connections there are, and streams on them, against how many there may be.
 
 use std::sync::{
     Arc,
@@ -17,6 +17,8 @@ use crate::{config::LimitsPlan, metrics::Shed};
 pub struct Connections {
     open: AtomicUsize,
     by_client: Slots<AtomicU32>,
+    /// Of HTTP/2, on all connections of a client.
+    streams: Slots<AtomicU32>,
     told: [Notice; Shed::ALL.len()],
     pub memory: Memory,
 }
@@ -29,10 +31,18 @@ pub struct OpenConnection {
     client: Option<usize>,
 }
 
+/// Where the streams of a connection are counted, which is by client; nowhere, where nobody knows whose they are.
+#[derive(Clone, Debug)]
+pub struct ClientStreams {
+    all: Arc<Connections>,
+    client: Option<usize>,
+}
+
 impl Connections {
     pub fn new() -> Arc<Self> {
         let (open, memory) = (AtomicUsize::new(0), Memory::default());
-        Arc::new(Self { open, by_client: Slots::new(), told: Default::default(), memory })
+        let (by_client, streams) = (Slots::new(), Slots::new());
+        Arc::new(Self { open, by_client, streams, told: Default::default(), memory })
     }
 
     pub fn count(&self) -> usize {
@@ -63,6 +73,15 @@ impl Connections {
                     times,
                     "connections are closed at once: their client has `limits.connections_per_address`; a proxy with many \
                      clients behind it belongs in `trusted_proxies` or `limits.exempt`"
+                );
+            }
+            Shed::Streams => {
+                let limit = limits.streams_per_address;
+                tracing::warn!(
+                    client,
+                    limit,
+                    times,
+                    "HTTP/2 requests are refused: their client has `limits.streams_per_address` under way"
                 );
             }
             Shed::Handshakes => tracing::warn!(
@@ -99,10 +118,40 @@ impl OpenConnection {
         }
     }
 
+    /// Where the streams on it are counted.
+    pub fn streams(&self) -> ClientStreams {
+        ClientStreams { all: Arc::clone(&self.all), client: self.client }
+    }
+
     fn leave_client(&mut self) {
         if let Some(slot) = self.client.take() {
             self.all.by_client.slot(slot).fetch_sub(1, Relaxed);
         }
+    }
+}
+
+impl ClientStreams {
+    /// Counts one more.
+    pub fn begin(&self) {
+        if let Some(count) = self.count() {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Counts one less.
+    pub fn end(&self) {
+        if let Some(count) = self.count() {
+            count.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Whether their client has more than it may have.
+    pub fn are_too_many(&self, limits: &LimitsPlan) -> bool {
+        self.count().zip(limits.streams_per_address).is_some_and(|(count, limit)| count.load(Relaxed) > limit)
+    }
+
+    fn count(&self) -> Option<&AtomicU32> {
+        self.client.map(|slot| self.all.streams.slot(slot))
     }
 }
 
@@ -142,5 +191,25 @@ mod tests {
         assert_eq!(all.count(), 1, "whoever was refused, or has gone, is not counted");
         drop(first);
         assert!(enter("2001:db8::2").is_ok());
+    }
+
+    #[test]
+    fn streams_are_counted_over_all_connections_of_a_client_and_not_where_nobody_is_counted() {
+        let (all, limits) = (Connections::new(), limits("streams_per_address: 2"));
+        let open = |client: Option<&str>| {
+            let mut open = all.enter(&limits).unwrap();
+            client.iter().for_each(|at| open.count_for(Client::new(at.parse().unwrap()), &limits).unwrap());
+            open
+        };
+        let [first, second] = [open(Some("192.0.2.1")), open(Some("192.0.2.1"))].map(|open| open.streams());
+        let [other, nobody] = [open(Some("192.0.2.2")), open(None)].map(|open| open.streams());
+
+        [&first, &first, &second].into_iter().for_each(ClientStreams::begin);
+        (0..9).for_each(|_| nobody.begin());
+        assert!(first.are_too_many(&limits) && second.are_too_many(&limits));
+        assert!(!other.are_too_many(&limits) && !nobody.are_too_many(&limits));
+
+        first.end();
+        assert!(!second.are_too_many(&limits), "as many as there may be");
     }
 }

@@ -1,6 +1,6 @@
 //! How much memory we have, and how much there may be.
 //!
-//! What is measured is what the kernel says this process has for itself, four times a second, and not what we believe to have
+//! What is measured is what the kernel says this process has for itself, up to forty times a second, and not what we believe to have
 //! allocated: buffers of libraries and what the allocator keeps count as well.
 
 use std::{
@@ -11,6 +11,7 @@ use std::{
         LazyLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use crate::config::LimitsPlan;
@@ -39,6 +40,12 @@ impl Memory {
     pub fn measure(&self) {
         // Where it cannot be measured there is no bound.
         self.0.store(STATM.as_ref().and_then(private_bytes).unwrap_or(0), Relaxed);
+    }
+
+    /// How long the last measure is good for: the nearer to the bound, the shorter, since a flood takes a hundred megabytes a
+    /// second.
+    pub fn rests(&self, limits: &LimitsPlan) -> Duration {
+        if self.used() < bound(limits) / 4 * 3 { LOOK } else { LOOK / 10 }
     }
 
     /// What is done about one more connection, or request, where there are `open` ones.
@@ -102,6 +109,8 @@ fn available(root: &Path) -> Option<u64> {
     groups.chain(old).filter_map(|text| text.trim().parse().ok()).chain([total]).min()
 }
 
+/// How often the memory is measured where there is enough.
+const LOOK: Duration = Duration::from_millis(250);
 /// With so many connections, or fewer, no client is refused for the memory's sake.
 const ALWAYS_LET_IN: usize = 64;
 

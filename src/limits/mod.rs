@@ -20,7 +20,7 @@ use std::{
 
 pub use self::{
     attempts::Attempts,
-    connections::{Connections, OpenConnection},
+    connections::{ClientStreams, Connections, OpenConnection},
     crowd::{Crowd, Inside},
     notice::Notice,
     rate::{Handshakes, Requests},

@@ -206,10 +206,11 @@ impl Listener {
         }
         let (metrics, all) = (self.metrics.clone(), Arc::clone(&self.connections));
         let accepted = metrics.accepted();
+        let tasks = thread.tasks.of(counted(&ends.peer, &runtime));
         let thread = Rc::clone(thread);
         // Until it is open: it is not to keep this generation for as long as it stays.
         let runtime = Arc::clone(&runtime);
-        thread.tasks.clone().spawn(async move {
+        tasks.clone().spawn(async move {
             // Each phase on the heap by itself: the task of an idle connection is then not as large as its handshake was.
             let opening = open_in_time(stream, ends, listener.proxy_protocol, tls, &mut admission, runtime, metrics);
             let (stream, ends) = match Box::pin(opening).await {
@@ -221,6 +222,7 @@ impl Listener {
             let connection = |tls| {
                 Rc::new(Connection {
                     thread: Rc::clone(&thread),
+                    tasks,
                     listener,
                     leaving,
                     peer,
@@ -235,13 +237,10 @@ impl Listener {
                 Stream::Tls(stream) => {
                     let info = TlsInfo::of(stream.get_ref().1);
                     if info.alpn == Some("h2") {
-                        let ended = Box::pin(http2::serve(stream, connection(Some(info)))).await;
+                        let streams = admission.open.streams();
+                        let ended = Box::pin(http2::serve(stream, connection(Some(info)), streams)).await;
                         if matches!(ended, http2::End::Flood) {
-                            let client = match peer {
-                                Peer::Tcp(address) => Some(Client::new(address.ip())),
-                                Peer::Unix => None,
-                            };
-                            refused(Shed::Flood, client, &thread.current());
+                            refused(Shed::Flood, client(&peer), &thread.current());
                         }
                     } else {
                         serve_http1(http1::wire(*stream), connection(Some(info))).await;
@@ -292,15 +291,27 @@ struct Admission {
 impl Admission {
     /// Counts the connection, and its handshake if it is to make one, as `peer`'s, unless that has had its part.
     fn count(&mut self, peer: &Peer, runtime: &Runtime) -> Result<(), (Shed, Option<Client>)> {
-        let plan = &runtime.plan;
-        let client = match peer {
-            Peer::Tcp(peer) => Client::counted(peer.ip(), &plan.limits, &plan.trusted_proxies),
-            Peer::Unix => None,
-        };
+        let client = counted(peer, runtime);
         if let Some(client) = client {
-            self.open.count_for(client, &plan.limits).map_err(|reason| (reason, Some(client)))?;
+            self.open.count_for(client, &runtime.plan.limits).map_err(|reason| (reason, Some(client)))?;
         }
         if self.tls && !runtime.handshakes.count(client) { Err((Shed::Handshakes, client)) } else { Ok(()) }
+    }
+}
+
+/// Who `peer` is, if that is known.
+fn client(peer: &Peer) -> Option<Client> {
+    match peer {
+        Peer::Tcp(peer) => Some(Client::new(peer.ip())),
+        Peer::Unix => None,
+    }
+}
+
+/// Whom `peer` is counted as, if by address.
+fn counted(peer: &Peer, runtime: &Runtime) -> Option<Client> {
+    match peer {
+        Peer::Tcp(peer) => Client::counted(peer.ip(), &runtime.plan.limits, &runtime.plan.trusted_proxies),
+        Peer::Unix => None,
     }
 }
 

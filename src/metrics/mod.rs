@@ -670,6 +670,8 @@ pub enum Shed {
     Connections,
     /// Those of one client.
     Address,
+    /// Requests of one client.
+    Streams,
     Handshakes,
     Memory,
     /// Frames of HTTP/2 that ask for nothing.
@@ -677,12 +679,14 @@ pub enum Shed {
 }
 
 impl Shed {
-    pub const ALL: [Self; 5] = [Self::Connections, Self::Address, Self::Handshakes, Self::Memory, Self::Flood];
+    pub const ALL: [Self; 6] =
+        [Self::Connections, Self::Address, Self::Streams, Self::Handshakes, Self::Memory, Self::Flood];
 
     fn label(self) -> &'static str {
         match self {
             Self::Connections => "connections",
             Self::Address => "address",
+            Self::Streams => "streams",
             Self::Handshakes => "handshakes",
             Self::Memory => "memory",
             Self::Flood => "flood",

@@ -6,7 +6,7 @@ use data_encoding::BASE64;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, request};
 use tokio::time::timeout;
 
-use super::{LogGuard, TrafficThread, class};
+use super::{Connection, LogGuard, TrafficThread, class};
 use crate::{
     access::Verdict,
     config::{BasicAuthPlan, ForwardAuthPlan, Protocol, RoutePlan},
@@ -113,7 +113,7 @@ pub(super) async fn ask(
     request: &mut request::Parts,
     target: &str,
     origin: &Origin,
-    thread: &TrafficThread,
+    connection: &Connection,
     log: &LogGuard,
 ) -> Result<Option<Response<Body>>, GatewayError> {
     let (Some(plan), Some(upstream)) = (&route.plan.access.forward_auth, &route.forward) else { return Ok(None) };
@@ -123,7 +123,7 @@ pub(super) async fn ask(
         GatewayError::gateway(StatusCode::SERVICE_UNAVAILABLE, message).retry_after(super::answer::QUEUE_RETRY)
     };
     let progress = log.patience().progress;
-    let asked = timeout(plan.timeout, send(plan, upstream, &headers, origin, thread, progress)).await;
+    let asked = timeout(plan.timeout, send(plan, upstream, &headers, origin, &connection.thread, progress)).await;
     let mut reply = match asked {
         Ok(Ok(reply)) => reply,
         Ok(Err(error)) => return Err(silent(error.message.to_string()).source(error)),
@@ -145,7 +145,7 @@ pub(super) async fn ask(
     headers::strip_response(&mut reply.parts.headers);
     // It names no files of ours.
     files::take_offload(&mut reply.parts.headers, &route.plan.accel_prefix);
-    let (parts, body) = reply.into_body(Delivery::Buffered, &log.runtime().spool, &thread.tasks);
+    let (parts, body) = reply.into_body(Delivery::Buffered, &log.runtime().spool, &connection.tasks);
     Ok(Some(Response::from_parts(parts, if request.method == Method::HEAD { Body::Empty } else { body })))
 }
 

@@ -88,6 +88,8 @@ impl TrafficThread {
 /// One client's connection, as its requests see it.
 pub struct Connection {
     pub thread: Rc<TrafficThread>,
+    /// What is done for it beside its own task, in its client's turns.
+    pub tasks: Tasks,
     pub listener: Rc<ListenerPlan>,
     /// The listener it came by is not as it was, or no more: another request needs another connection.
     pub leaving: Leaving,

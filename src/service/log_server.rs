@@ -130,7 +130,7 @@ async fn ask(
     let thread = &connection.thread;
     let mut reply = proxy::send(outbound, upstream, place, &thread.pool, &mut log.trace).await?;
     headers::strip_response(&mut reply.parts.headers);
-    let (parts, body): (response::Parts, Body) = reply.into_body(Delivery::Buffered, &runtime.spool, &thread.tasks);
+    let (parts, body): (response::Parts, Body) = reply.into_body(Delivery::Buffered, &runtime.spool, &connection.tasks);
     Ok(Response::from_parts(parts, body))
 }
 

@@ -198,7 +198,7 @@ async fn respond(
     }
     // With headers that are true, so that it can believe what it is told.
     for guard in guards() {
-        if let Some(answer) = access::ask(guard, request, target, &origin, thread, log).await? {
+        if let Some(answer) = access::ask(guard, request, target, &origin, connection, log).await? {
             return Ok(Reached::Response(answer));
         }
     }
@@ -253,7 +253,7 @@ async fn respond(
         Some(_) => return Err(files_not_allowed(route)),
         None => {
             let delivery = delivery(route, &reply.parts.headers, offload.buffering);
-            reply.into_body(delivery, &runtime.spool, &thread.tasks)
+            reply.into_body(delivery, &runtime.spool, &connection.tasks)
         }
     };
     #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,9 +15,9 @@ use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
-    PATIENCE, TestGateway,
+    Backend, Gate, PATIENCE, TestGateway,
     clients::{self, H2, block_on},
-    ok, proxying, status, wait_for,
+    ok, proxying, read_request, status, to_over_tls, wait_for,
 };
 
 /// The type of the frame, its flags, its stream and what is in it.
@@ -196,6 +197,61 @@ fn a_client_has_its_connections_and_handshakes_and_others_have_theirs() {
     assert!(counted, "{metrics}");
     drop(open);
     wait_for("room for one more", || ask(&mut client_of(&gateway, "2001:db8:1::3"), PLAIN).0 == 200);
+}
+
+#[test]
+fn a_client_has_its_streams_on_all_its_connections_and_others_have_theirs() {
+    let gate = Gate::default();
+    let backend = Backend::start({
+        let gate = gate.clone();
+        move |mut stream| {
+            while read_request(&mut stream).is_some() {
+                gate.wait();
+                if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = clients::certificate(folder.path(), "site", &["localhost"]);
+    let configuration =
+        to_over_tls(backend.address) + "trusted_proxies: [127.0.0.2]\nlimits: { streams_per_address: 2, exempt: [] }\n";
+    let gateway =
+        TestGateway::start_in(folder, &configuration.replace("tls: true }", "tls: true, proxy_protocol: required }"));
+    let connect = async |address: &str| {
+        let stream = client_of(&gateway, address);
+        stream.set_nonblocking(true).unwrap();
+        let config = clients::client(&[&certificate], &["h2"]);
+        let stream =
+            clients::tls_over(tokio::net::TcpStream::from_std(stream).unwrap(), "localhost", config).await.unwrap();
+        H2::over(stream, "localhost").await
+    };
+
+    block_on(async {
+        let mut connections =
+            [connect("2001:db8:1::1").await, connect("2001:db8:1::2").await, connect("2001:db8:2::1").await];
+        let mut asked = Vec::new();
+        for connection in &mut connections {
+            let request = connection.request("GET", "/").body(Full::default()).unwrap();
+            connection.sender.ready().await.unwrap();
+            asked.push(connection.sender.send_request(request));
+        }
+        while backend.connections() < 3 {
+            // The clients are on this thread, too.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let request = connections[0].request("GET", "/").body(Full::default()).unwrap();
+        let refused = connections[0].send(request).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("REFUSED_STREAM"), "{refused:?}");
+
+        gate.open();
+        for answer in asked {
+            assert_eq!(answer.await.unwrap().status(), 200);
+        }
+        assert_eq!(connections[0].get("/").await.status(), 200, "there is room again");
+    });
+    assert_eq!(gateway.gateway().metrics.requests_shed.get(), 1);
 }
 
 #[test]

@@ -195,6 +195,7 @@ fn lower_limits(limits: raw::Limits, reading: &mut Reading<'_>) -> Result<Limits
         progress_timeout: limits.progress_timeout?.0,
         minimum_rate: limits.minimum_rate?.0,
         connections_per_address: limits.connections_per_address?.map(|count| count.0),
+        streams_per_address: limits.streams_per_address?.map(|count| count.0),
         handshakes: handshakes?,
         handshakes_per_address: handshakes_per_address?,
         requests: requests?,

@@ -150,6 +150,7 @@ fn the_least_that_can_run_has_the_defaults_of_a_careful_operator() {
             progress_timeout: Duration::from_secs(60),
             minimum_rate: 240,
             connections_per_address: Some(1000),
+            streams_per_address: Some(1000),
             handshakes: None,
             handshakes_per_address: Some(Rate { count: NonZeroU32::new(500).unwrap(), per: Duration::from_secs(10) }),
             requests: Vec::new(),
@@ -709,8 +710,13 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
         ),
         (
             upstream("endpoints: ['a:1'], health: { path: health }"),
-            "3:57: upstreams.app.health.path: expected the path of a page, such as `/health_check`, without a query, found \
-             `health`",
+            "3:57: upstreams.app.health.path: expected the path of a page, such as `/health_check`, without a query and \
+             escapes, found `health`",
+        ),
+        (
+            upstream("endpoints: ['a:1'], health: { path: /%zz }"),
+            "3:57: upstreams.app.health.path: expected the path of a page, such as `/health_check`, without a query and \
+             escapes, found `/%zz`",
         ),
         (
             format!("listeners: [{{ address: '[::]:80' }}]\n{routes}upstreams: {{ 'a b': {{ endpoints: ['a:1'] }} }}"),

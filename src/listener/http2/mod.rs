@@ -25,17 +25,18 @@ use self::{
 use super::Connection;
 use crate::{
     http::{Body, CLIENT_CLOSED_REQUEST, GatewayError},
+    limits::ClientStreams,
     service::{self, Answer, LogGuard},
 };
 
 /// Serves streams until the client goes, nothing has been asked for long enough, or a drain begins: then a GOAWAY
 /// lets what has begun come to its end (RFC 9113, 6.8).
-pub(super) async fn serve<Io>(io: Io, connection: Rc<Connection>) -> End
+pub(super) async fn serve<Io>(io: Io, connection: Rc<Connection>, counted: ClientStreams) -> End
 where
     Io: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let limits = connection.thread.current().plan.limits.clone();
-    let streams = Streams::new(connection.thread.tasks.clone());
+    let streams = Streams::new(connection.tasks.clone(), counted);
     let (io, exhausted) = Watched::new(io);
     let service = service_fn({
         let (connection, streams) = (Rc::clone(&connection), streams.clone());
@@ -96,7 +97,8 @@ pub(super) enum End {
 }
 
 /// Without memory for one more the stream is refused, which takes none, and its client told to come by another connection: on
-/// one there may be many streams, and all of an answer that its client does not take stays here.
+/// one there may be many streams, and all of an answer that its client does not take stays here. One that is beyond those of its
+/// client is refused, too.
 async fn answer(
     request: Request<Incoming>,
     connection: &Rc<Connection>,
@@ -104,6 +106,9 @@ async fn answer(
 ) -> Result<Response<Logged>, h2::Error> {
     if connection.is_to_refuse() {
         streams.refuse();
+        return Err(Reason::REFUSED_STREAM.into());
+    }
+    if streams.are_too_many(connection) {
         return Err(Reason::REFUSED_STREAM.into());
     }
     let (parts, body) = request.into_parts();

@@ -15,18 +15,25 @@ use tokio::{
     time::sleep,
 };
 
+use super::super::{Connection, client};
 use crate::{
     drain::Tasks,
     http::pace::{Pace, Patience, TooSlow},
+    limits::ClientStreams,
+    metrics::Shed,
 };
 
 /// The streams under way, each in a task of its own; given to hyper as what runs them.
 #[derive(Clone)]
-pub(super) struct Streams {
+pub(super) struct Streams(Rc<Shared>);
+
+struct Shared {
     tasks: Tasks,
-    under_way: Rc<RefCell<HashMap<Id, Stream>>>,
-    begun: Rc<Cell<u64>>,
-    refused: Rc<Notify>,
+    /// With those on other connections of the client.
+    counted: ClientStreams,
+    under_way: RefCell<HashMap<Id, Stream>>,
+    begun: Cell<u64>,
+    refused: Notify,
 }
 
 struct Stream {
@@ -84,13 +91,14 @@ impl Progress {
 }
 
 impl Streams {
-    pub(super) fn new(tasks: Tasks) -> Self {
-        Self { tasks, under_way: Rc::default(), begun: Rc::default(), refused: Rc::default() }
+    pub(super) fn new(tasks: Tasks, counted: ClientStreams) -> Self {
+        let under_way = RefCell::default();
+        Self(Rc::new(Shared { tasks, counted, under_way, begun: Cell::default(), refused: Notify::new() }))
     }
 
     /// The progress of the stream whose task this is called in, whose client may be so slow.
     pub(super) fn progress(&self, patience: Patience) -> Rc<Progress> {
-        let under_way = self.under_way.borrow();
+        let under_way = self.0.under_way.borrow();
         let progress: Rc<Progress> =
             under_way.get(&tokio::task::id()).map_or_else(Rc::default, |stream| Rc::clone(&stream.progress));
         progress.pace.replace(Some(Pace::new(patience)));
@@ -98,31 +106,42 @@ impl Streams {
         progress
     }
 
+    /// Whether the client has more of them than it may have, here and on its other connections; counted and told, if so.
+    pub(super) fn are_too_many(&self, connection: &Connection) -> bool {
+        let runtime = connection.thread.current();
+        let are_too_many = self.0.counted.are_too_many(&runtime.plan.limits);
+        if are_too_many {
+            connection.thread.metrics.requests_shed.inc();
+            connection.all.tell(Shed::Streams, client(&connection.peer), &runtime.plan.limits);
+        }
+        are_too_many
+    }
+
     /// One was refused for want of memory: there are to be no more of this connection.
     pub(super) fn refuse(&self) {
-        self.refused.notify_one();
+        self.0.refused.notify_one();
     }
 
     /// Waits until one is refused.
     pub(super) async fn refused(&self) {
-        self.refused.notified().await;
+        self.0.refused.notified().await;
     }
 
     /// Ends streams whose client takes too little, or nothing for `patience` where their routes say nothing else: their tasks are dropped, which resets them. Returns when
     /// no stream has been under way, and none has begun, for `idle`.
     pub(super) async fn watch(&self, patience: Duration, idle: Duration) {
         let pause = (patience / 4).min(idle / 4).max(SHORTEST_PAUSE);
-        let mut quiet = (self.begun.get(), Instant::now());
+        let mut quiet = (self.0.begun.get(), Instant::now());
         loop {
             sleep(pause).await;
-            for stream in self.under_way.borrow().values() {
+            for stream in self.0.under_way.borrow().values() {
                 if stream.progress.is_given_up(patience) {
                     stream.progress.stalled.set(true);
                     stream.task.abort();
                 }
             }
-            if !self.under_way.borrow().is_empty() || self.begun.get() != quiet.0 {
-                quiet = (self.begun.get(), Instant::now());
+            if !self.0.under_way.borrow().is_empty() || self.0.begun.get() != quiet.0 {
+                quiet = (self.0.begun.get(), Instant::now());
             } else if quiet.1.elapsed() >= idle {
                 return;
             }
@@ -132,27 +151,30 @@ impl Streams {
 
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Streams {
     fn execute(&self, future: F) {
-        self.begun.set(self.begun.get() + 1);
-        let under_way = Rc::clone(&self.under_way);
-        let task = self.tasks.spawn(async move {
-            let _ended = Ended { id: tokio::task::id(), under_way };
+        let Self(shared) = self;
+        shared.begun.set(shared.begun.get() + 1);
+        shared.counted.begin();
+        let ended = Ended(Rc::clone(shared));
+        let task = shared.tasks.spawn(async move {
+            let _ended = ended;
             future.await;
         });
         // The task has not run yet: it is on this thread.
         let stream = Stream { task: task.abort_handle(), progress: Rc::default() };
-        self.under_way.borrow_mut().insert(task.id(), stream);
+        shared.under_way.borrow_mut().insert(task.id(), stream);
     }
 }
 
-/// Takes a stream off the list, however it ends.
-struct Ended {
-    id: Id,
-    under_way: Rc<RefCell<HashMap<Id, Stream>>>,
-}
+/// Takes the stream whose task this is in off the list, however it ends, be it before it has begun.
+struct Ended(Rc<Shared>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.under_way.borrow_mut().remove(&self.id);
+        let Self(shared) = self;
+        shared.counted.end();
+        if let Some(id) = tokio::task::try_id() {
+            shared.under_way.borrow_mut().remove(&id);
+        }
     }
 }
 

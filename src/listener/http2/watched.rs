@@ -28,6 +28,8 @@ pub(super) struct Watched<Io> {
     received: Frames,
     sent: Frames,
     allowance: Allowance,
+    /// Frames received since the client last had to wait for another turn.
+    in_turn: u32,
     /// The last stream that the client has opened.
     last_stream: u32,
     exhausted: Exhausted,
@@ -53,6 +55,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
             received: Frames::after(PREFACE),
             sent: Frames::after(0),
             allowance: Allowance { left: ALLOWANCE, since: Instant::now() },
+            in_turn: 0,
             last_stream: 0,
             exhausted: exhausted.clone(),
             lingers: None,
@@ -61,8 +64,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
     }
 
     fn receive(&mut self, bytes: &[u8]) {
-        let Self { received, allowance, last_stream, .. } = self;
+        let Self { received, allowance, in_turn, last_stream, .. } = self;
         received.pass(bytes, |frame| {
+            *in_turn += 1;
             if frame.kind == HEADERS {
                 *last_stream = frame.stream.max(*last_stream);
             }
@@ -106,6 +110,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
 impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<Io> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.in_turn >= FRAMES_IN_TURN {
+            this.in_turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         let read =
             if this.exhausted.get() { Poll::Ready(Ok(())) } else { Pin::new(&mut this.io).poll_read(cx, buffer) };
@@ -281,6 +290,9 @@ const ALLOWANCE: u32 = 10_000;
 const A_SECOND: u32 = 1_000;
 /// What a reset costs, the client's or one that it has us send; a response gives that back.
 const RESET: u32 = 20;
+
+/// Frames, beyond the read that brought them, after which others have their turn ([`crate::turns`]).
+const FRAMES_IN_TURN: u32 = 64;
 
 /// How long a client that has been told goodbye has to close its side.
 const LINGER: Duration = Duration::from_secs(2);

@@ -46,7 +46,7 @@ use crate::{
 };
 
 /// The form of [`Inheritance`]: a program says before it takes over whether it reads it.
-pub(in super::super) const FORM: u32 = 1;
+pub(in super::super) const FORM: u32 = 2;
 
 /// What one program leaves to the next; descriptors come in the order of the fields.
 #[derive(Serialize, Deserialize)]

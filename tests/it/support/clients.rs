@@ -89,9 +89,12 @@ pub(crate) struct H2 {
 }
 
 impl H2 {
-    #[allow(clippy::disallowed_methods, reason = "a client's task is none of the gateway's")]
     pub(crate) async fn connect(address: SocketAddr, name: &str, certificate: &CertificateDer<'static>) -> Self {
-        let stream = tls_connect(address, name, client(&[certificate], &["h2"])).await.unwrap();
+        Self::over(tls_connect(address, name, client(&[certificate], &["h2"])).await.unwrap(), name).await
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a client's task is none of the gateway's")]
+    pub(crate) async fn over(stream: TlsStream<tokio::net::TcpStream>, name: &str) -> Self {
         let (sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         Self { sender, connection: tokio::spawn(connection), authority: name.to_owned() }

@@ -1,0 +1,273 @@
+//! Whose turn it is on a traffic thread.
+//!
+//! A thread does one piece of work after the other. Were they taken as they become ready, everybody would wait behind a client
+//! that has ten thousand streams. So there are rounds, and a client has [`TURNS`] in each: what it has ready beyond that waits
+//! for the next one, in order, and the next one begins when all that was ready has had its turn and the network has been asked for
+//! what has come meanwhile. Whoever wants little waits for a few turns of each of the others, however much they want; whoever
+//! is alone has one round after the other.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    fmt,
+    future::Future,
+    pin::Pin,
+    rc::{Rc, Weak},
+    task::{Context, Poll, Waker},
+};
+
+use pin_project_lite::pin_project;
+use tokio::task::{spawn_local, yield_now};
+
+use crate::limits::Client;
+
+/// The rounds of one thread.
+#[derive(Clone, Default)]
+pub(crate) struct Turns(Rc<Thread>);
+
+#[derive(Default)]
+struct Thread {
+    clients: RefCell<HashMap<Client, Weak<Share>>>,
+    round: Cell<u64>,
+    /// Of whom something waits for the next round.
+    waiting: RefCell<Vec<Rc<Share>>>,
+}
+
+/// One client's part of the rounds.
+pub(crate) struct Share {
+    thread: Rc<Thread>,
+    client: Option<Client>,
+    /// The last round that it had a turn in, and how many it has left there.
+    round: Cell<u64>,
+    left: Cell<u32>,
+    /// In order; whoever is woken may go.
+    queue: RefCell<VecDeque<Waker>>,
+    /// How many have ever queued, and how many of them have been woken.
+    queued: Cell<u64>,
+    woken: Cell<u64>,
+}
+
+impl Turns {
+    /// The part of `client`; of a connection by itself where it is not known whose that is, as behind another proxy.
+    pub(crate) fn share(&self, client: Option<Client>) -> Rc<Share> {
+        let mut clients = self.0.clients.borrow_mut();
+        if let Some(share) = client.and_then(|client| clients.get(&client)?.upgrade()) {
+            return share;
+        }
+        let share = Rc::new(Share {
+            thread: Rc::clone(&self.0),
+            client,
+            round: Cell::default(),
+            left: Cell::new(TURNS),
+            queue: RefCell::default(),
+            queued: Cell::default(),
+            woken: Cell::default(),
+        });
+        if let Some(client) = client {
+            clients.insert(client, Rc::downgrade(&share));
+        }
+        share
+    }
+}
+
+impl Thread {
+    /// Holds rounds for as long as somebody waits for one.
+    async fn hold_rounds(self: Rc<Self>) {
+        loop {
+            // Comes back after all that is ready, and after the network has been asked.
+            yield_now().await;
+            self.round.set(self.round.get() + 1);
+            let mut waiting = self.waiting.take();
+            waiting.retain(|share| share.begin_round());
+            self.waiting.borrow_mut().append(&mut waiting);
+            if self.waiting.borrow().is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+impl Share {
+    /// `work`, done in turns of this client.
+    pub(crate) fn in_turn<F: Future>(self: Rc<Self>, work: F) -> InTurn<F> {
+        InTurn { share: self, place: None, work }
+    }
+
+    /// Whether whoever asks has its turn now. If not, it is woken when it has, by its `place` in the queue.
+    fn has_turn(self: &Rc<Self>, place: &mut Option<u64>, cx: &Context<'_>) -> bool {
+        if let Some(queued) = *place {
+            // Something else may have woken it.
+            if queued < self.woken.get() {
+                *place = None;
+            }
+            return place.is_none();
+        }
+        if self.round.replace(self.thread.round.get()) != self.thread.round.get() {
+            self.left.set(TURNS);
+        }
+        let mut queue = self.queue.borrow_mut();
+        if let Some(left) = self.left.get().checked_sub(1).filter(|_| queue.is_empty()) {
+            self.left.set(left);
+            return true;
+        }
+        *place = Some(self.queued.replace(self.queued.get() + 1));
+        queue.push_back(cx.waker().clone());
+        if queue.len() == 1 {
+            let mut waiting = self.thread.waiting.borrow_mut();
+            waiting.push(Rc::clone(self));
+            if waiting.len() == 1 {
+                spawn_local(Rc::clone(&self.thread).hold_rounds());
+            }
+        }
+        false
+    }
+
+    /// Wakes those whose turn this round is; answers whether there are more.
+    fn begin_round(&self) -> bool {
+        let mut queue = self.queue.borrow_mut();
+        let turns = queue.len().min(TURNS as usize);
+        self.round.set(self.thread.round.get());
+        self.left.set(TURNS - u32::try_from(turns).unwrap_or(TURNS));
+        self.woken.set(self.woken.get() + turns as u64);
+        queue.drain(..turns).for_each(Waker::wake);
+        !queue.is_empty()
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if let Some(client) = self.client {
+            self.thread.clients.borrow_mut().remove(&client);
+        }
+    }
+}
+
+impl fmt::Debug for Turns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Turns").field("round", &self.0.round.get()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Share").field("client", &self.client).field("left", &self.left).finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// Work of a client that is done in its turns. What is dropped before its turn gives it away.
+    pub(crate) struct InTurn<F> {
+        share: Rc<Share>,
+        place: Option<u64>,
+        #[pin]
+        work: F,
+    }
+}
+
+impl<F: Future> Future for InTurn<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if this.share.has_turn(this.place, cx) { this.work.poll(cx) } else { Poll::Pending }
+    }
+}
+
+/// Pieces of work of one client in a round. One is a few tens of microseconds, at most a handshake's signature, so that
+/// another waits for about a millisecond; fewer would have the network asked more often.
+const TURNS: u32 = 16;
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    fn client(last: u8) -> Option<Client> {
+        Some(Client::new([192, 0, 2, last].into()))
+    }
+
+    /// Work of `steps` pieces that are ready at once, each of which is noted under `name`.
+    async fn work(name: &'static str, steps: usize, done: Rc<RefCell<Vec<&'static str>>>) {
+        for _ in 0..steps {
+            done.borrow_mut().push(name);
+            let mut ready = false;
+            std::future::poll_fn(|cx| {
+                cx.waker().wake_by_ref();
+                if std::mem::replace(&mut ready, true) { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_wants_little_waits_for_a_few_turns_of_who_wants_much() {
+        let (turns, done) = (Turns::default(), Rc::<RefCell<Vec<_>>>::default());
+        let local = LocalSet::new();
+        for _ in 0..5_000 {
+            local.spawn_local(turns.share(client(1)).in_turn(work("much", 3, Rc::clone(&done))));
+        }
+        local.spawn_local(turns.share(client(2)).in_turn(work("little", 8, Rc::clone(&done))));
+        local.await;
+
+        let done = done.borrow();
+        assert_eq!(done.len(), 15_008);
+        let last = done.iter().rposition(|name| *name == "little").unwrap();
+        assert!(last <= 10 * TURNS as usize, "it was done after {last} turns");
+    }
+
+    #[tokio::test]
+    async fn work_of_one_client_is_done_in_the_order_in_which_it_was_ready() {
+        let (turns, done) = (Turns::default(), Rc::<RefCell<Vec<_>>>::default());
+        let local = LocalSet::new();
+        for number in 0..1_000 {
+            let done = Rc::clone(&done);
+            local.spawn_local(turns.share(client(1)).in_turn(async move { done.borrow_mut().push(number) }));
+        }
+        local.await;
+
+        assert_eq!(*done.borrow(), (0..1_000).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_while_it_waits_keeps_nobody_waiting() {
+        let (turns, done) = (Turns::default(), Rc::<RefCell<Vec<_>>>::default());
+        let local = LocalSet::new();
+        let spawned: Vec<_> = (0..1_000)
+            .map(|_| local.spawn_local(turns.share(client(1)).in_turn(work("done", 1, Rc::clone(&done)))))
+            .collect();
+        local
+            .run_until(async {
+                yield_now().await;
+                spawned.iter().skip(1).step_by(2).for_each(|task| task.abort());
+            })
+            .await;
+        local.await;
+
+        assert!((500..1_000).contains(&done.borrow().len()), "{}", done.borrow().len());
+        assert!(turns.0.clients.borrow().is_empty() && turns.0.waiting.borrow().is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_network_is_asked_between_rounds() {
+        let (turns, done) = (Turns::default(), Rc::<RefCell<Vec<_>>>::default());
+        let local = LocalSet::new();
+        let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+        local.spawn_local(turns.share(client(2)).in_turn({
+            let done = Rc::clone(&done);
+            async move {
+                theirs.readable().await.unwrap();
+                done.borrow_mut().push("read");
+            }
+        }));
+        local.run_until(yield_now()).await;
+        for _ in 0..1_000 {
+            local.spawn_local(turns.share(client(1)).in_turn(work("much", 1, Rc::clone(&done))));
+        }
+        tokio::io::AsyncWriteExt::write_all(&mut ours, b"x").await.unwrap();
+        local.await;
+
+        let read = done.borrow().iter().position(|name| *name == "read").unwrap();
+        assert!(read <= 4 * TURNS as usize, "it was read after {read} turns");
+    }
+}
