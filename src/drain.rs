@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     limits::Client,
-    turns::{Share, Turns},
+    turns::{self, Share, Turns},
 };
 
 /// Whatever runs on traffic threads is spawned here, so that nothing outlives a stop unseen.
@@ -39,10 +39,15 @@ impl Tasks {
         Self { share: Some(self.turns.share(client)), ..self.clone() }
     }
 
-    /// Runs `task` on this thread's `LocalSet`.
+    /// Runs `task` on this thread's `LocalSet`, where a turn of it costs as much as one of the task that this is called in.
     pub fn spawn<F: Future<Output = ()> + 'static>(&self, task: F) -> JoinHandle<()> {
+        self.spawn_at(turns::current_cost(), task)
+    }
+
+    /// The same, where a turn costs `cost`.
+    pub(crate) fn spawn_at<F: Future<Output = ()> + 'static>(&self, cost: u32, task: F) -> JoinHandle<()> {
         match &self.share {
-            Some(share) => self.all.spawn_local(Rc::clone(share).in_turn(task)),
+            Some(share) => self.all.spawn_local(Rc::clone(share).in_turn(cost, task)),
             None => self.all.spawn_local(task),
         }
     }

@@ -5,6 +5,9 @@
 //! for the next one, in order, and the next one begins when all that was ready has had its turn and the network has been asked for
 //! what has come meanwhile. Whoever wants little waits for a few turns of each of the others, however much they want; whoever
 //! is alone has one round after the other.
+//!
+//! A piece of work costs one turn, a handshake [`HANDSHAKE`]. What has a place in an application of which there are few, or is in
+//! line for one, costs none ([`AT_ONCE`]): there are not many of them, and others wait for the place.
 
 use std::{
     cell::{Cell, RefCell},
@@ -40,8 +43,8 @@ pub(crate) struct Share {
     /// The last round that it had a turn in, and how many it has left there.
     round: Cell<u64>,
     left: Cell<u32>,
-    /// In order; whoever is woken may go.
-    queue: RefCell<VecDeque<Waker>>,
+    /// In order, with what each costs; whoever is woken may go.
+    queue: RefCell<VecDeque<(Waker, u32)>>,
     /// How many have ever queued, and how many of them have been woken.
     queued: Cell<u64>,
     woken: Cell<u64>,
@@ -88,13 +91,13 @@ impl Thread {
 }
 
 impl Share {
-    /// `work`, done in turns of this client.
-    pub(crate) fn in_turn<F: Future>(self: Rc<Self>, work: F) -> InTurn<F> {
-        InTurn { share: self, place: None, work }
+    /// `work`, done in turns of this client. Each of its pieces costs so much, until it says something else ([`cost`]).
+    pub(crate) fn in_turn<F: Future>(self: Rc<Self>, cost: u32, work: F) -> InTurn<F> {
+        InTurn { share: self, place: None, cost, work }
     }
 
     /// Whether whoever asks has its turn now. If not, it is woken when it has, by its `place` in the queue.
-    fn has_turn(self: &Rc<Self>, place: &mut Option<u64>, cx: &Context<'_>) -> bool {
+    fn has_turn(self: &Rc<Self>, cost: u32, place: &mut Option<u64>, cx: &Context<'_>) -> bool {
         if let Some(queued) = *place {
             // Something else may have woken it.
             if queued < self.woken.get() {
@@ -106,12 +109,12 @@ impl Share {
             self.left.set(TURNS);
         }
         let mut queue = self.queue.borrow_mut();
-        if let Some(left) = self.left.get().checked_sub(1).filter(|_| queue.is_empty()) {
+        if let Some(left) = self.left.get().checked_sub(cost).filter(|_| queue.is_empty()) {
             self.left.set(left);
             return true;
         }
         *place = Some(self.queued.replace(self.queued.get() + 1));
-        queue.push_back(cx.waker().clone());
+        queue.push_back((cx.waker().clone(), cost));
         if queue.len() == 1 {
             let mut waiting = self.thread.waiting.borrow_mut();
             waiting.push(Rc::clone(self));
@@ -125,11 +128,17 @@ impl Share {
     /// Wakes those whose turn this round is; answers whether there are more.
     fn begin_round(&self) -> bool {
         let mut queue = self.queue.borrow_mut();
-        let turns = queue.len().min(TURNS as usize);
+        let mut left = TURNS;
+        while let Some((_, cost)) = queue.front()
+            && *cost <= left
+            && let Some((waker, cost)) = queue.pop_front()
+        {
+            left -= cost;
+            self.woken.set(self.woken.get() + 1);
+            waker.wake();
+        }
         self.round.set(self.thread.round.get());
-        self.left.set(TURNS - u32::try_from(turns).unwrap_or(TURNS));
-        self.woken.set(self.woken.get() + turns as u64);
-        queue.drain(..turns).for_each(Waker::wake);
+        self.left.set(left);
         !queue.is_empty()
     }
 }
@@ -159,6 +168,7 @@ pin_project! {
     pub(crate) struct InTurn<F> {
         share: Rc<Share>,
         place: Option<u64>,
+        cost: u32,
         #[pin]
         work: F,
     }
@@ -169,12 +179,40 @@ impl<F: Future> Future for InTurn<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        if this.share.has_turn(this.place, cx) { this.work.poll(cx) } else { Poll::Pending }
+        if *this.cost > 0 && !this.share.has_turn(*this.cost, this.place, cx) {
+            return Poll::Pending;
+        }
+        let before = COST.replace(*this.cost);
+        let polled = this.work.poll(cx);
+        *this.cost = COST.replace(before);
+        polled
     }
 }
 
-/// Pieces of work of one client in a round. One is a few tens of microseconds, at most a handshake's signature, so that
-/// another waits for about a millisecond; fewer would have the network asked more often.
+/// Has what this task does next cost so many turns: at most [`TURNS`].
+pub(crate) fn cost(turns: u32) {
+    COST.set(turns);
+}
+
+/// What a turn costs the task that is running.
+pub(crate) fn current_cost() -> u32 {
+    COST.get()
+}
+
+thread_local! {
+    /// Of the task that is running.
+    static COST: Cell<u32> = const { Cell::new(ONE) };
+}
+
+/// What most of it costs.
+pub(crate) const ONE: u32 = 1;
+/// What has to be done now costs nothing.
+pub(crate) const AT_ONCE: u32 = 0;
+/// A handshake has a signature, and takes as long as some requests.
+pub(crate) const HANDSHAKE: u32 = 8;
+
+/// Turns of one client in a round. One is a few tens of microseconds, so that another waits for about a millisecond; fewer would
+/// have the network asked more often.
 const TURNS: u32 = 16;
 
 #[cfg(test)]
@@ -183,8 +221,8 @@ mod tests {
 
     use super::*;
 
-    fn client(last: u8) -> Option<Client> {
-        Some(Client::new([192, 0, 2, last].into()))
+    fn share(turns: &Turns, last: u8) -> Rc<Share> {
+        turns.share(Some(Client::new([192, 0, 2, last].into())))
     }
 
     /// Work of `steps` pieces that are ready at once, each of which is noted under `name`.
@@ -205,9 +243,9 @@ mod tests {
         let (turns, done) = (Turns::default(), Rc::<RefCell<Vec<_>>>::default());
         let local = LocalSet::new();
         for _ in 0..5_000 {
-            local.spawn_local(turns.share(client(1)).in_turn(work("much", 3, Rc::clone(&done))));
+            local.spawn_local(share(&turns, 1).in_turn(ONE, work("much", 3, Rc::clone(&done))));
         }
-        local.spawn_local(turns.share(client(2)).in_turn(work("little", 8, Rc::clone(&done))));
+        local.spawn_local(share(&turns, 2).in_turn(ONE, work("little", 8, Rc::clone(&done))));
         local.await;
 
         let done = done.borrow();
@@ -222,7 +260,7 @@ mod tests {
         let local = LocalSet::new();
         for number in 0..1_000 {
             let done = Rc::clone(&done);
-            local.spawn_local(turns.share(client(1)).in_turn(async move { done.borrow_mut().push(number) }));
+            local.spawn_local(share(&turns, 1).in_turn(ONE, async move { done.borrow_mut().push(number) }));
         }
         local.await;
 
@@ -230,16 +268,48 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_costs_more_waits_for_more_rounds_and_what_costs_nothing_for_none() {
+        let (turns, done) = (Turns::default(), Rc::<RefCell<Vec<_>>>::default());
+        let local = LocalSet::new();
+        for (number, cost, name) in [(1, HANDSHAKE, "dear"), (2, ONE, "cheap")] {
+            for _ in 0..TURNS {
+                let share = share(&turns, number);
+                local.spawn_local(share.in_turn(cost, work(name, 1, Rc::clone(&done))));
+            }
+        }
+        let rounds = turns.clone();
+        local.spawn_local(share(&turns, 1).in_turn(ONE, async move {
+            let begun = rounds.0.round.get();
+            cost(AT_ONCE);
+            for _ in 0..10 * TURNS {
+                let mut ready = false;
+                std::future::poll_fn(|cx| {
+                    cx.waker().wake_by_ref();
+                    if std::mem::replace(&mut ready, true) { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            }
+            assert_eq!(rounds.0.round.get(), begun);
+        }));
+        local.await;
+
+        let done = done.borrow();
+        let cheap = done.iter().rposition(|name| *name == "cheap").unwrap();
+        let dear = done[..cheap].iter().filter(|name| **name == "dear").count();
+        assert_eq!((done.len(), dear), (2 * TURNS as usize, (TURNS / HANDSHAKE) as usize));
+    }
+
+    #[tokio::test]
     async fn what_is_dropped_while_it_waits_keeps_nobody_waiting() {
         let (turns, done) = (Turns::default(), Rc::<RefCell<Vec<_>>>::default());
         let local = LocalSet::new();
         let spawned: Vec<_> = (0..1_000)
-            .map(|_| local.spawn_local(turns.share(client(1)).in_turn(work("done", 1, Rc::clone(&done)))))
+            .map(|_| local.spawn_local(share(&turns, 1).in_turn(ONE, work("done", 1, Rc::clone(&done)))))
             .collect();
         local
             .run_until(async {
                 yield_now().await;
-                spawned.iter().skip(1).step_by(2).for_each(|task| task.abort());
+                spawned.iter().skip(1).step_by(2).for_each(tokio::task::JoinHandle::abort);
             })
             .await;
         local.await;
@@ -253,7 +323,7 @@ mod tests {
         let (turns, done) = (Turns::default(), Rc::<RefCell<Vec<_>>>::default());
         let local = LocalSet::new();
         let (mut ours, theirs) = tokio::net::UnixStream::pair().unwrap();
-        local.spawn_local(turns.share(client(2)).in_turn({
+        local.spawn_local(share(&turns, 2).in_turn(ONE, {
             let done = Rc::clone(&done);
             async move {
                 theirs.readable().await.unwrap();
@@ -262,7 +332,7 @@ mod tests {
         }));
         local.run_until(yield_now()).await;
         for _ in 0..1_000 {
-            local.spawn_local(turns.share(client(1)).in_turn(work("much", 1, Rc::clone(&done))));
+            local.spawn_local(share(&turns, 1).in_turn(ONE, work("much", 1, Rc::clone(&done))));
         }
         tokio::io::AsyncWriteExt::write_all(&mut ours, b"x").await.unwrap();
         local.await;

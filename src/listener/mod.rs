@@ -34,6 +34,7 @@ use crate::{
     runtime::Runtime,
     service::{Connection, TrafficThread},
     tls::{ServerConfigs, TlsInfo},
+    turns,
 };
 
 /// One thread's share of a listener: a socket, and the terms on which connections are accepted from it.
@@ -210,7 +211,8 @@ impl Listener {
         let thread = Rc::clone(thread);
         // Until it is open: it is not to keep this generation for as long as it stays.
         let runtime = Arc::clone(&runtime);
-        tasks.clone().spawn(async move {
+        let cost = if tls.is_some() { turns::HANDSHAKE } else { turns::ONE };
+        tasks.clone().spawn_at(cost, async move {
             // Each phase on the heap by itself: the task of an idle connection is then not as large as its handshake was.
             let opening = open_in_time(stream, ends, listener.proxy_protocol, tls, &mut admission, runtime, metrics);
             let (stream, ends) = match Box::pin(opening).await {
@@ -218,6 +220,7 @@ impl Listener {
                 Ok(None) => return,
                 Err((reason, client)) => return refused(reason, client, &thread.current()),
             };
+            turns::cost(turns::ONE);
             let (peer, local_port) = (ends.peer, ends.local.map_or(0, |local| local.port()));
             let connection = |tls| {
                 Rc::new(Connection {

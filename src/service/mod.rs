@@ -49,6 +49,7 @@ use crate::{
     },
     route::Match,
     runtime::{Route, Runtime},
+    turns,
     upstream::{Affinity, Class, Client, Place, Refused, Who},
 };
 
@@ -62,6 +63,8 @@ pub async fn serve(request: Request<Body>, connection: &Rc<Connection>) -> Answe
     // what it shares with others is whole whenever it is let go of.
     let responding = AssertUnwindSafe(respond(&mut head, body, connection, &mut log)).catch_unwind();
     let reached = responding.await.unwrap_or_else(|_| Err(GatewayError::panicked()));
+    // It may have had a place.
+    turns::cost(turns::ONE);
     match reached {
         Ok(Reached::Response(response)) => Answer::new(response, log),
         Ok(Reached::Tunnel(response, tunnel)) => Answer::switching(response, tunnel, log),

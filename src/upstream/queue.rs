@@ -12,6 +12,7 @@ use super::line::{Class, Client, Line, Standing, Who};
 use crate::{
     config::QueuePlan,
     metrics::{Held, Refusal, UpstreamMetrics},
+    turns,
 };
 
 /// Lets at most so many requests in at once, over all cores; the others wait, and are let in as [`super::line`] says.
@@ -222,6 +223,8 @@ impl Queue {
     /// Waits for a place, at most `queue.timeout`. `who` is asked only where one has to wait.
     pub async fn enter(&self, who: impl FnOnce() -> Who) -> Result<Place, Refused> {
         let Some(places) = &self.places else { return Ok(Place(None)) };
+        // Who is called has to hear of it, and get on with it: others wait for the place.
+        turns::cost(turns::AT_ONCE);
         if places.take() {
             return Ok(Place(Some(Arc::clone(places))));
         }
