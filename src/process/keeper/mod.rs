@@ -187,7 +187,7 @@ impl Keeper {
         history.push(1, "start", &text);
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
         keeper.watcher.watch_since(looked);
-        keeper.certificates = provisions.materials();
+        keeper.certificates.clone_from(&provisions.materials);
         keeper.client_authorities.clone_from(&provisions.client_authorities);
         keeper.users.clone_from(&provisions.users);
         keeper.admin.clone_from(&provisions.admin_secrets);
@@ -562,6 +562,7 @@ impl Keeper {
     ) -> io::Result<WorkerId> {
         self.next_worker += 1;
         let id = self.next_worker;
+        let materials = provisions.materials.clone();
         let (handover, descriptors) = Handover::new(
             generation,
             plan,
@@ -572,7 +573,8 @@ impl Keeper {
             self.backends.known(),
         );
         let runs_as = if self.options.single { RunsAs::Thread } else { RunsAs::Process };
-        let worker = Worker::begin(id, runs_as, handover, descriptors, &self.deeds_sender)?;
+        let mut worker = Worker::begin(id, runs_as, handover, descriptors, &self.deeds_sender)?;
+        worker.has_been_told(&materials);
         tracing::debug!(pid = worker.pid().as_raw_pid(), "a worker is begun");
         if self.drained.is_some() {
             worker.tell(ToWorker::Unready);
