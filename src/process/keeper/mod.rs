@@ -183,8 +183,7 @@ impl Keeper {
         let mut sockets = Sockets::with(Inherited::receive());
         let provisions = Provisions::gather_beside(&plan, &mut sockets, None, user.as_ref())?;
         let tickets = TicketKeys::generate().map_err(|error| ServeError::System(io::Error::other(error)))?;
-        let mut history = History::load(&plan.tls.storage, source.file());
-        history.push(1, "start", &text);
+        let history = History::load(&plan.tls.storage, source.file());
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
         keeper.watcher.watch_since(looked);
         keeper.certificates.clone_from(&provisions.materials);
@@ -201,6 +200,8 @@ impl Keeper {
             Err(_) if keeper.is_told_to_stop() => return Ok(keeper),
             ready => ready.map_err(ServeError::Worker)?,
         }
+        // Only now: clients would wait for a slow disk.
+        keeper.history.push(1, "start", &text);
         for weakness in keeper.weaknesses() {
             tracing::warn!("{weakness}");
         }
