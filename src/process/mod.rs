@@ -109,13 +109,13 @@ pub(crate) fn serve_and_tell(
     run(async {
         let keeper = Keeper::start(source, options, plan, text).await?;
         begun(&keeper.addresses());
-        Ok(keeper.run().await)
+        Ok(Box::pin(keeper.run()).await)
     })
 }
 
 /// Goes on with what the program before left at our standard input.
 pub(crate) fn take_over(source: Source, options: Options) -> Result<Ended, ServeError> {
-    run(async { Ok(Keeper::take_over(source, options).await?.run().await) })
+    run(async { Ok(Box::pin(Keeper::take_over(source, options).await?.run()).await) })
 }
 
 /// Says whether this program could take over from one that leaves things in this `form`.

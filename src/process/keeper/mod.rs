@@ -185,7 +185,6 @@ impl Keeper {
         let tickets = TicketKeys::generate().map_err(|error| ServeError::System(io::Error::other(error)))?;
         let history = History::load(&plan.tls.storage, source.file());
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
-        keeper.watcher.watch_since(looked);
         keeper.certificates.clone_from(&provisions.materials);
         keeper.client_authorities.clone_from(&provisions.client_authorities);
         keeper.users.clone_from(&provisions.users);
@@ -200,8 +199,9 @@ impl Keeper {
             Err(_) if keeper.is_told_to_stop() => return Ok(keeper),
             ready => ready.map_err(ServeError::Worker)?,
         }
-        // Only now: clients would wait for a slow disk.
+        // Only now: clients would wait for a slow disk, and for a way through many folders.
         keeper.history.push(1, "start", &text);
+        keeper.watcher.watch_since(looked);
         for weakness in keeper.weaknesses() {
             tracing::warn!("{weakness}");
         }
