@@ -39,9 +39,14 @@ impl Denied {
         let mut this = Self::default();
         let mut folders = HashMap::new();
         for path in denied {
-            let canonical = canonical_among(path, &mut folders)
-                .map_err(|source| RootsError::Deny { path: path.clone(), source })?;
-            this.remember(canonical.clone());
+            let found = fs::symlink_metadata(path).ok();
+            let is_plain = found.as_ref().is_some_and(|found| !found.is_symlink());
+            let canonical = if is_plain { canonical_among(path, &mut folders) } else { canonical(path) };
+            let canonical = canonical.map_err(|source| RootsError::Deny { path: path.clone(), source })?;
+            match found {
+                Some(file) if file.is_file() => drop(this.files.insert((file.dev(), file.ino()))),
+                _ => this.remember(canonical.clone()),
+            }
             this.paths.insert(canonical);
         }
         Ok(this)
@@ -72,10 +77,10 @@ impl Denied {
     }
 }
 
-/// The same as [`canonical`] for one of many; `folders` remembers where those are that they lie in.
+/// The same as [`canonical`] for one of many that is there and no link; `folders` remembers where those are that they lie in.
 fn canonical_among<'p>(path: &'p Path, folders: &mut HashMap<&'p Path, PathBuf>) -> io::Result<PathBuf> {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return canonical(path) };
-    if folder.as_os_str().is_empty() || !fs::symlink_metadata(path).is_ok_and(|found| !found.is_symlink()) {
+    if folder.as_os_str().is_empty() {
         return canonical(path);
     }
     Ok(match folders.entry(folder) {

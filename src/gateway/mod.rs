@@ -48,8 +48,8 @@ use crate::{
     spool::Spool,
     telemetry::access_log::{self, AccessLog, Format, FormatError},
     tls::{
-        Certificate, CertificateError, CertificateStore, ClientAuthority, ClientAuthorityError, HandedCertificate,
-        PendingChallenge, SecretBytes, ServerConfigs, TicketKeys, Ticketer,
+        Certificate, CertificateError, CertificateMaterial, CertificateStore, ClientAuthority, ClientAuthorityError,
+        HandedCertificate, PendingChallenge, SecretBytes, ServerConfigs, TicketKeys, Ticketer,
     },
 };
 
@@ -529,11 +529,11 @@ impl Gateway {
         self.certificates.challenges().seek_by(seek);
     }
 
-    /// Serves `handed`, in their order, in place of the certificates there are; handshakes that have begun keep theirs.
+    /// Serves `materials`, in their order, in place of the certificates there are; handshakes that have begun keep theirs.
     ///
     /// One that cannot be used leaves all as it was, with an event.
-    pub fn serve_certificates(&self, handed: &[HandedCertificate]) {
-        match certificates(handed, &self.certificates.certificates()) {
+    pub fn serve_certificates(&self, materials: &[CertificateMaterial]) {
+        match materials.iter().map(certificate).collect::<Result<_, _>>() {
             Ok(certificates) => {
                 self.certificates.replace(certificates);
                 self.certificates_changed.notify_one();
@@ -670,13 +670,16 @@ fn users(plan: &Plan, files: &UserFiles) -> Result<BTreeMap<PathBuf, Arc<Users>>
 /// `before`: those that are served.
 fn certificates(handed: &[HandedCertificate], before: &[Certificate]) -> Result<Vec<Certificate>, StartError> {
     let load = |handed: &HandedCertificate| match handed {
-        HandedCertificate::New(material) => Certificate::from_material(material)
-            .map_err(|source| StartError::Certificate { at: material.at.clone(), source }),
+        HandedCertificate::New(certificate) => Ok(certificate.clone()),
         HandedCertificate::Kept(place) => {
             before.get(*place as usize).cloned().ok_or(StartError::NoCertificate { place: *place })
         }
     };
     handed.iter().map(load).collect()
+}
+
+fn certificate(material: &CertificateMaterial) -> Result<Certificate, StartError> {
+    Certificate::from_material(material).map_err(|source| StartError::Certificate { at: material.at.clone(), source })
 }
 
 /// A connection is a descriptor, and so is its way to the endpoint: as many as the system allows.

@@ -32,7 +32,8 @@ use crate::{
     admin::AdminSecrets,
     config::{self, Plan},
     files::{Denied, Roots, RootsError},
-    tls::{CertificateMaterial, ClientAuthorities, HandedCertificate},
+    telemetry::chain,
+    tls::{Certificate, CertificateMaterial, ClientAuthorities, HandedCertificate},
     upstream::StickKey,
 };
 use output::{LogOutput, OutputError};
@@ -58,6 +59,8 @@ pub struct Provisions {
     pub listeners: Vec<BoundListener>,
     /// In the order of the plan; self-signed if it names none and has a TLS listener.
     pub certificates: Vec<HandedCertificate>,
+    /// What they were read from, in the same order; nothing to whoever they were handed to.
+    pub materials: Vec<Arc<CertificateMaterial>>,
     /// By the file of `client_ca`.
     pub client_authorities: ClientAuthorities,
     /// By the file of `basic_auth`.
@@ -142,11 +145,6 @@ impl Provisions {
         Self::open(plan, secrets, (access_log, error_log), sockets, None, owner)
     }
 
-    /// The certificates that come with it.
-    pub fn materials(&self) -> Vec<Arc<CertificateMaterial>> {
-        self.certificates.iter().filter_map(HandedCertificate::material).cloned().collect()
-    }
-
     fn open(
         plan: &Plan,
         (certificates, clients, users, admin): Secrets,
@@ -158,10 +156,20 @@ impl Provisions {
         let mut faults = Vec::new();
 
         // Before the sockets: the fewer connections wait in them, the fewer are lost if there is a fault.
-        let certificates = certificates.unwrap_or_else(|found| {
+        let materials = certificates.unwrap_or_else(|found| {
             faults.extend(found.into_iter().map(ProvisionFault::Secret));
             Vec::new()
         });
+        // What has been checked is not parsed again.
+        let served = |material: &Arc<CertificateMaterial>| match Certificate::from_material(material) {
+            Ok(certificate) => Ok(HandedCertificate::New(certificate)),
+            Err(error) => Err(SecretFault::Unusable { at: material.at.clone(), problem: chain(&error) }),
+        };
+        let certificates = materials
+            .iter()
+            .map(served)
+            .filter_map(|served| served.map_err(|fault| faults.push(ProvisionFault::Secret(fault))).ok());
+        let certificates = certificates.collect();
         let client_authorities = clients.unwrap_or_else(|found| {
             faults.extend(found.into_iter().map(ProvisionFault::Secret));
             ClientAuthorities::new()
@@ -213,7 +221,8 @@ impl Provisions {
             sockets.hand(plan, held).map_err(|source| ProvisionFaults(vec![ProvisionFault::Descriptors { source }]))?;
         Ok(Self {
             listeners,
-            certificates: certificates.into_iter().map(HandedCertificate::New).collect(),
+            certificates,
+            materials,
             client_authorities,
             users,
             access_log,

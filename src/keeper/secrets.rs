@@ -178,7 +178,7 @@ pub fn admin(plan: &Plan) -> Result<Option<AdminSecrets>, Vec<SecretFault>> {
     let Some(listen) = plan.admin.as_ref().and_then(|admin| admin.listen.as_ref()) else { return Ok(None) };
     let unusable = |material: &CertificateMaterial| {
         let error = Certificate::from_material(material).err()?;
-        Some(SecretFault::AdminCertificate { at: format!("admin.{}", error.role()), problem: chain(&error) })
+        Some(SecretFault::Unusable { at: format!("admin.{}", error.role()), problem: chain(&error) })
     };
     let unreadable = |faults: Vec<MaterialFault>| faults.into_iter().map(SecretFault::File).collect::<Vec<_>>();
     let certificate = CertificateMaterial::read(&listen.certificate()).map_err(unreadable).and_then(|material| {
@@ -245,7 +245,7 @@ pub enum SecretFault {
     #[error("{at}: {}: {fault}", file.display())]
     Users { at: String, file: PathBuf, fault: UserFault },
     #[error("{at}: {problem}")]
-    AdminCertificate { at: String, problem: String },
+    Unusable { at: String, problem: String },
     #[error("admin.token_file: cannot read {}: {problem}", file.display())]
     TokenFile { file: PathBuf, problem: MaterialProblem },
     #[error("admin.token_file: {0} is open to others than its owner and its group; `chmod o= {0}`", file.display())]
@@ -266,7 +266,7 @@ impl SecretFault {
             | Self::Shared { at, .. }
             | Self::UserFile { at, .. }
             | Self::Users { at, .. }
-            | Self::AdminCertificate { at, .. } => at,
+            | Self::Unusable { at, .. } => at,
             Self::TokenFile { .. } | Self::OpenToken { .. } | Self::Token { .. } => "admin.token_file",
             Self::Storage { .. } | Self::Stick { .. } => "tls.storage",
             Self::Make { .. } => "tls.certificates",

@@ -14,7 +14,7 @@ use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsag
 use super::{folder, secrets::SecretFault};
 use crate::{
     config::{CertificateHost, Plan},
-    tls::{Awaited, Certificate, CertificateMaterial, MADE_BY_US, SecretBytes, acme},
+    tls::{Awaited, Certificate, CertificateMaterial, Checked, MADE_BY_US, SecretBytes, acme},
 };
 
 /// The certificates for the hosts of `plan` and for `localhost`, read back or made.
@@ -87,6 +87,7 @@ fn material(folder: &Path, name: &str, certificate: Vec<u8>, key: SecretBytes) -
         certificate_file: folder.join(format!("{name}.crt")),
         key_file: folder.join(format!("{name}.key")),
         chain_file: None,
+        checked: Checked::default(),
     }
 }
 

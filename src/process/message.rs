@@ -184,11 +184,6 @@ impl Handover {
         )
     }
 
-    /// The certificates that come with it.
-    pub(super) fn materials(&self) -> Vec<Arc<CertificateMaterial>> {
-        self.certificates.iter().filter_map(HandedCertificate::material).cloned().collect()
-    }
-
     /// What was handed over, as the gateway takes it; opens the folders of `files` as the user that we are.
     pub(super) fn provisions(&mut self, descriptors: Vec<OwnedFd>) -> Result<Provisions, String> {
         let mut descriptors = descriptors.into_iter();
@@ -231,6 +226,7 @@ impl Handover {
         Ok(Provisions {
             listeners,
             certificates,
+            materials: Vec::new(),
             client_authorities,
             users,
             access_log,
@@ -496,6 +492,7 @@ mod tests {
         let provisions = Provisions {
             listeners: Vec::new(),
             certificates: Vec::new(),
+            materials: Vec::new(),
             client_authorities: ClientAuthorities::new(),
             users: UserFiles::new(),
             access_log: None,

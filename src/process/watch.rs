@@ -8,11 +8,14 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Component, Path, PathBuf, absolute},
-    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -25,7 +28,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{error, warn};
 
 use super::signal_mask;
-use crate::config::FileStamp as Seen;
+use crate::{allocator, config::FileStamp as Seen};
 
 /// Tells when files change.
 ///
@@ -73,6 +76,9 @@ impl Watcher {
     /// Watches exactly `files` from now on. What they are now is what later is compared with, but for files that were
     /// watched before: what has happened to them since the last [`Self::take_for_known`] is not lost.
     pub(super) fn watch(&mut self, files: Vec<PathBuf>) {
+        if files == self.files {
+            return;
+        }
         let watched: HashSet<&PathBuf> = self.files.iter().collect();
         // What those that are watched already are now, nobody asks.
         let looked = |file: PathBuf| {
@@ -92,7 +98,7 @@ impl Watcher {
     /// Takes what the files are now for known: to be called before they are read for another reason than a change that
     /// was told.
     pub(super) fn take_for_known(&mut self) {
-        self.tell(Message::Known(look(self.files.clone())));
+        self.tell(Message::Known(self.files.iter().map(|file| Seen::of(file)).collect()));
     }
 
     fn tell(&self, message: Message) {
@@ -121,7 +127,8 @@ pub(super) fn look(files: Vec<PathBuf>) -> Looked {
 
 enum Message {
     Watch(Looked),
-    Known(Looked),
+    /// What the files are that are watched, in their order.
+    Known(Vec<Option<Seen>>),
     /// Something has happened to a name that matters.
     Stirred,
     End,
@@ -138,57 +145,96 @@ struct File {
 /// A name that decides what a file is, and the folder it is in: of the file itself, or of a link on the way to it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Step {
-    folder: PathBuf,
+    /// First, as names tell most steps apart.
     name: OsString,
-    /// Device and inode of the folder: another one may come under its name.
+    folder: Arc<Folder>,
+}
+
+/// A folder, without links on the way to it.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Folder {
+    path: PathBuf,
+    /// Device and inode: another one may come under its name.
     identity: Option<(u64, u64)>,
 }
 
-impl Step {
-    fn new(folder: &Path, name: &OsStr) -> Self {
-        let identity = fs::metadata(folder).ok().map(|found| (found.dev(), found.ino()));
-        Self { folder: folder.to_owned(), name: name.to_owned(), identity }
+/// Finds the steps from the root to files. Thousands may lie in one folder, the way to which is gone once.
+#[derive(Default)]
+struct Finder {
+    steps: BTreeSet<Step>,
+    /// Where the folders that files lie in are, by their paths as they are written; `None` where something is missing.
+    ways: HashMap<PathBuf, Option<PathBuf>>,
+    /// Those of `steps`.
+    folders: HashMap<PathBuf, Arc<Folder>>,
+}
+
+impl Finder {
+    /// Adds the steps to `file`; where one is missing, the way ends with it.
+    fn add(&mut self, file: &Path) {
+        let (Some(written), Some(name)) = (file.parent(), file.file_name()) else { return };
+        let (mut folder, mut rest) = match self.ways.get(written) {
+            Some(Some(known)) => (known.clone(), VecDeque::from([name.to_owned()])),
+            Some(None) => return,
+            None => {
+                self.ways.insert(written.to_owned(), None);
+                (PathBuf::from("/"), names(file).into())
+            }
+        };
+        let mut links = 0;
+        while let Some(name) = rest.pop_front() {
+            if rest.is_empty()
+                && let Some(unknown @ None) = self.ways.get_mut(written)
+            {
+                *unknown = Some(folder.clone());
+            }
+            if name == ".." {
+                folder.pop();
+                continue;
+            }
+            let here = folder.join(&name);
+            let target = if rest.is_empty() {
+                fs::read_link(&here).ok()
+            } else {
+                match fs::symlink_metadata(&here) {
+                    Ok(found) if found.is_symlink() => fs::read_link(&here).ok(),
+                    Ok(_) => {
+                        folder = here;
+                        continue;
+                    }
+                    Err(_) => None,
+                }
+            };
+            self.step(&folder, name);
+            links += 1;
+            // The kernel follows no more either.
+            let Some(target) = target.filter(|_| links <= 40) else { return };
+            if target.is_absolute() {
+                folder = PathBuf::from("/");
+            }
+            for name in names(&target).into_iter().rev() {
+                rest.push_front(name);
+            }
+        }
+    }
+
+    fn step(&mut self, folder: &Path, name: OsString) {
+        let known = self.folders.get(folder).cloned();
+        let folder = known.unwrap_or_else(|| {
+            let identity = fs::metadata(folder).ok().map(|found| (found.dev(), found.ino()));
+            let new = Arc::new(Folder { path: folder.to_owned(), identity });
+            self.folders.insert(folder.to_owned(), Arc::clone(&new));
+            new
+        });
+        self.steps.insert(Step { name, folder });
     }
 }
 
-/// Adds the steps from the root to `file`; where one is missing, the way ends with it.
-fn add_way(file: &Path, way: &mut BTreeSet<Step>) {
-    let Ok(file) = absolute(file) else { return };
-    let names = |path: &Path| -> Vec<OsString> {
-        path.components()
-            .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir))
-            .map(|part| part.as_os_str().to_owned())
-            .collect()
-    };
-    let mut rest = VecDeque::from(names(&file));
-    let mut folder = PathBuf::from("/");
-    let mut links = 0;
-    while let Some(name) = rest.pop_front() {
-        if name == ".." {
-            folder.pop();
-            continue;
-        }
-        let here = folder.join(&name);
-        let target = match fs::symlink_metadata(&here) {
-            Ok(found) if found.is_symlink() => fs::read_link(&here).ok(),
-            Ok(_) if rest.is_empty() => None,
-            Ok(_) => {
-                folder = here;
-                continue;
-            }
-            Err(_) => None,
-        };
-        way.insert(Step::new(&folder, &name));
-        links += 1;
-        // The kernel follows no more either.
-        let Some(target) = target.filter(|_| links <= 40) else { return };
-        if target.is_absolute() {
-            folder = PathBuf::from("/");
-        }
-        for name in names(&target).into_iter().rev() {
-            rest.push_front(name);
-        }
-    }
+/// The names that `path` goes by from the root.
+fn names(path: &Path) -> Vec<OsString> {
+    path.components()
+        .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir))
+        .map(|part| part.as_os_str().to_owned())
+        .collect()
 }
 
 /// The thread of a [`Watcher`].
@@ -214,7 +260,7 @@ impl Watch {
         loop {
             match messages.recv_timeout(self.due().saturating_duration_since(Instant::now())) {
                 Ok(Message::Watch(files)) => self.watch(files),
-                Ok(Message::Known(seen)) => self.know(&seen),
+                Ok(Message::Known(seen)) => self.know(seen),
                 Ok(Message::Stirred) => {
                     let now = Instant::now();
                     self.stirred = Some((self.stirred.map_or(now, |(first, _)| first), now));
@@ -246,15 +292,11 @@ impl Watch {
         self.next_look = Instant::now();
     }
 
-    fn know(&mut self, seen: &[(PathBuf, Option<Seen>)]) {
-        let seen: HashMap<&Path, Option<Seen>> = seen.iter().map(|(path, seen)| (path.as_path(), *seen)).collect();
-        for file in &mut self.files {
-            if let Some(seen) = seen.get(file.path.as_path()) {
-                file.known = *seen;
-                file.missing = None;
-            }
+    fn know(&mut self, seen: Vec<Option<Seen>>) {
+        for (file, seen) in self.files.iter_mut().zip(seen) {
+            file.known = seen;
+            file.missing = None;
         }
-        self.next_look = Instant::now();
     }
 
     /// Tells what has changed; answers whether anybody hears it.
@@ -264,6 +306,8 @@ impl Watch {
         let now = Instant::now();
         self.next_look = now + LOOK;
         let changed: Vec<PathBuf> = self.files.iter_mut().filter_map(|file| file.changed(now)).collect();
+        // What the way to thousands of files has taken, until the next look.
+        allocator::give_back();
         changed.is_empty() || self.changes.send(changed).is_ok()
     }
 
@@ -292,11 +336,13 @@ impl Watch {
     }
 
     fn current_way(&self) -> BTreeSet<Step> {
-        let mut way = BTreeSet::new();
+        let mut finder = Finder::default();
         for file in &self.files {
-            add_way(&file.path, &mut way);
+            if let Ok(file) = absolute(&file.path) {
+                finder.add(&file);
+            }
         }
-        way
+        finder.steps
     }
 
     /// Tells of each folder once, until it can be listened to again.
@@ -336,9 +382,9 @@ impl File {
 type Listen = fn(&Sender<Message>, &BTreeSet<Step>) -> (Option<RecommendedWatcher>, Vec<(PathBuf, notify::Error)>);
 
 fn listen(stir: &Sender<Message>, way: &BTreeSet<Step>) -> (Option<RecommendedWatcher>, Vec<(PathBuf, notify::Error)>) {
-    let folders: BTreeSet<PathBuf> = way.iter().map(|step| step.folder.clone()).collect();
-    let (stir, known, steps) = (stir.clone(), folders.clone(), way.clone());
-    let names: BTreeSet<OsString> = steps.into_iter().map(|step| step.name).collect();
+    let folders: BTreeSet<PathBuf> = way.iter().map(|step| step.folder.path.clone()).collect();
+    let (stir, known) = (stir.clone(), folders.clone());
+    let names: HashSet<OsString> = way.iter().map(|step| step.name.clone()).collect();
     let heard = move |event: notify::Result<Event>| {
         if event.is_ok_and(|event| !concerns(&event, &known, &names)) {
             return;
@@ -365,7 +411,7 @@ fn listen(stir: &Sender<Message>, way: &BTreeSet<Step>) -> (Option<RecommendedWa
 }
 
 /// Whether `event` may have changed a step: by its name, as one folder may be known by two paths.
-fn concerns(event: &Event, folders: &BTreeSet<PathBuf>, names: &BTreeSet<OsString>) -> bool {
+fn concerns(event: &Event, folders: &BTreeSet<PathBuf>, names: &HashSet<OsString>) -> bool {
     match event.kind {
         _ if event.need_rescan() => return true,
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => {}
@@ -693,7 +739,8 @@ mod tests {
     #[test]
     fn without_the_systems_help_a_change_comes_later() {
         let deaf: Listen = |_, way| {
-            let refused = |step: &Step| (step.folder.clone(), notify::Error::new(notify::ErrorKind::MaxFilesWatch));
+            let refused =
+                |step: &Step| (step.folder.path.clone(), notify::Error::new(notify::ErrorKind::MaxFilesWatch));
             (None, way.iter().map(refused).collect())
         };
         let mut files = Watched::with(|changes| Watcher::listening(changes, deaf), two_files, &["a", "b"]);

@@ -3,7 +3,7 @@
 //! It does what it is told by the keeper and says only [`Word`]s. Signals are the keeper's business: one that is sent to
 //! the whole group does nothing here. When the keeper has gone, it drains and ends.
 
-use std::{collections::HashMap, io, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use tokio::{
     sync::{
@@ -29,7 +29,6 @@ use crate::{
     keeper::output::LogOutput,
     limits::memory,
     telemetry::error_log,
-    tls::HandedCertificate,
 };
 
 /// What a worker runs as.
@@ -260,8 +259,7 @@ impl Worker {
                 return Some(Word::Answers { version });
             }
             ToWorker::Certificates(materials) => {
-                let all = materials.into_iter().map(|material| HandedCertificate::New(Arc::new(material)));
-                self.gateway.serve_certificates(&all.collect::<Vec<_>>());
+                self.gateway.serve_certificates(&materials);
             }
             ToWorker::Instances(instances) => self.gateway.set_instances(instances),
             ToWorker::Used { pid, used } => self.gateway.note_used(pid, used.ok_or(Unmeasured::Hidden)),

@@ -1,16 +1,24 @@
 //! One certificate with its key and chain, checked as far as that can be done without asking anybody.
 
-use std::{fmt, net::IpAddr, ops::Deref, path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    net::IpAddr,
+    ops::Deref,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use jiff::Timestamp;
 use rustls::{
-    SignatureAlgorithm, crypto,
+    SignatureAlgorithm,
+    crypto::aws_lc_rs::sign::{any_ecdsa_type, any_supported_type},
     pki_types::{
         CertificateDer, PrivateKeyDer,
         pem::{self, PemObject},
     },
     sign::{CertifiedKey, SigningKey},
 };
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use x509_parser::{
     asn1_rs::{Oid, oid},
     certificate::X509Certificate,
@@ -20,21 +28,40 @@ use x509_parser::{
 };
 use zeroize::Zeroizing;
 
-use super::material::{CertificateMaterial, Role};
+use super::material::{CertificateMaterial, Role, SecretBytes};
 
 /// A certificate that can be served: leaf, chain and the key that belongs to the leaf. Cheap to clone.
-#[derive(Clone, Debug)]
+///
+/// Checked by whoever made it of files; one process of ours hands it to another as it is.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Certificate {
+    #[serde(serialize_with = "serialize", deserialize_with = "deserialize_text")]
     at: Arc<str>,
-    facts: Arc<CertificateFacts>,
-    key: Arc<CertifiedKey>,
+    #[serde(serialize_with = "serialize", deserialize_with = "deserialize_pair")]
+    pair: Arc<Pair>,
+}
+
+/// A certificate and its key, wherever they are from.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Pair {
+    facts: CertificateFacts,
+    /// The leaf and what follows it, each in DER.
+    chain: Vec<Vec<u8>>,
+    /// In DER.
+    key: SecretBytes,
+    algorithm: u8,
+    /// What rustls signs with and sends, made when it is first asked for: of thousands, few are.
+    #[serde(skip)]
+    certified: OnceLock<Option<Arc<CertifiedKey>>>,
 }
 
 /// What is known of a [`Certificate`] without its key.
-#[derive(Debug)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct CertificateFacts {
     names: Vec<CertificateName>,
+    #[serde(with = "jiff::fmt::serde::timestamp::second::required")]
     not_before: Timestamp,
+    #[serde(with = "jiff::fmt::serde::timestamp::second::required")]
     not_after: Timestamp,
     self_signed: bool,
 }
@@ -43,7 +70,7 @@ impl Deref for Certificate {
     type Target = CertificateFacts;
 
     fn deref(&self) -> &CertificateFacts {
-        &self.facts
+        &self.pair.facts
     }
 }
 
@@ -55,9 +82,49 @@ impl Certificate {
     /// link up keeps its place at the end. A certificate that has expired is still a certificate: see
     /// [`CertificateFacts::warning`].
     pub fn from_material(material: &CertificateMaterial) -> Result<Self, CertificateError> {
-        let key = private_key(material)?;
+        Ok(Self { at: material.at.as_str().into(), pair: material.checked.pair(|| Pair::of(material))? })
+    }
+
+    /// What is wrong with each file of `material` by itself; whether they belong together is not looked at.
+    pub fn faults(material: &CertificateMaterial) -> Vec<CertificateError> {
+        let certificate = certificates(material, Role::Certificate, &material.certificate).err();
+        let key = private_key(material).err();
+        let chain = material.chain.as_ref().and_then(|chain| certificates(material, Role::Chain, chain).err());
+        [certificate, key, chain].into_iter().flatten().collect()
+    }
+
+    /// The key path of the entry in the configuration it comes from.
+    pub fn at(&self) -> &str {
+        &self.at
+    }
+
+    /// What rustls signs with and sends; `None` of a key that was handed over and is none.
+    pub(super) fn key(&self) -> Option<&Arc<CertifiedKey>> {
+        self.pair.certified.get_or_init(|| self.pair.certify()).as_ref()
+    }
+
+    /// Whether it is the same one, by what it was read from first.
+    #[cfg(test)]
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pair, &other.pair)
+    }
+
+    /// What clients are sent, each in DER.
+    pub(super) fn chain(&self) -> &[Vec<u8>] {
+        &self.pair.chain
+    }
+
+    pub(super) fn algorithm(&self) -> SignatureAlgorithm {
+        self.pair.algorithm.into()
+    }
+}
+
+impl Pair {
+    /// What `material` makes, if key and certificate belong together.
+    fn of(material: &CertificateMaterial) -> Result<Self, CertificateError> {
+        let (key, signing) = private_key(material)?;
         let mut certificates = certificates(material, Role::Certificate, &material.certificate)?;
-        let leaf = leaf_of(key.as_ref(), material, &certificates)?;
+        let leaf = leaf_of(signing.as_ref(), material, &certificates)?;
         let leaf = certificates.remove(leaf);
         if let Some(chain) = &material.chain {
             certificates.extend(self::certificates(material, Role::Chain, chain)?);
@@ -78,38 +145,42 @@ impl Certificate {
         let self_signed = parsed.issuer().as_raw() == parsed.subject().as_raw();
         drop(parsed);
 
-        let chain = in_order_of_issue(leaf, certificates);
-        let key = Arc::new(CertifiedKey::new(chain, key));
-        let facts = Arc::new(CertificateFacts { names, not_before, not_after, self_signed });
-        Ok(Self { at: material.at.as_str().into(), facts, key })
+        let chain = in_order_of_issue(leaf, certificates).into_iter().map(|certificate| certificate.to_vec()).collect();
+        let facts = CertificateFacts { names, not_before, not_after, self_signed };
+        Ok(Self { facts, chain, key, algorithm: signing.algorithm().into(), certified: OnceLock::new() })
     }
 
-    /// What is wrong with each file of `material` by itself; whether they belong together is not looked at.
-    pub fn faults(material: &CertificateMaterial) -> Vec<CertificateError> {
-        let certificate = certificates(material, Role::Certificate, &material.certificate).err();
-        let key = private_key(material).err();
-        let chain = material.chain.as_ref().and_then(|chain| certificates(material, Role::Chain, chain).err());
-        [certificate, key, chain].into_iter().flatten().collect()
+    fn certify(&self) -> Option<Arc<CertifiedKey>> {
+        let key = PrivateKeyDer::try_from(self.key.expose()).ok().and_then(|key| signing_key(&key).ok())?;
+        let chain = self.chain.iter().map(|certificate| CertificateDer::from(certificate.clone())).collect();
+        Some(Arc::new(CertifiedKey::new(chain, key)))
     }
+}
 
-    /// The key path of the entry in the configuration it comes from.
-    pub fn at(&self) -> &str {
-        &self.at
-    }
+/// What a [`CertificateMaterial`] makes, once it has been found fit to be served.
+#[derive(Clone, Debug, Default)]
+pub struct Checked(OnceLock<Arc<Pair>>);
 
-    /// What is known of it without its key.
-    pub(super) fn facts(&self) -> &Arc<CertificateFacts> {
-        &self.facts
+impl Checked {
+    fn pair(&self, check: impl FnOnce() -> Result<Pair, CertificateError>) -> Result<Arc<Pair>, CertificateError> {
+        if let Some(pair) = self.0.get() {
+            return Ok(Arc::clone(pair));
+        }
+        let pair = Arc::new(check()?);
+        Ok(Arc::clone(self.0.get_or_init(|| pair)))
     }
+}
 
-    /// What rustls signs and sends.
-    pub(super) fn key(&self) -> &Arc<CertifiedKey> {
-        &self.key
-    }
+fn serialize<T: Serialize + ?Sized, S: Serializer>(shared: &Arc<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    shared.as_ref().serialize(serializer)
+}
 
-    pub(super) fn algorithm(&self) -> SignatureAlgorithm {
-        self.key.key.algorithm()
-    }
+fn deserialize_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
+    String::deserialize(deserializer).map(Arc::from)
+}
+
+fn deserialize_pair<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Pair>, D::Error> {
+    Pair::deserialize(deserializer).map(Arc::new)
 }
 
 impl CertificateFacts {
@@ -172,7 +243,7 @@ impl CertificateFacts {
 }
 
 /// What a certificate is for. Names are lower case and carry no trailing dot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum CertificateName {
     Dns(String),
     /// `*.example.com`, held as `example.com`: any one label in front of it (RFC 9525, 6.3).
@@ -257,7 +328,8 @@ impl CertificateError {
     }
 }
 
-fn private_key(material: &CertificateMaterial) -> Result<Arc<dyn SigningKey>, CertificateError> {
+/// The key in DER, and what signs with it.
+fn private_key(material: &CertificateMaterial) -> Result<(SecretBytes, Arc<dyn SigningKey>), CertificateError> {
     let file = || material.key_file.clone();
     let pem = material.key.expose();
     // PKCS#8 says so in its label, the older formats in a header inside of theirs (RFC 1421, 4.6.1.1).
@@ -269,8 +341,21 @@ fn private_key(material: &CertificateMaterial) -> Result<Arc<dyn SigningKey>, Ce
         Err(pem::Error::NoItemsFound) => return Err(CertificateError::NoKey { file: file() }),
         Err(source) => return Err(CertificateError::Pem { role: Role::Key, file: file(), source }),
     };
-    crypto::aws_lc_rs::sign::any_supported_type(&key)
-        .map_err(|source| CertificateError::UnusableKey { file: file(), source })
+    let signing = signing_key(&key).map_err(|source| CertificateError::UnusableKey { file: file(), source })?;
+    Ok((SecretBytes::new(key.secret_der().to_vec()), signing))
+}
+
+/// What signs with `key`.
+///
+/// rustls would try RSA first and have the curve of any other key computed for it, which is most of what a key takes.
+fn signing_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+    let head = key.secret_der();
+    // PKCS#8 says it in its first lines, SEC 1 is for nothing else.
+    let is_ecdsa = match key {
+        PrivateKeyDer::Sec1(_) => true,
+        _ => contains(&head[..head.len().min(EC_WITHIN)], EC_PUBLIC_KEY),
+    };
+    if is_ecdsa && let Ok(ecdsa) = any_ecdsa_type(key) { Ok(ecdsa) } else { any_supported_type(key) }
 }
 
 /// Every certificate in `pem`, at least one.
@@ -394,6 +479,9 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
+/// The object identifier of keys on elliptic curves (RFC 5480, 2.1.1) in DER, and within how many bytes of PKCS#8 it is.
+const EC_PUBLIC_KEY: &[u8] = &[0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+const EC_WITHIN: usize = 32;
 /// Seconds: time enough to renew it in, and too short for one of Let's Encrypt's that is renewed as it should be.
 const SOON: i64 = 14 * 24 * 60 * 60;
 const TLS_FEATURE: Oid<'static> = oid!(1.3.6.1.5.5.7.1.24);
@@ -405,7 +493,8 @@ mod tests {
 
     use proptest::prelude::*;
     use rcgen::{
-        CertificateParams, CustomExtension, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, date_time_ymd,
+        CertificateParams, CustomExtension, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
+        PKCS_ED25519, PKCS_RSA_SHA256, date_time_ymd,
     };
 
     use super::*;
@@ -439,7 +528,7 @@ mod tests {
 
         for (case, certificate, chain) in table {
             let made = Certificate::from_material(&material(&certificate, &key, chain.as_deref())).unwrap();
-            assert_eq!(made.key().cert, expected, "chain {case}");
+            assert_eq!(made.key().unwrap().cert, expected, "chain {case}");
         }
     }
 
@@ -452,7 +541,7 @@ mod tests {
 
         let made = Certificate::from_material(&material(&leaf, &key, Some(&chain))).unwrap();
 
-        assert_eq!(made.key().cert, ders(&format!("{leaf}{}{stray}", authority.intermediate.pem())));
+        assert_eq!(made.key().unwrap().cert, ders(&format!("{leaf}{}{stray}", authority.intermediate.pem())));
     }
 
     #[test]
@@ -466,6 +555,26 @@ mod tests {
                 refusal(&material(&certificate, &key, None)),
                 "the key /certs/site.key does not belong to the certificate /certs/site.crt"
             );
+        }
+    }
+
+    #[test]
+    fn what_is_handed_to_another_process_is_what_was_checked() {
+        let authority = Authority::new();
+        let (chain, names) = (authority.intermediate.pem(), ["a.example", "*.b.example", "2001:db8::1"]);
+        for algorithm in [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_RSA_SHA256, &PKCS_ED25519] {
+            let (certificate, key) = authority.issue(&names, algorithm);
+            let checked = Certificate::from_material(&material(&certificate, &key, Some(&chain))).unwrap();
+
+            let handed: Certificate = postcard::from_bytes(&postcard::to_allocvec(&checked).unwrap()).unwrap();
+
+            assert_eq!((handed.at(), handed.names()), (checked.at(), checked.names()));
+            assert_eq!((handed.not_before(), handed.not_after()), (checked.not_before(), checked.not_after()));
+            assert_eq!((handed.self_signed(), handed.algorithm()), (checked.self_signed(), checked.algorithm()));
+            let signs = handed.key().unwrap();
+            assert_eq!(signs.cert, ders(&format!("{certificate}{chain}")));
+            assert_eq!(signs.keys_match(), Ok(()));
+            assert_eq!(signs.key.algorithm(), handed.algorithm());
         }
     }
 

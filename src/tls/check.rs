@@ -31,13 +31,16 @@ pub fn faults(plan: &Plan) -> Vec<Problem> {
 pub fn warnings(plan: &Plan) -> Vec<Problem> {
     let now = Timestamp::now();
     let warning = |entry: &CertificatePlan| {
-        let problem = SHELF.facts(entry).ok()?.ends_soon(now)?.to_string();
+        let problem = SHELF.certificate(entry).ok()?.ends_soon(now)?.to_string();
         Some(Problem { at: format!("{}.files.{}", entry.at, Role::Certificate), problem })
     };
     let has_tls = plan.listeners.iter().any(|listener| listener.tls);
     let own = plan.tls.certificates.iter().filter(|_| has_tls).filter_map(warning);
     let listen = plan.admin.as_ref().and_then(|admin| admin.listen.as_ref());
-    let admin = listen.and_then(|listen| admin_warning(SHELF.facts(&listen.certificate()).ok()?.as_ref(), now));
+    let admin = listen.and_then(|listen| {
+        let certificate = SHELF.certificate(&listen.certificate()).ok()?;
+        admin_warning(&certificate, now)
+    });
     own.chain(admin).collect()
 }
 
@@ -75,7 +78,7 @@ fn examine(plan: &Plan, now: Timestamp) -> Examined {
     let mut certificates = Vec::new();
     for entry in &plan.tls.certificates {
         let at = |role: Role, problem: String| Problem { at: format!("{}.files.{role}", entry.at), problem };
-        match SHELF.facts(entry) {
+        match SHELF.certificate(entry) {
             Ok(certificate) => {
                 warnings.extend(
                     certificate
@@ -96,7 +99,7 @@ fn examine(plan: &Plan, now: Timestamp) -> Examined {
     }
     // What a certificate that cannot be read would have covered is not known.
     if certificates.len() == plan.tls.certificates.len() {
-        let certificates: Vec<_> = certificates.iter().map(AsRef::as_ref).collect();
+        let certificates: Vec<&CertificateFacts> = certificates.iter().map(Deref::deref).collect();
         warnings.extend(uncovered(plan, &certificates));
     }
     examined

@@ -119,9 +119,10 @@ fn server_config(
 ///
 /// # Errors
 ///
-/// `plan` has no protocol version.
+/// `plan` has no protocol version, or `certificate` no key.
 pub fn with_one_certificate(plan: &TlsPlan, certificate: &Certificate) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let key = SingleCertAndKey::from(Arc::clone(certificate.key()));
+    let key = certificate.key().ok_or_else(|| rustls::Error::General("the key cannot be used".to_owned()))?;
+    let key = SingleCertAndKey::from(Arc::clone(key));
     let mut config = versions_and_ciphers(plan)?.with_no_client_auth().with_cert_resolver(Arc::new(key));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});

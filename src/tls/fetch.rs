@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    Certificate, CertificateMaterial, OrderReport, OrderState, SecretBytes,
+    Certificate, CertificateMaterial, Checked, OrderReport, OrderState, SecretBytes,
     acme::{self, Asked, Finding, Told, flight::Severity},
     storage::{Storage, StorageError},
 };
@@ -153,6 +153,7 @@ impl Fetcher {
                 certificate_file: file(certificate_name),
                 key_file: file(key_name),
                 chain_file: Some(file(chain_name)),
+                checked: Checked::default(),
             };
             let certificate =
                 Certificate::from_material(&material).map_err(|error| Fault::Pair(telemetry::chain(&error)))?;

@@ -113,7 +113,7 @@ async fn handshake(configs: &ServerConfigs, client: &Arc<ClientConfig>, name: &s
 }
 
 fn leaf(certificate: &Certificate) -> &CertificateDer<'static> {
-    &certificate.key().cert[0]
+    &certificate.key().unwrap().cert[0]
 }
 
 #[tokio::test]

@@ -5,12 +5,12 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
+use super::certificate::{Certificate, Checked};
 use crate::config::CertificatePlan;
 
 /// The PEM of one certificate, its key and its chain, with the names of the files for messages.
@@ -24,6 +24,9 @@ pub struct CertificateMaterial {
     pub certificate_file: PathBuf,
     pub key_file: PathBuf,
     pub chain_file: Option<PathBuf>,
+    /// So that it is parsed once, whoever asks for what it makes.
+    #[serde(skip)]
+    pub checked: Checked,
 }
 
 impl CertificateMaterial {
@@ -56,6 +59,7 @@ impl CertificateMaterial {
             certificate_file: plan.certificate.clone(),
             key_file: plan.key.clone(),
             chain_file: plan.chain.clone(),
+            checked: Checked::default(),
         })
     }
 
@@ -68,28 +72,9 @@ impl CertificateMaterial {
 /// A certificate as whoever serves is told of it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub enum HandedCertificate {
-    #[serde(serialize_with = "serialize", deserialize_with = "deserialize")]
-    New(Arc<CertificateMaterial>),
+    New(Certificate),
     /// The one at this place among those that it was told of before.
     Kept(u32),
-}
-
-impl HandedCertificate {
-    /// What comes with it, where it is new.
-    pub fn material(&self) -> Option<&Arc<CertificateMaterial>> {
-        match self {
-            Self::New(material) => Some(material),
-            Self::Kept(_) => None,
-        }
-    }
-}
-
-fn serialize<S: Serializer>(material: &Arc<CertificateMaterial>, serializer: S) -> Result<S::Ok, S::Error> {
-    material.serialize(serializer)
-}
-
-fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<CertificateMaterial>, D::Error> {
-    CertificateMaterial::deserialize(deserializer).map(Arc::new)
 }
 
 /// Bytes that are wiped when they are dropped and never printed.

@@ -2,7 +2,8 @@
 //!
 //! Takes bytes and makes of them what rustls asks for at a handshake: [`Certificate`]s in a [`CertificateStore`], and
 //! the [`ServerConfigs`] that choose versions and ciphers. Opens nothing while traffic runs: files are read by
-//! [`crate::keeper`] and by `vestibule check`, through [`CertificateMaterial::read`].
+//! [`crate::keeper`] and by `vestibule check`, through [`CertificateMaterial::read`]. Who reads them also checks them; who
+//! serves is handed what came of it ([`HandedCertificate`]), and makes a key ready when a handshake first asks for it.
 
 pub mod acme;
 mod awaited;
@@ -26,7 +27,7 @@ mod tickets;
 
 pub use acme::{OrderReport, OrderState};
 pub(crate) use awaited::Awaited;
-pub use certificate::{Certificate, CertificateError, CertificateFacts, CertificateName, CertificateWarning};
+pub use certificate::{Certificate, CertificateError, CertificateFacts, CertificateName, CertificateWarning, Checked};
 pub use challenges::{Challenges, PendingChallenge};
 pub use check::{admin_warning, check, faults, findings, warnings};
 pub use client::{ClientAuthorities, ClientAuthority, ClientAuthorityError};

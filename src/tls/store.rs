@@ -70,7 +70,7 @@ impl CertificateStore {
     pub(super) fn key_for_address(&self, local: IpAddr) -> Option<Arc<CertifiedKey>> {
         let index = self.index.load();
         let found = index.addresses.get(&local.to_canonical())?;
-        found.first().map(|position| Arc::clone(index.certificates[*position].key()))
+        found.first().and_then(|position| index.certificates[*position].key()).cloned()
     }
 
     fn select(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
@@ -78,8 +78,9 @@ impl CertificateStore {
         let found = name.and_then(|name| index.candidates(name)).unwrap_or(&index.default);
         let key = |position: &usize| index.certificates[*position].key();
         // With one certificate there is nothing to choose; rustls says itself what does not fit.
-        let usable = |position: &&usize| found.len() == 1 || key(position).key.choose_scheme(schemes).is_some();
-        found.iter().find(usable).or_else(|| found.first()).map(|position| Arc::clone(key(position)))
+        let fits = |key: &Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+        let usable = |position: &&usize| found.len() == 1 || key(position).is_some_and(fits);
+        found.iter().find(usable).or_else(|| found.first()).and_then(key).cloned()
     }
 }
 
@@ -176,7 +177,7 @@ mod tests {
     }
 
     fn leaf(certificate: &Certificate) -> Vec<u8> {
-        certificate.key().cert[0].as_ref().to_vec()
+        certificate.chain()[0].clone()
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SignatureAlgorithm};
 
-use super::{Certificate, CertificateMaterial, SecretBytes};
+use super::{Certificate, CertificateMaterial, Checked, SecretBytes};
 
 /// A root and an intermediate that issues certificates.
 pub(crate) struct Authority {
@@ -60,5 +60,6 @@ pub(crate) fn material(certificate: &str, key: &str, chain: Option<&str>) -> Cer
         certificate_file: PathBuf::from("/certs/site.crt"),
         key_file: PathBuf::from("/certs/site.key"),
         chain_file: chain.map(|_| PathBuf::from("/certs/site.ca.pem")),
+        checked: Checked::default(),
     }
 }

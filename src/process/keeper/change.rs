@@ -1,12 +1,6 @@
 //! Another configuration: read, refused or put in force, remembered, gone back to.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    sync::Arc,
-    thread,
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, io, sync::Arc, thread, time::SystemTime};
 
 use tokio::{
     sync::oneshot,
@@ -27,6 +21,7 @@ use crate::{
     config::{self, ConfigError, Plan, Takes},
     keeper::{Provisions, user::User},
     listener::LET_GO,
+    tls::shelf::SHELF,
 };
 
 /// A configuration that could be put in force.
@@ -112,6 +107,7 @@ impl Keeper {
     /// What a reload would do, in words. Binds nothing.
     pub(super) async fn dry_run(&mut self) -> Outcome {
         let text = self.text().await.map_err(|faults| faults.join("\n"))?;
+        SHELF.begin_reading();
         let checked = config::check_text(&self.source, &text, inspections());
         // Keys that only this text names were read for it.
         self.tidy();
@@ -126,6 +122,7 @@ impl Keeper {
     /// Why not, a line for each fault; nothing has changed then.
     async fn put_in_force(&mut self, text: &str, cause: &str) -> Result<Option<u64>, String> {
         self.orders.is_held = true;
+        SHELF.begin_reading();
         let done = Box::pin(self.try_to_put_in_force(text, cause)).await;
         self.orders.is_held = false;
         self.tidy();
@@ -142,7 +139,7 @@ impl Keeper {
             candidate = self.candidate(text);
         }
         let candidate = candidate?;
-        let certificates = candidate.provisions.materials();
+        let certificates = candidate.provisions.materials.clone();
         let is_same = certificates.len() == self.certificates.len()
             && certificates
                 .iter()
@@ -220,9 +217,8 @@ impl Keeper {
         }
         // Before they are read: what changes while it is put in force is not lost. Where it is refused, what was wrong with
         // them may be mended.
-        let files: BTreeSet<_> =
-            config::dependencies(&self.plan).into_iter().chain(config::dependencies(&plan)).collect();
-        self.watcher.watch(files.into_iter().collect());
+        let files = [config::dependencies(&self.plan), config::dependencies(&plan)].concat();
+        self.watcher.watch(config::in_order(files));
         // A new worker has nothing yet; neither has one that is about to be begun.
         let held = (takes == Takes::Effect).then_some(&self.plan);
         let gathered = Provisions::gather_beside(&plan, &mut self.sockets, held, user.as_ref());
@@ -261,7 +257,7 @@ impl Keeper {
         let Candidate { plan, user, mut provisions, .. } = candidate;
         let log = sink(&plan);
         if let Some(worker) = self.worker_mut(serving) {
-            provisions.certificates = worker.hand(&provisions.materials());
+            worker.hand(&mut provisions);
         }
         let (handover, descriptors) = Handover::new(
             generation,

@@ -183,11 +183,9 @@ impl Keeper {
         let mut sockets = Sockets::with(Inherited::receive());
         let provisions = Provisions::gather_beside(&plan, &mut sockets, None, user.as_ref())?;
         let tickets = TicketKeys::generate().map_err(|error| ServeError::System(io::Error::other(error)))?;
-        let mut history = History::load(&plan.tls.storage, source.file());
-        history.push(1, "start", &text);
+        let history = History::load(&plan.tls.storage, source.file());
         let mut keeper = Self::new(source, options, plan, user, sockets, history, tickets)?;
-        keeper.watcher.watch_since(looked);
-        keeper.certificates = provisions.materials();
+        keeper.certificates.clone_from(&provisions.materials);
         keeper.client_authorities.clone_from(&provisions.client_authorities);
         keeper.users.clone_from(&provisions.users);
         keeper.admin.clone_from(&provisions.admin_secrets);
@@ -201,6 +199,9 @@ impl Keeper {
             Err(_) if keeper.is_told_to_stop() => return Ok(keeper),
             ready => ready.map_err(ServeError::Worker)?,
         }
+        // Only now: clients would wait for a slow disk, and for a way through many folders.
+        keeper.history.push(1, "start", &text);
+        keeper.watcher.watch_since(looked);
         for weakness in keeper.weaknesses() {
             tracing::warn!("{weakness}");
         }
@@ -562,6 +563,7 @@ impl Keeper {
     ) -> io::Result<WorkerId> {
         self.next_worker += 1;
         let id = self.next_worker;
+        let materials = provisions.materials.clone();
         let (handover, descriptors) = Handover::new(
             generation,
             plan,
@@ -572,7 +574,8 @@ impl Keeper {
             self.backends.known(),
         );
         let runs_as = if self.options.single { RunsAs::Thread } else { RunsAs::Process };
-        let worker = Worker::begin(id, runs_as, handover, descriptors, &self.deeds_sender)?;
+        let mut worker = Worker::begin(id, runs_as, handover, descriptors, &self.deeds_sender)?;
+        worker.has_been_told(&materials);
         tracing::debug!(pid = worker.pid().as_raw_pid(), "a worker is begun");
         if self.drained.is_some() {
             worker.tell(ToWorker::Unready);

@@ -38,6 +38,7 @@ use super::super::{
 use crate::{
     admin::{WorkerReport, timestamp},
     config::{LogSink, Plan},
+    keeper::Provisions,
     tls::{CertificateMaterial, HandedCertificate},
 };
 
@@ -155,8 +156,7 @@ impl Worker {
         };
         let (begun_with, log) = (Some(handover.plan.clone()), sink(&handover.plan));
         let started = SystemTime::now();
-        let mut worker = Self::listen_to(id, process, link, deeds, started, begun_with, log)?;
-        worker.certificates = handover.materials();
+        let worker = Self::listen_to(id, process, link, deeds, started, begun_with, log)?;
         worker.tell_with(ToWorker::Start(Box::new(handover)), descriptors);
         Ok(worker)
     }
@@ -208,16 +208,15 @@ impl Worker {
         })
     }
 
-    /// What it has to be told for it to serve `certificates`; to be told at once.
-    pub(super) fn hand(&mut self, certificates: &[Arc<CertificateMaterial>]) -> Vec<HandedCertificate> {
+    /// Leaves of `provisions`, which it is to be told at once, the certificates that it serves already.
+    pub(super) fn hand(&mut self, provisions: &mut Provisions) {
         let known: HashMap<_, _> = self.certificates.iter().map(Arc::as_ptr).zip(0..).collect();
-        let handed = certificates.iter().map(|material| match known.get(&Arc::as_ptr(material)) {
-            Some(place) => HandedCertificate::Kept(*place),
-            None => HandedCertificate::New(Arc::clone(material)),
-        });
-        let handed = handed.collect();
-        self.has_been_told(certificates);
-        handed
+        for (certificate, material) in provisions.certificates.iter_mut().zip(&provisions.materials) {
+            if let Some(place) = known.get(&Arc::as_ptr(material)) {
+                *certificate = HandedCertificate::Kept(*place);
+            }
+        }
+        self.has_been_told(&provisions.materials);
     }
 
     /// Takes note of those that it has been told of; none where it is not known which it serves.

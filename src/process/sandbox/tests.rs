@@ -579,7 +579,7 @@ fn serves(user: Option<&User>, host: &str) {
     let plan = place.plan.clone();
     let mut provisions = Provisions::gather_beside(&plan, &mut Sockets::default(), None, user).unwrap();
 
-    let certificate = provisions.materials()[0].certificate.clone();
+    let certificate = provisions.materials[0].certificate.clone();
     let (started, addresses) = std::sync::mpsc::channel();
     let (mut end, mut told) = UnixStream::pair().unwrap();
     let worker_user = user.cloned();

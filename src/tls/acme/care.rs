@@ -532,7 +532,7 @@ impl Care {
             }
         }
         Ok(certificate.map(|certificate| {
-            let leaf = certificate.key().cert[0].clone().into_owned();
+            let leaf = CertificateDer::from(certificate.chain()[0].clone());
             Current { certificate, leaf }
         }))
     }

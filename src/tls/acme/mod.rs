@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use self::record::Record;
 use super::{
-    Certificate, CertificateMaterial, PendingChallenge, SecretBytes,
+    Certificate, CertificateMaterial, Checked, PendingChallenge, SecretBytes,
     storage::{self, Storage, StorageError},
 };
 use crate::config::{AcmePlan, CertificateHost};
@@ -109,6 +109,7 @@ pub(crate) fn unfold(at: &str, bundle: &SecretBytes, file: &Path) -> Option<(Cer
         certificate_file: file.to_owned(),
         key_file: file.to_owned(),
         chain_file: None,
+        checked: Checked::default(),
     };
     let certificate = Certificate::from_material(&material).ok()?;
     Some((material, certificate))
