@@ -373,11 +373,16 @@ pub fn write_address(address: IpAddr, out: &mut impl BufMut) {
 /// Bytes of an IPv6 address with an IPv4 tail.
 const LONGEST_ADDRESS: usize = 45;
 
+/// What `HeaderValue` makes of a number takes memory three times.
 fn port_value(port: u16) -> HeaderValue {
     match port {
         80 => HeaderValue::from_static("80"),
         443 => HeaderValue::from_static("443"),
-        port => HeaderValue::from(port),
+        port => {
+            let digits = [10_000, 1000, 100, 10, 1].map(|place| b"0123456789"[usize::from(port / place % 10)]);
+            let zeros = digits.iter().take(digits.len() - 1).take_while(|digit| **digit == b'0').count();
+            HeaderValue::from_bytes(&digits[zeros..]).expect("digits are visible ASCII")
+        }
     }
 }
 

@@ -36,6 +36,7 @@ use self::{
     wire::{EndpointWire, WireError},
 };
 use crate::{
+    config::EndpointAddress,
     drain::Tasks,
     h1::encode,
     http::{Body, GatewayError, Retry, Side},
@@ -122,7 +123,7 @@ pub struct Trace {
 /// 503 when no connection could be made or nothing is answered there, 504 when a timer ended, 502 when the endpoint broke off or did not speak
 /// HTTP, 431 when the head does not fit into a uwsgi packet.
 pub async fn send(
-    mut outbound: Outbound<'_>,
+    outbound: &mut Outbound<'_>,
     upstream: &Upstream,
     place: Place,
     pool: &Rc<Pool>,
@@ -148,7 +149,7 @@ pub async fn send(
             continue;
         }
         let exchange = Exchange { endpoint: &endpoint, pool, in_flight, began: is_connected };
-        let outcome = exchange.run(&mut outbound, lease, &mut place, upstream).await;
+        let outcome = exchange.run(outbound, lease, &mut place, upstream).await;
         trace.head = Some(is_connected.elapsed());
         match outcome {
             Err(error)
@@ -253,14 +254,22 @@ async fn connect_to(
     if endpoint.unreachable_for().is_some() {
         endpoint.pass_over(connect_timeout);
     }
-    let connected = timeout(connect_timeout, UpstreamStream::connect(&endpoint.address)).await;
+    let connected = match &endpoint.address {
+        EndpointAddress::Unix(path) => UpstreamStream::connect_unix(path),
+        // On the heap by itself: a request that has its connection from the pool is not as large as one that connects.
+        address @ EndpointAddress::Tcp { .. } => {
+            match Box::pin(timeout(connect_timeout, UpstreamStream::connect(address))).await {
+                Ok(connected) => connected,
+                Err(elapsed) => Err(elapsed.into()),
+            }
+        }
+    };
     let error = match connected {
-        Ok(Ok(stream)) => {
+        Ok(stream) => {
             upstream.connected(endpoint);
             return Ok(Lease::new(stream));
         }
-        Ok(Err(error)) => error,
-        Err(elapsed) => elapsed.into(),
+        Err(error) => error,
     };
     endpoint.count_failure();
     upstream.refused(endpoint, &error);

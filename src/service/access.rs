@@ -174,7 +174,7 @@ async fn send(
             })
         }
     };
-    let outbound = Outbound {
+    let mut outbound = Outbound {
         method: &Method::GET,
         head,
         payload: Payload::Collected(Collected::EMPTY),
@@ -184,7 +184,7 @@ async fn send(
         progress,
         timeout: plan.timeout,
     };
-    proxy::send(outbound, upstream, place, &thread.pool, &mut Trace::default()).await
+    proxy::send(&mut outbound, upstream, place, &thread.pool, &mut Trace::default()).await
 }
 
 /// The headers of the question: those of the request that are not about its body or the form of the answer, and what was asked for.

@@ -109,13 +109,14 @@ pub(super) fn redirect_to_https(target: &HttpsRedirect, uri: &Uri) -> Response<B
     redirect(StatusCode::MOVED_PERMANENTLY, &url(target.host.as_str(), target.port, path))
 }
 
-/// What a CA looks for to see that a name is ours (RFC 8555, 8.3), while an order waits for it; whose path it is
-/// otherwise is for the routes to say.
-pub(super) async fn challenge(certificates: &CertificateStore, request: &request::Parts) -> Option<Response<Body>> {
+/// What is asked for where a CA looks to see that a name is ours (RFC 8555, 8.3).
+pub(super) fn challenge_token(request: &request::Parts) -> Option<&str> {
     let token = request.uri.path().strip_prefix("/.well-known/acme-challenge/")?;
-    if !matches!(request.method, Method::GET | Method::HEAD) {
-        return None;
-    }
+    matches!(request.method, Method::GET | Method::HEAD).then_some(token)
+}
+
+/// What a CA is to find there, while an order waits for it; whose path it is otherwise is for the routes to say.
+pub(super) async fn challenge(certificates: &CertificateStore, token: &str) -> Option<Response<Body>> {
     let page = certificates.challenges().page(token).await?;
     let mut response = Response::new(Body::from(Bytes::copy_from_slice(page.as_bytes())));
     let kind = HeaderValue::from_static("application/octet-stream");

@@ -198,6 +198,11 @@ impl LogGuard {
         }
     }
 
+    /// There was a place at once.
+    pub(super) fn waited_for_nobody(&mut self) {
+        self.record.queue = Some(Duration::ZERO);
+    }
+
     pub(super) fn queue_begins(&mut self) {
         self.queued = Some(Instant::now());
     }

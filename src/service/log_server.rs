@@ -117,7 +117,7 @@ async fn ask(
             ..Environment::question(target, &path_info, "localhost", &sent)
         }),
     };
-    let outbound = Outbound {
+    let mut outbound = Outbound {
         method: &Method::GET,
         head,
         payload: Payload::Collected(Collected::EMPTY),
@@ -128,7 +128,7 @@ async fn ask(
         timeout: COLLECTED_WITHIN,
     };
     let thread = &connection.thread;
-    let mut reply = proxy::send(outbound, upstream, place, &thread.pool, &mut log.trace).await?;
+    let mut reply = proxy::send(&mut outbound, upstream, place, &thread.pool, &mut log.trace).await?;
     headers::strip_response(&mut reply.parts.headers);
     let (parts, body): (response::Parts, Body) = reply.into_body(Delivery::Buffered, &runtime.spool, &connection.tasks);
     Ok(Response::from_parts(parts, body))

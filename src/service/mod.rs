@@ -88,7 +88,9 @@ async fn respond(
     let runtime = Rc::clone(log.runtime());
 
     // Before any redirect and any limit: whether a name is ours is asked here.
-    if let Some(page) = answer::challenge(&thread.certificates, request).await {
+    if let Some(token) = answer::challenge_token(request)
+        && let Some(page) = answer::challenge(&thread.certificates, token).await
+    {
         return Ok(Reached::Response(page));
     }
     // Before any route: what comes in on this listener is on its way elsewhere.
@@ -187,7 +189,8 @@ async fn respond(
     if asks && access::is_preflight(route, request) {
         return Ok(Reached::Response(answer::about_the_server()));
     }
-    for guard in guards() {
+    // Here and below: what could wait is moved to its place with all its room, so it is not begun where there is nothing to wait for.
+    for guard in guards().filter(|_| asks) {
         access::demand_password(guard, &runtime, &mut request.headers, &origin, log).await?;
     }
     // Not the health path: whoever asks there asks for just this. And before another server is asked, which may be a page of
@@ -200,7 +203,7 @@ async fn respond(
         access::keep_password(guard, &mut request.headers);
     }
     // With headers that are true, so that it can believe what it is told.
-    for guard in guards() {
+    for guard in guards().filter(|_| asks) {
         if let Some(answer) = access::ask(guard, request, target, &origin, connection, log).await? {
             return Ok(Reached::Response(answer));
         }
@@ -224,9 +227,18 @@ async fn respond(
     }
     // Before the queue: a place is worth more than our memory, and an application thread more than both.
     let progress = log.patience().progress;
-    let payload = receive(body, route, log).await?;
+    let payload = match body.length() {
+        Some(0) => Payload::Collected(Collected::EMPTY),
+        length => receive(body, length, route, log).await?,
+    };
     // A handshake has to wait as any request, or it would be a way past the queue; what comes of it holds no place.
-    let place = wait_for_place(route, &path, request, &origin, log).await?;
+    let place = match route.upstream.queue.enter_at_once() {
+        Some(place) => {
+            log.waited_for_nobody();
+            place
+        }
+        None => wait_for_place(route, &path, request, &origin, log).await?,
+    };
 
     let affinity = affinity(route, &origin, &request.headers);
     let stuck = affinity.endpoint.as_ref().map(|endpoint| endpoint.id());
@@ -419,11 +431,7 @@ fn is_known(runtime: &Runtime, connection: &Connection, host: &str) -> bool {
 }
 
 /// The request body: whole, or as it comes where the route says so and the endpoint can be told its length.
-async fn receive(body: Body, route: &Route, log: &mut LogGuard) -> Result<Payload, GatewayError> {
-    let length = body.length();
-    if length == Some(0) {
-        return Ok(Payload::Collected(Collected::EMPTY));
-    }
+async fn receive(body: Body, length: Option<u64>, route: &Route, log: &mut LogGuard) -> Result<Payload, GatewayError> {
     let patience = log.patience();
     let body = Paced::body(body, patience);
     let says_length = length.is_some() || route.upstream.plan.protocol == Protocol::Http;
@@ -531,7 +539,7 @@ async fn exchange(
             })
         }
     };
-    let outbound = Outbound {
+    let mut outbound = Outbound {
         method: &view.request.method,
         head,
         payload,
@@ -541,7 +549,7 @@ async fn exchange(
         progress: view.progress,
         timeout: route.plan.timeout,
     };
-    proxy::send(outbound, &route.upstream, place, &thread.pool, trace).await
+    proxy::send(&mut outbound, &route.upstream, place, &thread.pool, trace).await
 }
 
 /// Decoded, slashes merged; the bare form of a prefix is its root, as behind nginx and Apache.

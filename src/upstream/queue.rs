@@ -220,6 +220,14 @@ impl Queue {
         self.places.as_ref().map_or(0, |places| places.lock().line.requests())
     }
 
+    /// A place, where nobody has to be waited for.
+    pub fn enter_at_once(&self) -> Option<Place> {
+        match &self.places {
+            None => Some(Place(None)),
+            Some(places) => places.take().then(|| Place(Some(Arc::clone(places)))),
+        }
+    }
+
     /// Waits for a place, at most `queue.timeout`. `who` is asked only where one has to wait.
     pub async fn enter(&self, who: impl FnOnce() -> Who) -> Result<Place, Refused> {
         let Some(places) = &self.places else { return Ok(Place(None)) };

@@ -47,8 +47,16 @@ impl UpstreamStream {
                 stream.set_nodelay(true)?;
                 Ok(Self::Tcp(stream))
             }
-            EndpointAddress::Unix(path) => connect_unix(path).map(Self::Unix),
+            EndpointAddress::Unix(path) => Self::connect_unix(path),
         }
+    }
+
+    /// Connects to a unix socket, which takes a connection at once, or refuses it: there is nothing to wait for.
+    pub fn connect_unix(path: &Path) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        UnixStream::from_std(socket.into()).map(Self::Unix)
     }
 
     /// Writes to a connection that is new, of which the runtime does not know yet that it can be written to.
@@ -93,14 +101,6 @@ impl UpstreamStream {
             Self::Unix(stream) => splice::poll_send_file(cx, stream, file, offset, length),
         }
     }
-}
-
-/// A unix socket takes a connection at once, or refuses it: there is nothing to wait for, as the runtime would.
-fn connect_unix(path: &Path) -> io::Result<UnixStream> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    UnixStream::from_std(socket.into())
 }
 
 impl AsyncRead for UpstreamStream {

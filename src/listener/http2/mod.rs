@@ -42,6 +42,8 @@ where
         let (connection, streams) = (Rc::clone(&connection), streams.clone());
         move |request: Request<Incoming>| {
             let (connection, streams) = (Rc::clone(&connection), streams.clone());
+            // On the heap by itself: the library moves the future of a stream about, with all it holds.
+            let request = Box::new(request);
             async move { answer(request, &connection, &streams).await }
         }
     });
@@ -100,7 +102,7 @@ pub(super) enum End {
 /// one there may be many streams, and all of an answer that its client does not take stays here. One that is beyond those of its
 /// client is refused, too.
 async fn answer(
-    request: Request<Incoming>,
+    request: Box<Request<Incoming>>,
     connection: &Rc<Connection>,
     streams: &Streams,
 ) -> Result<Response<Logged>, h2::Error> {
@@ -111,12 +113,20 @@ async fn answer(
     if streams.are_too_many(connection) {
         return Err(Reason::REFUSED_STREAM.into());
     }
-    let (parts, body) = request.into_parts();
-    let is_head = parts.method == http::Method::HEAD;
-    let body = if body.is_end_stream() { Body::Empty } else { Body::stream(RequestBody(body)) };
-    // On the heap by itself: a stream whose answer waits for its client is then not as large as one that is being served.
-    let serving = Box::pin(service::serve(Request::from_parts(parts, body), connection));
-    let Answer { response, log, .. } = serving.await;
+    let is_head = request.method() == http::Method::HEAD;
+    let answer = serving(*request, connection).await;
+    Ok(respond(answer, is_head, streams))
+}
+
+/// On the heap by itself: a stream whose answer waits for its client is then not as large as one that is being served.
+fn serving(request: Request<Incoming>, connection: &Rc<Connection>) -> Pin<Box<impl Future<Output = Answer>>> {
+    let request = request.map(|body| if body.is_end_stream() { Body::Empty } else { Body::stream(RequestBody(body)) });
+    Box::pin(service::serve(request, connection))
+}
+
+/// What is sent of `answer`.
+fn respond(answer: Answer, is_head: bool, streams: &Streams) -> Response<Logged> {
+    let Answer { response, log, .. } = answer;
     let (mut parts, body) = response.into_parts();
     // Values are slices of the buffer they were read into; the compressor's table would keep all of it.
     for value in parts.headers.values_mut() {
@@ -127,7 +137,7 @@ async fn answer(
     // hyper sends what it is given, to a HEAD as well.
     let body = if is_head { Body::Empty } else { body };
     let progress = streams.progress(log.patience());
-    Ok(Response::from_parts(parts, Logged { body, rest: Bytes::new(), after: Poll::Pending, log, progress }))
+    Response::from_parts(parts, Logged { body, rest: Bytes::new(), after: Poll::Pending, log, progress })
 }
 
 /// A request body as hyper reads it.
