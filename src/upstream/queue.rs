@@ -224,18 +224,20 @@ impl Queue {
     pub fn enter_at_once(&self) -> Option<Place> {
         match &self.places {
             None => Some(Place(None)),
-            Some(places) => places.take().then(|| Place(Some(Arc::clone(places)))),
+            Some(places) => {
+                // Who has a place, or is called to one, has to get on with it: others wait for it.
+                turns::cost(turns::AT_ONCE);
+                places.take().then(|| Place(Some(Arc::clone(places))))
+            }
         }
     }
 
     /// Waits for a place, at most `queue.timeout`. `who` is asked only where one has to wait.
     pub async fn enter(&self, who: impl FnOnce() -> Who) -> Result<Place, Refused> {
-        let Some(places) = &self.places else { return Ok(Place(None)) };
-        // Who is called has to hear of it, and get on with it: others wait for the place.
-        turns::cost(turns::AT_ONCE);
-        if places.take() {
-            return Ok(Place(Some(Arc::clone(places))));
+        if let Some(place) = self.enter_at_once() {
+            return Ok(place);
         }
+        let Some(places) = &self.places else { return Ok(Place(None)) };
         let Some((mut waiter, timeout)) = places.stand_in_line(who()) else {
             self.metrics.refused(Refusal::Full);
             return Err(Refused::Full);
