@@ -19,6 +19,23 @@ pub(crate) fn give_back() {
     unsafe { mi_collect(true) }
 }
 
+/// Lets go of the program's own pages, most of which nobody needs after a start: what was used once, and what the system has
+/// mapped around it, counts as ours for as long as we live. What is used again comes back from the file's cache.
+#[allow(unsafe_code, reason = "nothing safe tells where the program lies")]
+pub(crate) fn let_go_of_code() {
+    unsafe extern "C" {
+        // Of the linker: nothing between them is ever written to, relocations included.
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    let start = &raw const __executable_start;
+    let length = (&raw const etext).addr().saturating_sub(start.addr());
+    let length = length - length % rustix::param::page_size();
+    // SAFETY: these pages are as they are in the file, which nobody can write to while it runs; they are read from there
+    // again. It is advice: where it is refused, nothing has changed.
+    unsafe { libc::madvise(start.cast_mut().cast(), length, libc::MADV_DONTNEED) };
+}
+
 /// When it is worth it on a thread with a runtime of its own: once it has become quiet after it was busy.
 pub(crate) struct Quiet {
     looked: Instant,

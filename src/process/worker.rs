@@ -120,6 +120,7 @@ pub(super) fn run(link: OwnedFd, runs_as: RunsAs) -> Result<(), WorkerError> {
     // Nobody hears it where the keeper has gone; that comes to be known by the next message.
     drop(say(Word::Ready));
     allocator::give_back();
+    allocator::let_go_of_code();
     loop {
         let step = local.block_on(&runtime, worker.next(&mut messages, &mut ordered, &mut told));
         let word = match step {

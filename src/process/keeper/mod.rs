@@ -216,6 +216,7 @@ impl Keeper {
     fn tidy(&self) {
         SHELF.keep_only(&self.plan.tls);
         allocator::give_back();
+        allocator::let_go_of_code();
     }
 
     /// Where it listens.
