@@ -20,6 +20,7 @@ mod roots;
 pub(crate) mod shelf;
 pub mod storage;
 mod store;
+mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tickets;
@@ -38,4 +39,5 @@ pub use material::{
 };
 pub use roots::Roots;
 pub use store::{CertificateId, CertificateStore};
+pub use stream::TlsStream;
 pub use tickets::{LIFETIME_SECONDS, TicketKeys, Ticketer};
