@@ -285,6 +285,7 @@ mod certificates {
             certificate_file: "site.crt".into(),
             key_file: "site.key".into(),
             chain_file: None,
+            checked: Default::default(),
         })
         .unwrap()
     }

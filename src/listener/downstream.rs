@@ -10,9 +10,11 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
-use tokio_rustls::server::TlsStream;
 
-use crate::splice::{self, Pipe};
+use crate::{
+    splice::{self, Pipe},
+    tls::TlsStream,
+};
 
 /// A client's connection, plain or encrypted.
 pub trait Downstream: AsyncRead + AsyncWrite + Unpin + 'static {

@@ -17,23 +17,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{FutureExt as _, future::LocalBoxFuture};
 use rustix::{io::Errno, net::SocketFlags};
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     time::{sleep, timeout},
 };
-use tokio_rustls::server::TlsStream;
 
 pub use self::downstream::Downstream;
 use crate::{
     config::ListenerPlan,
     drain::{Drain, Leaving},
     http::forwarded::Peer,
-    limits::{Client, Connections, OpenConnection, memory::Pressure},
+    limits::{Client, ClientStreams, Connections, OpenConnection, memory::Pressure},
     metrics::{Handshake, ListenerMetrics, Shed},
     runtime::Runtime,
     service::{Connection, TrafficThread},
-    tls::{ServerConfigs, TlsInfo},
+    tls::{ServerConfigs, TlsInfo, TlsStream},
     turns,
 };
 
@@ -43,7 +43,7 @@ pub struct Listener {
     terms: RefCell<Terms>,
     /// Given when no more is to be accepted.
     closing: Leaving,
-    metrics: ListenerMetrics,
+    metrics: Rc<ListenerMetrics>,
     /// Connections of all listeners and threads.
     connections: Arc<Connections>,
     /// When the system last refused to accept.
@@ -75,7 +75,7 @@ impl Listener {
         drain: &Drain,
     ) -> Self {
         let terms = Terms { plan: Rc::new(plan), tls, leaving: drain.part() };
-        let (terms, refused) = (RefCell::new(terms), Cell::new(None));
+        let (terms, refused, metrics) = (RefCell::new(terms), Cell::new(None), Rc::new(metrics));
         Self { socket, terms, closing: drain.part(), metrics, connections, refused }
     }
 
@@ -181,7 +181,7 @@ impl Listener {
             tracing::debug!(peer = ?ends.peer, listener = %listener.address, "not a trusted proxy: closed unread");
             return;
         }
-        let (connections, metrics) = (Arc::clone(&self.connections), self.metrics.clone());
+        let (connections, metrics) = (Arc::clone(&self.connections), Rc::clone(&self.metrics));
         let refused = move |reason, client, runtime: &Runtime| {
             metrics.shed(reason);
             connections.tell(reason, client, &runtime.plan.limits);
@@ -205,50 +205,37 @@ impl Listener {
         if turned_away {
             refused(Shed::Memory, None, &runtime);
         }
-        let (metrics, all) = (self.metrics.clone(), Arc::clone(&self.connections));
-        let accepted = metrics.accepted();
+        let accepted = self.metrics.accepted();
+        let (metrics, all) = (Rc::clone(&self.metrics), Arc::clone(&self.connections));
         let tasks = thread.tasks.of(counted(&ends.peer, &runtime));
-        let thread = Rc::clone(thread);
+        let (proxy_protocol, thread) = (listener.proxy_protocol, Rc::clone(thread));
+        let connection = {
+            let (thread, tasks) = (Rc::clone(&thread), tasks.clone());
+            move |ends: &Ends, tls| {
+                let (peer, local_port) = (ends.peer, ends.local.map_or(0, |local| local.port()));
+                Rc::new(Connection { thread, tasks, listener, leaving, peer, local_port, turned_away, all, tls })
+            }
+        };
         // Until it is open: it is not to keep this generation for as long as it stays.
         let runtime = Arc::clone(&runtime);
         let cost = if tls.is_some() { turns::HANDSHAKE } else { turns::ONE };
-        tasks.clone().spawn_at(cost, async move {
-            // Each phase on the heap by itself: the task of an idle connection is then not as large as its handshake was.
-            let opening = open_in_time(stream, ends, listener.proxy_protocol, tls, &mut admission, runtime, metrics);
-            let (stream, ends) = match Box::pin(opening).await {
+        // Each phase on the heap by itself, and made by the one before: what the task keeps is not as large as a handshake.
+        let opening = Box::pin(async move {
+            let opened = open_in_time(stream, ends, proxy_protocol, tls, &mut admission, runtime, &metrics).await?;
+            Ok(opened.map(|(stream, ends)| {
+                let streams = admission.open.streams();
+                (admission, serve(stream, &ends, connection, streams))
+            }))
+        });
+        tasks.spawn_at(cost, async move {
+            let (admission, serving) = match opening.await {
                 Ok(Some(opened)) => opened,
                 Ok(None) => return,
                 Err((reason, client)) => return refused(reason, client, &thread.current()),
             };
             turns::cost(turns::ONE);
-            let (peer, local_port) = (ends.peer, ends.local.map_or(0, |local| local.port()));
-            let connection = |tls| {
-                Rc::new(Connection {
-                    thread: Rc::clone(&thread),
-                    tasks,
-                    listener,
-                    leaving,
-                    peer,
-                    local_port,
-                    turned_away,
-                    all,
-                    tls,
-                })
-            };
-            match stream {
-                Stream::Plain(stream) => serve_http1(http1::wire(stream), connection(None)).await,
-                Stream::Tls(stream) => {
-                    let info = TlsInfo::of(stream.get_ref().1);
-                    if info.alpn == Some("h2") {
-                        let streams = admission.open.streams();
-                        let ended = Box::pin(http2::serve(stream, connection(Some(info)), streams)).await;
-                        if matches!(ended, http2::End::Flood) {
-                            refused(Shed::Flood, client(&peer), &thread.current());
-                        }
-                    } else {
-                        serve_http1(http1::wire(*stream), connection(Some(info))).await;
-                    }
-                }
+            if let Err((reason, client)) = serving.await {
+                refused(reason, client, &thread.current());
             }
             drop((admission, accepted));
         });
@@ -277,12 +264,37 @@ impl Listener {
     }
 }
 
+/// Why a connection was refused or ended, and whose it was where that is counted.
+type Refusal = (Shed, Option<Client>);
+
+/// Serves what the client and we have agreed to speak. An error: its client has asked for too much.
+fn serve<S: Downstream>(
+    stream: Stream<S>,
+    ends: &Ends,
+    connection: impl FnOnce(&Ends, Option<TlsInfo>) -> Rc<Connection>,
+    streams: ClientStreams,
+) -> LocalBoxFuture<'static, Result<(), Refusal>> {
+    match stream {
+        Stream::Plain(stream) => Box::pin(serve_http1(http1::wire(stream), connection(ends, None))),
+        Stream::Tls(stream, info) if info.alpn == Some("h2") => {
+            let client = client(&ends.peer);
+            let serving = http2::serve(stream, connection(ends, Some(*info)), streams);
+            Box::pin(serving.map(move |ended| match ended {
+                http2::End::Over => Ok(()),
+                http2::End::Flood => Err((Shed::Flood, client)),
+            }))
+        }
+        Stream::Tls(stream, info) => Box::pin(serve_http1(http1::wire(*stream), connection(ends, Some(*info)))),
+    }
+}
+
 /// Serves requests, and what comes of them if that is a websocket.
-async fn serve_http1<S: Downstream>(wire: http1::Wire<S>, connection: Rc<Connection>) {
+async fn serve_http1<S: Downstream>(wire: http1::Wire<S>, connection: Rc<Connection>) -> Result<(), Refusal> {
     let upgraded = Box::pin(http1::serve(wire, &connection)).await;
     if let Some(upgraded) = upgraded {
         Box::pin(upgraded.carry(connection)).await;
     }
+    Ok(())
 }
 
 /// A connection that has been let in so far.
@@ -293,7 +305,7 @@ struct Admission {
 
 impl Admission {
     /// Counts the connection, and its handshake if it is to make one, as `peer`'s, unless that has had its part.
-    fn count(&mut self, peer: &Peer, runtime: &Runtime) -> Result<(), (Shed, Option<Client>)> {
+    fn count(&mut self, peer: &Peer, runtime: &Runtime) -> Result<(), Refusal> {
         let client = counted(peer, runtime);
         if let Some(client) = client {
             self.open.count_for(client, &runtime.plan.limits).map_err(|reason| (reason, Some(client)))?;
@@ -327,7 +339,7 @@ struct Ends {
 /// A connection on which requests can be read.
 enum Stream<S> {
     Plain(S),
-    Tls(Box<TlsStream<S>>),
+    Tls(Box<TlsStream<S>>, Box<TlsInfo>),
 }
 
 /// `None`: there is nothing to be read from it. An error: it is beyond a limit.
@@ -338,8 +350,8 @@ async fn open_in_time<S: Downstream>(
     tls: Option<Rc<ServerConfigs>>,
     admission: &mut Admission,
     runtime: Arc<Runtime>,
-    metrics: ListenerMetrics,
-) -> Result<Option<(Stream<S>, Ends)>, (Shed, Option<Client>)> {
+    metrics: &ListenerMetrics,
+) -> Result<Option<(Stream<S>, Ends)>, Refusal> {
     let (peer, deadline) = (ends.peer, runtime.plan.limits.handshake_timeout);
     let opened = timeout(deadline, open(stream, ends, proxy_protocol, tls.as_deref(), admission, &runtime)).await;
     let outcome = match &opened {
@@ -387,7 +399,7 @@ async fn open<S: Downstream>(
         Some(configs) => {
             let address = ends.local.map(|local| local.ip().to_canonical());
             match configs.accept(stream, address).await? {
-                Some(stream) => Stream::Tls(Box::new(stream)),
+                Some((stream, info)) => Stream::Tls(Box::new(stream), Box::new(info)),
                 None => return Ok(None),
             }
         }

@@ -6,7 +6,7 @@ use ::aws_lc_rs::digest::{Context, SHA256, digest};
 use data_encoding::{HEXLOWER, HEXUPPER};
 use http::HeaderValue;
 use rustls::{
-    HandshakeKind, RootCertStore, ServerConnection,
+    CommonState, HandshakeKind, RootCertStore,
     crypto::aws_lc_rs,
     pki_types::{
         CertificateDer, UnixTime,
@@ -68,7 +68,7 @@ impl ClientAuthority {
 
     /// Looks once more at whom a handshake has let in: a session that resumes brings its certificate along, which may have
     /// expired since.
-    pub(super) fn admit(&self, connection: &ServerConnection) -> io::Result<()> {
+    pub(super) fn admit(&self, connection: &CommonState) -> io::Result<()> {
         let Some((leaf, chain)) = connection.peer_certificates().and_then(<[_]>::split_first) else {
             let mandatory = self.verifier.client_auth_mandatory();
             return if mandatory { Err(io::Error::other("no client certificate")) } else { Ok(()) };

@@ -5,14 +5,19 @@ use std::{io, net::IpAddr, sync::Arc};
 use rustls::{
     CipherSuite, ConfigBuilder, ServerConfig, SupportedCipherSuite, WantsVerifier,
     crypto::aws_lc_rs,
-    server::{Acceptor, ClientHello, NoServerSessionStorage},
+    server::{ClientHello, NoServerSessionStorage},
     sign::SingleCertAndKey,
     version,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
-use super::{Certificate, challenges, client::ClientAuthority, store::CertificateStore, tickets::Ticketer};
+use super::{
+    Certificate, TlsInfo, challenges,
+    client::ClientAuthority,
+    store::CertificateStore,
+    stream::{Greeted, TlsStream},
+    tickets::Ticketer,
+};
 use crate::config::TlsPlan;
 
 /// The terms for every client, in the two orders of ciphers that clients need.
@@ -68,24 +73,25 @@ impl ServerConfigs {
     ///
     /// Has no deadline of its own; a client that is refused is sent the alert that says why. Cancelling it closes the
     /// connection. `None`: it was a CA that looked whether a name is ours, and has seen it.
-    pub async fn accept<S>(&self, stream: S, local: Option<IpAddr>) -> io::Result<Option<TlsStream<S>>>
+    pub async fn accept<S>(&self, stream: S, local: Option<IpAddr>) -> io::Result<Option<(TlsStream<S>, TlsInfo)>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let start = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        let hello = start.client_hello();
+        let greeted = Greeted::read(stream).await?;
+        let hello = greeted.hello();
+        let asked_for: Option<Box<str>> = hello.server_name().map(Into::into);
         if challenges::is_challenge(&hello) {
-            let asked_for = hello.server_name().map(str::to_owned);
-            let config = self.store.challenges().handshake(asked_for).await?;
-            start.into_stream(config).await?.shutdown().await?;
+            let config = self.store.challenges().handshake(asked_for.map(Into::into)).await?;
+            greeted.agree(config).await?.shutdown().await?;
             return Ok(None);
         }
         let config = self.choose(&hello, local);
-        let stream = start.into_stream(config).await?;
+        let stream = greeted.agree(config).await?;
         if let Some(clients) = &self.clients {
-            clients.admit(stream.get_ref().1)?;
+            clients.admit(stream.terms())?;
         }
-        Ok(Some(stream))
+        let info = TlsInfo::of(stream.terms(), asked_for);
+        Ok(Some((stream, info)))
     }
 }
 

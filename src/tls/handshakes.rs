@@ -91,8 +91,7 @@ async fn handshake(configs: &ServerConfigs, client: &Arc<ClientConfig>, name: &s
     let server = async {
         let (stream, _) = listener.accept().await?;
         let local = stream.local_addr()?.ip();
-        let mut stream = configs.accept(stream, Some(local)).await?.unwrap();
-        let info = TlsInfo::of(stream.get_ref().1);
+        let (mut stream, info) = configs.accept(stream, Some(local)).await?.unwrap();
         stream.write_all(b"!").await?;
         stream.shutdown().await?;
         std::io::Result::Ok(info)
@@ -332,7 +331,7 @@ async fn serve(listener: TcpListener, configs: &ServerConfigs) -> std::convert::
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         let local: IpAddr = stream.local_addr().unwrap().ip();
-        if let Ok(Some(mut stream)) = configs.accept(stream, Some(local)).await {
+        if let Ok(Some((mut stream, _))) = configs.accept(stream, Some(local)).await {
             let page = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\nwelcome\n";
             // A client that has seen enough has gone.
             drop(stream.write_all(page).await);

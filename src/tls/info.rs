@@ -1,6 +1,6 @@
 //! What a handshake settled, for the access log.
 
-use rustls::{CipherSuite, ProtocolVersion, ServerConnection};
+use rustls::{CipherSuite, CommonState, ProtocolVersion};
 
 use super::client;
 use crate::http::client_certificate::ClientCertificate;
@@ -22,7 +22,7 @@ pub struct TlsInfo {
 
 impl TlsInfo {
     /// `-` stands for what is not known, as before the handshake is over.
-    pub fn of(connection: &ServerConnection) -> Self {
+    pub(super) fn of(connection: &CommonState, server_name: Option<Box<str>>) -> Self {
         let version = match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
             Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
@@ -36,7 +36,7 @@ impl TlsInfo {
         Self {
             version,
             cipher: connection.negotiated_cipher_suite().map_or("-", |suite| name(suite.suite())),
-            server_name: connection.server_name().map(Into::into),
+            server_name,
             alpn,
             client: connection.peer_certificates().and_then(|chain| client::read(chain.first()?)),
         }

@@ -21,6 +21,7 @@ mod roots;
 pub(crate) mod shelf;
 pub mod storage;
 mod store;
+mod stream;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tickets;
@@ -39,4 +40,5 @@ pub use material::{
 };
 pub use roots::Roots;
 pub use store::{CertificateId, CertificateStore};
+pub use stream::TlsStream;
 pub use tickets::{LIFETIME_SECONDS, TicketKeys, Ticketer};

@@ -50,16 +50,17 @@ pub(super) fn wire<Io: Downstream>(io: Io) -> Wire<Io> {
 /// Serves requests one after the other until the client, a limit or a drain ends it; what has become a websocket is left to
 /// the caller, so that nothing of what has served its requests is kept for as long as it lasts.
 pub(super) async fn serve<Io: Downstream>(wire: Wire<Io>, connection: &Rc<Connection>) -> Option<Box<Upgraded<Io>>> {
-    let limits = connection.thread.current().plan.limits.clone();
-    let head_limits = HeadLimits { bytes: limits.header_bytes, fields: limits.header_count, target: limits.uri_bytes };
-    let mut timer = pin!(sleep(limits.head_timeout));
+    let (head_limits, mut waits, keep_alive) = {
+        let limits = &connection.thread.current().plan.limits;
+        let head = HeadLimits { bytes: limits.header_bytes, fields: limits.header_count, target: limits.uri_bytes };
+        // The first head is waited for no longer than any other; between requests `keep_alive` rules.
+        (head, Waits { idle: limits.head_timeout, head: limits.head_timeout }, limits.keep_alive)
+    };
+    let mut timer = pin!(sleep(waits.head));
     let drain = connection.thread.drain.clone();
     let mut stopping = pin!(drain.stopping());
-    // The first head is waited for no longer than any other; between requests `keep_alive` rules.
-    let mut idle = limits.head_timeout;
 
     loop {
-        let waits = Waits { idle, head: limits.head_timeout };
         let head = match read_head(&wire, head_limits, waits, timer.as_mut(), stopping.as_mut()).await {
             Ok(head) => head,
             Err(NoHead::Over) => return None,
@@ -67,12 +68,12 @@ pub(super) async fn serve<Io: Downstream>(wire: Wire<Io>, connection: &Rc<Connec
                 let glimpse = Glimpse::of(&wire.borrow().read);
                 let answer = service::refuse(connection, &error, glimpse);
                 let asked = Asked { method: Method::GET, version: Version::HTTP_11, keep_alive: false };
-                response::send(&wire, answer, &asked, timer.as_mut()).await;
-                request::linger(&wire, timer.as_mut()).await;
+                Box::pin(response::send(&wire, answer, &asked, timer.as_mut())).await;
+                Box::pin(request::linger(&wire, timer.as_mut())).await;
                 return None;
             }
         };
-        idle = limits.keep_alive;
+        waits.idle = keep_alive;
 
         let mut asked =
             Asked { method: head.parts.method.clone(), version: head.parts.version, keep_alive: head.keep_alive };
@@ -84,22 +85,22 @@ pub(super) async fn serve<Io: Downstream>(wire: Wire<Io>, connection: &Rc<Connec
         };
         let request = Request::from_parts(head.parts, body);
 
-        // On the heap by itself: an idle connection is then not as large as a request that is being served.
+        // On the heap by itself, as the answer is: an idle connection is then not as large as a request that is being served.
         let serving = Box::pin(service::serve(request, connection));
         // A client that has gone takes its request with it: out of the queue, off the endpoint.
         let answer = until_gone(serving, &wire).await?;
 
         asked.keep_alive &= !connection.leaving.is_on() && !connection.turned_away;
-        let next = response::send(&wire, answer, &asked, timer.as_mut()).await;
+        let next = Box::pin(response::send(&wire, answer, &asked, timer.as_mut())).await;
         match next {
             response::Next::Request => {}
             response::Next::Gone => return None,
             response::Next::Close => {
-                request::close(&wire).await;
+                Box::pin(request::close(&wire)).await;
                 return None;
             }
             response::Next::Linger => {
-                request::linger(&wire, timer.as_mut()).await;
+                Box::pin(request::linger(&wire, timer.as_mut())).await;
                 return None;
             }
             response::Next::Tunnel(tunnel, log) => {
@@ -118,6 +119,7 @@ struct Asked {
 }
 
 /// How long a head is waited for: until its first byte, and from there to its last.
+#[derive(Clone, Copy)]
 struct Waits {
     idle: Duration,
     head: Duration,
