@@ -270,7 +270,7 @@ mod access_log {
 
 mod certificates {
     use rcgen::{CertificateParams, KeyPair};
-    use vestibule::tls::{Certificate, CertificateMaterial, CertificateStore, SecretBytes};
+    use vestibule::tls::{Certificate, CertificateMaterial, CertificateStore, Checked, SecretBytes};
 
     use super::{Bencher, black_box};
 
@@ -285,7 +285,7 @@ mod certificates {
             certificate_file: "site.crt".into(),
             key_file: "site.key".into(),
             chain_file: None,
-            checked: Default::default(),
+            checked: Checked::default(),
         })
         .unwrap()
     }

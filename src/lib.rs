@@ -25,7 +25,7 @@
 //! | [`upstream`] | an application: endpoints, whether it is ready, its workers, the queue before it, the connections to it |
 //! | [`access`] | users and their passwords, looked at within bounds |
 //! | [`route`], [`runtime`] | host and path → route; one immutable generation of all that a request needs |
-//! | [`tls`] | certificates by name, the terms of handshakes; those that are ordered (`tls::acme`), and where they are kept |
+//! | [`tls`] | certificates by name, the terms of handshakes, records without a buffer for who is idle; those that are ordered (`tls::acme`), and where they are kept |
 //! | [`proxy`] | one exchange with an endpoint, over HTTP or uwsgi, and the tunnel of a websocket |
 //! | [`service`] | **the path of a request**: `serve`, every step in order |
 //! | [`listener`] | bound sockets, handshakes, the connection before and between requests |

@@ -355,3 +355,167 @@ thread_local! {
     /// Records that are to be sent.
     static SEALED: RefCell<Box<[u8]>> = RefCell::new(vec![0; SEALED_AT_ONCE + OVERHEAD].into());
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{
+        ClientConfig, RootCertStore, SupportedProtocolVersion,
+        crypto::aws_lc_rs,
+        pki_types::{PrivateKeyDer, ServerName},
+        version::{TLS12, TLS13},
+    };
+    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+    use tokio_rustls::{TlsConnector, client};
+
+    use super::*;
+
+    const PROTOCOLS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
+
+    fn terms(version: &'static SupportedProtocolVersion) -> (Arc<ServerConfig>, TlsConnector) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        (Arc::new(server), Arc::new(client).into())
+    }
+
+    /// Both ends, where so many bytes are on their way at most.
+    async fn ends(
+        version: &'static SupportedProtocolVersion,
+        on_the_way: usize,
+    ) -> (TlsStream<DuplexStream>, client::TlsStream<DuplexStream>) {
+        let (config, connector) = terms(version);
+        let (ours, theirs) = duplex(on_the_way);
+        let accept = async { Greeted::read(ours).await.unwrap().agree(config).await.unwrap() };
+        let connect = connector.connect(ServerName::try_from("localhost").unwrap(), theirs);
+        let (ours, theirs) = tokio::join!(accept, connect);
+        (ours, theirs.unwrap())
+    }
+
+    #[tokio::test]
+    async fn everything_comes_through_in_whatever_pieces_and_nothing_is_kept_after_it() {
+        let sent: Vec<u8> = (0..200_000_u32).map(|number| number.to_le_bytes()[0]).collect();
+        for version in PROTOCOLS {
+            for on_the_way in [1, 7, 1000, 1 << 20] {
+                let (mut ours, mut theirs) = ends(version, on_the_way).await;
+                let echo = async {
+                    let mut back = vec![0; 3_000];
+                    loop {
+                        match ours.read(&mut back).await.unwrap() {
+                            0 => break,
+                            count => ours.write_all(&back[..count]).await.unwrap(),
+                        }
+                    }
+                    assert_eq!((ours.incoming.capacity(), ours.plaintext.capacity()), (0, 0));
+                    ours.shutdown().await.unwrap();
+                    assert_eq!(ours.outgoing.capacity(), 0);
+                };
+                let (mut reading, mut writing) = tokio::io::split(&mut theirs);
+                let write = async {
+                    writing.write_all(&sent).await.unwrap();
+                    writing.shutdown().await.unwrap();
+                };
+                let mut came = Vec::new();
+                let (_, (), ()) = tokio::join!(reading.read_to_end(&mut came), write, echo);
+                assert!(came == sent, "{version:?} by {on_the_way}: {} bytes", came.len());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn pieces_are_sent_in_order_and_as_much_as_fits_at_once() {
+        let (mut ours, mut theirs) = ends(&TLS13, 1 << 20).await;
+        let pieces = [vec![1; 30_000], Vec::new(), vec![2; 30_000], vec![3; 30_000]];
+        let pieces: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+
+        let taken = ours.write_vectored(&pieces).await.unwrap();
+        ours.flush().await.unwrap();
+
+        assert_eq!(taken, SEALED_AT_ONCE);
+        let mut came = vec![0; taken];
+        theirs.read_exact(&mut came).await.unwrap();
+        assert!(came[..30_000].iter().all(|byte| *byte == 1) && came[30_000..60_000].iter().all(|byte| *byte == 2));
+        assert!(came[60_000..].iter().all(|byte| *byte == 3));
+    }
+
+    #[tokio::test]
+    async fn keys_may_change_under_way() {
+        let (mut ours, mut theirs) = ends(&TLS13, 1 << 20).await;
+        for _ in 0..3 {
+            theirs.get_mut().1.refresh_traffic_keys().unwrap();
+            theirs.write_all(b"question").await.unwrap();
+            let mut came = [0; 8];
+            ours.read_exact(&mut came).await.unwrap();
+            ours.write_all(b"answer").await.unwrap();
+            ours.flush().await.unwrap();
+            let mut answer = [0; 6];
+            theirs.read_exact(&mut answer).await.unwrap();
+            assert_eq!((&came, &answer), (b"question", b"answer"));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_record_is_answered_by_an_alert_and_ends_it() {
+        for version in PROTOCOLS {
+            let (mut ours, theirs) = ends(version, 1 << 20).await;
+            let (mut raw, _session) = theirs.into_inner();
+            // Sessions that the client has been given to resume with.
+            let given = ours.flush().await;
+            raw.write_all(&[
+                23, 3, 3, 0, 32, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+            ])
+            .await
+            .unwrap();
+            raw.write_all(&[0; 10]).await.unwrap();
+
+            let refused = ours.read(&mut [0; 100]).await.unwrap_err();
+            assert_eq!((given.is_ok(), refused.kind()), (true, io::ErrorKind::InvalidData), "{refused}");
+            assert_eq!(ours.write(b"x").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            assert_eq!(ours.read(&mut [0; 100]).await.unwrap(), 0);
+            drop(ours);
+            let mut said = Vec::new();
+            raw.read_to_end(&mut said).await.unwrap();
+            assert!(!said.is_empty(), "{version:?}: no alert");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_says_no_hello_is_sent_an_alert() {
+        let (ours, mut theirs) = duplex(1 << 20);
+        theirs.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+
+        assert!(Greeted::read(ours).await.is_err());
+
+        let mut said = Vec::new();
+        theirs.read_to_end(&mut said).await.unwrap();
+        assert_eq!((said[0], said.len()), (21, 7), "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn an_end_that_was_not_said_is_an_error() {
+        for version in PROTOCOLS {
+            let (mut ours, theirs) = ends(version, 1 << 20).await;
+            drop(theirs.into_inner());
+            assert_eq!(ours.read(&mut [0; 100]).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+
+            let (mut ours, mut theirs) = ends(version, 1 << 20).await;
+            theirs.write_all(b"last").await.unwrap();
+            theirs.shutdown().await.unwrap();
+            let mut came = Vec::new();
+            ours.read_to_end(&mut came).await.unwrap();
+            assert_eq!(came, b"last");
+        }
+    }
+}
