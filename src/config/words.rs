@@ -395,7 +395,7 @@ impl Scalar for AccelPrefix {
 pub(super) struct PagePath(pub(super) String);
 
 impl Scalar for PagePath {
-    const EXPECTED: &'static str = "the path of a page, such as `/health_check`, without a query and escapes";
+    const EXPECTED: &'static str = "the path of a page, such as `/health_check`, without a query";
 
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
         if is_path(text) && !text.contains('?') { Ok(Self(text.to_owned())) } else { Err(unexpected::<Self>(text)) }
@@ -407,7 +407,7 @@ impl Scalar for PagePath {
 pub(super) struct PageTarget(pub(super) String);
 
 impl Scalar for PageTarget {
-    const EXPECTED: &'static str = "the path of a page without escapes, such as `/health_check?ready=1`";
+    const EXPECTED: &'static str = "the path of a page, such as `/health_check?ready=1`";
 
     fn parse(text: &str, _: &Path) -> Result<Self, String> {
         let (path, query) = text.split_once('?').unwrap_or((text, ""));
@@ -416,9 +416,16 @@ impl Scalar for PageTarget {
     }
 }
 
-/// Whether every server reads this path alike: without escapes and parameters, in which there may be dot segments.
+/// Whether requests may have this path, and every server reads it alike: whole escapes, no dot segments, nothing that could be one.
 fn is_path(text: &str) -> bool {
-    PathPrefix::parse(text).is_some() && !text.contains(';')
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'#' | b'\\' | b';'));
+    let escaped = |after: &str| {
+        let digits = after.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        u8::from_str_radix(digits, 16).ok()
+    };
+    let is_harmless = |byte: Option<u8>| byte.is_some_and(|byte| !matches!(byte, 0 | b'.' | b'/' | b'\\' | b';'));
+    let has_dots = text.split('/').any(|segment| matches!(segment, "." | ".."));
+    text.starts_with('/') && is_plain && !has_dots && text.split('%').skip(1).map(escaped).all(is_harmless)
 }
 
 /// The page by which a program of ours is found to be ready.

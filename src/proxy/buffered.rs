@@ -150,13 +150,18 @@ async fn until_slow(shared: &RefCell<Shared>) -> Option<Incoming> {
             if shared.waits_for_endpoint() { Poll::Pending } else { Poll::Ready(()) }
         })
         .await;
-        shared.borrow_mut().taken = 0;
-        sleep(LOOK).await;
+        // Others wait for what this client keeps: it has less time.
+        let part = {
+            let mut shared = shared.borrow_mut();
+            shared.taken = 0;
+            if shared.direct.as_ref()?.is_wanted() { 10 } else { 1 }
+        };
+        sleep(LOOK / part).await;
         let mut shared = shared.borrow_mut();
         if shared.direct.as_ref()?.is_end_stream() {
             return None;
         }
-        if !shared.waits_for_endpoint() && shared.taken < KEEPS_UP {
+        if !shared.waits_for_endpoint() && shared.taken < KEEPS_UP / u64::from(part) {
             return shared.direct.take();
         }
     }
@@ -345,7 +350,7 @@ impl Drop for Buffered {
 }
 
 /// How long a client that is waited for is given before it is looked at, and what it has to have taken by then: 32 MiB a
-/// second, below which a disk frees the endpoint sooner.
+/// second, below which a disk frees the endpoint sooner. A tenth of both where others wait for the place.
 const LOOK: Duration = Duration::from_millis(50);
 const KEEPS_UP: u64 = 32 * 1024 * 1024 / 20;
 

@@ -43,7 +43,7 @@ struct Source {
     /// The connection may carry another exchange after this one.
     keep_alive: bool,
     in_flight: InFlight,
-    _place: Option<Place>,
+    place: Option<Place>,
 }
 
 impl Incoming {
@@ -59,7 +59,7 @@ impl Incoming {
         progress: Duration,
     ) -> Self {
         let decoder = BodyDecoder::new(length);
-        let source = Source { wire, pool, endpoint, keep_alive, in_flight, _place: place };
+        let source = Source { wire, pool, endpoint, keep_alive, in_flight, place };
         let mut incoming = Self { source: Some(source), decoder, progress, deadline: None, waiting: false };
         match incoming.decoder.remaining() {
             Some(0) => incoming.finish(),
@@ -73,6 +73,11 @@ impl Incoming {
             None => {}
         }
         incoming
+    }
+
+    /// Whether somebody waits for the place that it has.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.source.as_ref().and_then(|source| source.place.as_ref()).is_some_and(Place::is_wanted)
     }
 
     /// The whole body, if all of it has been read from the wire already.

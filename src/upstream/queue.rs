@@ -60,6 +60,13 @@ pub enum Refused {
 #[derive(Debug)]
 pub struct Place(Option<Arc<Places>>);
 
+impl Place {
+    /// Whether somebody waits for it, or for another one.
+    pub fn is_wanted(&self) -> bool {
+        self.0.as_ref().is_some_and(|places| places.lock().line.requests() > 0)
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(places) = &self.0 {

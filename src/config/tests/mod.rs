@@ -710,13 +710,13 @@ fn listeners_upstreams_and_routes_are_held_to_each_other() {
         ),
         (
             upstream("endpoints: ['a:1'], health: { path: health }"),
-            "3:57: upstreams.app.health.path: expected the path of a page, such as `/health_check`, without a query and \
-             escapes, found `health`",
+            "3:57: upstreams.app.health.path: expected the path of a page, such as `/health_check`, without a query, found \
+             `health`",
         ),
         (
             upstream("endpoints: ['a:1'], health: { path: /%zz }"),
-            "3:57: upstreams.app.health.path: expected the path of a page, such as `/health_check`, without a query and \
-             escapes, found `/%zz`",
+            "3:57: upstreams.app.health.path: expected the path of a page, such as `/health_check`, without a query, found \
+             `/%zz`",
         ),
         (
             format!("listeners: [{{ address: '[::]:80' }}]\n{routes}upstreams: {{ 'a b': {{ endpoints: ['a:1'] }} }}"),
