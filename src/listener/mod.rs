@@ -212,6 +212,9 @@ impl Listener {
         let connection = {
             let (thread, tasks) = (Rc::clone(&thread), tasks.clone());
             move |ends: &Ends, tls| {
+                // Whose it is was said by the proxy.
+                let tasks =
+                    if proxy_protocol { thread.tasks.of(counted(&ends.peer, &thread.current())) } else { tasks };
                 let (peer, local_port) = (ends.peer, ends.local.map_or(0, |local| local.port()));
                 Rc::new(Connection { thread, tasks, listener, leaving, peer, local_port, turned_away, all, tls })
             }

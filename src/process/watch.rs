@@ -297,6 +297,8 @@ impl Watch {
             file.known = seen;
             file.missing = None;
         }
+        // Whoever reads them anew may have mended what kept us from listening.
+        self.next_attempt = Instant::now();
     }
 
     /// Tells what has changed; answers whether anybody hears it.

@@ -19,6 +19,7 @@ use crate::{
     },
     proxy::{self, Collected, Delivery, Head, Outbound, Payload, Trace, uwsgi::Environment},
     runtime::{Route, Runtime},
+    turns,
     upstream::{Affinity, Client, Upstream, Who},
 };
 
@@ -124,6 +125,8 @@ pub(super) async fn ask(
     };
     let progress = log.patience().progress;
     let asked = timeout(plan.timeout, send(plan, upstream, &headers, origin, &connection.thread, progress)).await;
+    // Its place is none in the application.
+    turns::cost(turns::ONE);
     let mut reply = match asked {
         Ok(Ok(reply)) => reply,
         Ok(Err(error)) => return Err(silent(error.message.to_string()).source(error)),

@@ -50,9 +50,12 @@ impl Shelf {
     }
 
     /// A configuration is about to be read: until [`Self::keep_only`], a file that was looked at is not looked at again, so
-    /// that what is served is what was checked. Who watches the files tells of what happens to them meanwhile.
+    /// that what is served is what was checked. To be said once more when the files are watched: what happens to them from
+    /// then on is told, and what has happened before is looked at.
     pub(crate) fn begin_reading(&self) {
-        self.shelved().reading = true;
+        let mut shelved = self.shelved();
+        shelved.reading = true;
+        shelved.entries.values_mut().for_each(|entry| entry.looked_at = false);
     }
 
     /// Forgets, and wipes, what `tls` does not name.

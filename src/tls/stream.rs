@@ -63,6 +63,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Greeted<S> {
             if poll_fn(|cx| poll_append(&mut io, cx, &mut sent)).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            if sent.len() > HELLO {
+                return Err(io::Error::other("the hello is too long"));
+            }
             let mut unseen = &sent[seen..];
             while !unseen.is_empty() {
                 acceptor.read_tls(&mut unseen)?;
@@ -99,7 +102,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Greeted<S> {
             reading: Reading::Open,
             said_goodbye: false,
         };
-        poll_fn(|cx| stream.poll_handshake(cx)).await?;
+        let mut records = mem::take(&mut stream.incoming);
+        let processed = stream.process(&mut records, &mut ReadBuf::new(&mut []));
+        if let Ok(done) = processed {
+            stream.keep(&records[done..]);
+        }
+        let mut processed = processed.map(drop);
+        poll_fn(|cx| stream.poll_handshake(cx, &mut processed)).await?;
         Ok(stream)
     }
 }
@@ -110,22 +119,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         &self.tls
     }
 
-    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut nothing = ReadBuf::new(&mut []);
-        let mut records = mem::take(&mut self.incoming);
-        let mut processed = self.process(&mut records, &mut nothing);
-        if let Ok(done) = processed {
-            self.keep(&records[done..]);
-        }
+    /// `processed` is what came of the records that were read last.
+    fn poll_handshake(&mut self, cx: &mut Context<'_>, processed: &mut io::Result<()>) -> Poll<io::Result<()>> {
         loop {
             // Also where it has failed: an alert says why.
             ready!(self.poll_send(cx))?;
             ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-            processed?;
+            mem::replace(processed, Ok(()))?;
             if !self.tls.is_handshaking() {
                 return Poll::Ready(Ok(()));
             }
-            processed = ready!(self.poll_records(cx, &mut nothing)).map(|()| 0);
+            *processed = ready!(self.poll_records(cx, &mut ReadBuf::new(&mut [])));
         }
     }
 
@@ -215,7 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
         let (mut taken, mut sealed) = (0, 0);
-        for piece in pieces {
+        for piece in pieces.iter().take(PIECES) {
             let piece = &piece[..piece.len().min(SEALED_AT_ONCE - taken)];
             sealed += traffic.encrypt(piece, &mut place[sealed..]).map_err(io::Error::other)?;
             taken += piece.len();
@@ -240,6 +244,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
+        if this.reading == Reading::Failed {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         if !this.plaintext.is_empty() {
             let count = this.plaintext.len().min(buffer.remaining());
             buffer.put_slice(&this.plaintext[..count]);
@@ -254,7 +261,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
             if !this.outgoing.is_empty() {
                 let _sent: Poll<_> = this.poll_send(cx);
             }
-            read?;
+            if let Err(error) = read {
+                // What came before it is not given either: nobody could tell that it is a part.
+                buffer.set_filled(before);
+                this.plaintext = BytesMut::new();
+                return Poll::Ready(Err(error));
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -276,10 +288,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
         }
         ready!(this.poll_send(cx))?;
         SEALED.with_borrow_mut(|place| {
-            let (taken, sealed) = this.seal(pieces, place)?;
+            let (taken, sealed) = this.seal(pieces, place).map_err(|error| this.fail(error))?;
             // Straight on, in the common case.
             let sent = match Pin::new(&mut this.io).poll_write(cx, &place[..sealed]) {
-                Poll::Ready(sent) => sent?,
+                Poll::Ready(sent) => sent.map_err(|error| this.fail(error))?,
                 Poll::Pending => 0,
             };
             this.outgoing.extend_from_slice(&place[sent..sealed]);
@@ -315,7 +327,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
 /// Reads what has come of a hello.
 fn poll_append<S: AsyncRead + Unpin>(io: &mut S, cx: &mut Context<'_>, to: &mut Vec<u8>) -> Poll<io::Result<usize>> {
     RECEIVED.with_borrow_mut(|place| {
-        let mut read = ReadBuf::new(place);
+        let mut read = ReadBuf::new(&mut place[..RECORD]);
         ready!(Pin::new(io).poll_read(cx, &mut read))?;
         to.extend_from_slice(read.filled());
         Poll::Ready(Ok(read.filled().len()))
@@ -344,9 +356,12 @@ fn invalid(error: rustls::Error) -> io::Error {
 
 /// The most that a record takes on the wire (RFC 5246, 6.2.3, whose allowance is the larger one).
 const RECORD: usize = 5 + 16 * 1024 + 2048;
-/// What lies around a record, or a few, beyond what they hold.
+/// What a client may have sent when its hello is whole: that, and what it sends without waiting.
+const HELLO: usize = 3 * RECORD;
+/// What lies around so many records as are encrypted at once, beyond what they hold.
 const OVERHEAD: usize = 1024;
-/// Bytes that are encrypted for one system call.
+/// Pieces that are encrypted for one system call, each into records of its own, and their bytes.
+const PIECES: usize = 16;
 const SEALED_AT_ONCE: usize = 64 * 1024;
 
 thread_local! {
@@ -408,7 +423,8 @@ mod tests {
     async fn everything_comes_through_in_whatever_pieces_and_nothing_is_kept_after_it() {
         let sent: Vec<u8> = (0..200_000_u32).map(|number| number.to_le_bytes()[0]).collect();
         for version in PROTOCOLS {
-            for on_the_way in [1, 7, 1000, 1 << 20] {
+            for (on_the_way, length) in [(1, 2_000), (7, 20_000), (1000, 200_000), (1 << 20, 200_000)] {
+                let sent = &sent[..length];
                 let (mut ours, mut theirs) = ends(version, on_the_way).await;
                 let echo = async {
                     let mut back = vec![0; 3_000];
@@ -424,7 +440,7 @@ mod tests {
                 };
                 let (mut reading, mut writing) = tokio::io::split(&mut theirs);
                 let write = async {
-                    writing.write_all(&sent).await.unwrap();
+                    writing.write_all(sent).await.unwrap();
                     writing.shutdown().await.unwrap();
                 };
                 let mut came = Vec::new();
@@ -483,7 +499,7 @@ mod tests {
             let refused = ours.read(&mut [0; 100]).await.unwrap_err();
             assert_eq!((given.is_ok(), refused.kind()), (true, io::ErrorKind::InvalidData), "{refused}");
             assert_eq!(ours.write(b"x").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-            assert_eq!(ours.read(&mut [0; 100]).await.unwrap(), 0);
+            assert_eq!(ours.read(&mut [0; 100]).await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
             drop(ours);
             let mut said = Vec::new();
             raw.read_to_end(&mut said).await.unwrap();

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::{
     streams::{Progress, Streams},
-    watched::Watched,
+    watched::{Refused, Watched},
 };
 use super::Connection;
 use crate::{
@@ -36,8 +36,9 @@ where
     Io: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let limits = connection.thread.current().plan.limits.clone();
-    let streams = Streams::new(connection.tasks.clone(), counted);
-    let (io, exhausted) = Watched::new(io);
+    let refused = Refused::default();
+    let streams = Streams::new(connection.tasks.clone(), counted, refused.clone());
+    let (io, exhausted) = Watched::new(io, refused);
     let service = service_fn({
         let (connection, streams) = (Rc::clone(&connection), streams.clone());
         move |request: Request<Incoming>| {

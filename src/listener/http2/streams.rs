@@ -15,7 +15,10 @@ use tokio::{
     time::sleep,
 };
 
-use super::super::{Connection, client};
+use super::{
+    super::{Connection, client},
+    watched::Refused,
+};
 use crate::{
     drain::Tasks,
     http::pace::{Pace, Patience, TooSlow},
@@ -33,7 +36,9 @@ struct Shared {
     counted: ClientStreams,
     under_way: RefCell<HashMap<Id, Stream>>,
     begun: Cell<u64>,
-    refused: Notify,
+    /// Those that were refused, and that there are to be no more.
+    refused: Refused,
+    over: Notify,
 }
 
 struct Stream {
@@ -91,9 +96,9 @@ impl Progress {
 }
 
 impl Streams {
-    pub(super) fn new(tasks: Tasks, counted: ClientStreams) -> Self {
+    pub(super) fn new(tasks: Tasks, counted: ClientStreams, refused: Refused) -> Self {
         let under_way = RefCell::default();
-        Self(Rc::new(Shared { tasks, counted, under_way, begun: Cell::default(), refused: Notify::new() }))
+        Self(Rc::new(Shared { tasks, counted, under_way, begun: Cell::default(), refused, over: Notify::new() }))
     }
 
     /// The progress of the stream whose task this is called in, whose client may be so slow.
@@ -111,6 +116,7 @@ impl Streams {
         let runtime = connection.thread.current();
         let are_too_many = self.0.counted.are_too_many(&runtime.plan.limits);
         if are_too_many {
+            self.0.refused.add();
             connection.thread.metrics.requests_shed.inc();
             connection.all.tell(Shed::Streams, client(&connection.peer), &runtime.plan.limits);
         }
@@ -119,12 +125,13 @@ impl Streams {
 
     /// One was refused for want of memory: there are to be no more of this connection.
     pub(super) fn refuse(&self) {
-        self.0.refused.notify_one();
+        self.0.refused.add();
+        self.0.over.notify_one();
     }
 
     /// Waits until one is refused.
     pub(super) async fn refused(&self) {
-        self.0.refused.notified().await;
+        self.0.over.notified().await;
     }
 
     /// Ends streams whose client takes too little, or nothing for `patience` where their routes say nothing else: their tasks are dropped, which resets them. Returns when

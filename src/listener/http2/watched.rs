@@ -33,6 +33,8 @@ pub(super) struct Watched<Io> {
     /// The last stream that the client has opened.
     last_stream: u32,
     exhausted: Exhausted,
+    /// Streams that we refuse for our own sake, which is none of the client's doing.
+    refused: Refused,
     /// How long the end of the client's side is waited for, once ours is closed.
     lingers: Option<Pin<Box<Sleep>>>,
 }
@@ -47,8 +49,25 @@ impl Exhausted {
     }
 }
 
+/// How many streams were refused whose resets are still to be sent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Refused(Rc<Cell<u32>>);
+
+impl Refused {
+    pub(super) fn add(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+
+    /// Whether a reset that is sent is one of them.
+    fn take(&self) -> bool {
+        let left = self.0.get();
+        self.0.set(left.saturating_sub(1));
+        left > 0
+    }
+}
+
 impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
-    pub(super) fn new(io: Io) -> (Self, Exhausted) {
+    pub(super) fn new(io: Io, refused: Refused) -> (Self, Exhausted) {
         let exhausted = Exhausted::default();
         let watched = Self {
             io,
@@ -58,6 +77,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
             in_turn: 0,
             last_stream: 0,
             exhausted: exhausted.clone(),
+            refused,
             lingers: None,
         };
         (watched, exhausted)
@@ -76,8 +96,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
     }
 
     fn send(&mut self, bytes: &[u8]) {
-        let Self { sent, allowance, .. } = self;
+        let Self { sent, allowance, refused, .. } = self;
         sent.pass(bytes, |frame| match frame.kind {
+            RST_STREAM if refused.take() => {}
             RST_STREAM => allowance.take(RESET),
             HEADERS => allowance.give(RESET),
             DATA => allowance.give(4 + frame.length / 1024),
@@ -360,7 +381,7 @@ mod tests {
     async fn a_flood_is_told_to_be_calm_and_not_passed_on() {
         let resets = (0..600).flat_map(|number| frame(RST_STREAM, 0, 2 * number + 1, &[0, 0, 0, 8]));
         let (ours, mut theirs) = duplex(1 << 20);
-        let (mut watched, exhausted) = Watched::new(ours);
+        let (mut watched, exhausted) = Watched::new(ours, Refused::default());
         theirs.write_all(&[b'P'; PREFACE]).await.unwrap();
         theirs.write_all(&frame(HEADERS, 5, 7, &[])).await.unwrap();
         theirs.write_all(&resets.collect::<Vec<_>>()).await.unwrap();
@@ -375,9 +396,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_we_refuse_for_our_own_sake_costs_the_client_nothing() {
+        for (refusals, expected) in [(600, false), (0, true)] {
+            let (ours, mut theirs) = duplex(1 << 20);
+            let refused = Refused::default();
+            (0..refusals).for_each(|_| refused.add());
+            let (mut watched, exhausted) = Watched::new(ours, refused);
+            let resets: Vec<_> =
+                (0..600).flat_map(|number| frame(RST_STREAM, 0, 2 * number + 1, &[0, 0, 0, 7])).collect();
+
+            watched.write_all(&resets).await.unwrap();
+
+            assert_eq!(exhausted.get(), expected, "{refusals} of 600 refused");
+            theirs.read_exact(&mut vec![0; resets.len()]).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
     async fn who_takes_what_it_asked_for_may_update_its_window_as_often_as_it_likes() {
         let (ours, mut theirs) = duplex(1 << 20);
-        let (mut watched, exhausted) = Watched::new(ours);
+        let (mut watched, exhausted) = Watched::new(ours, Refused::default());
         theirs.write_all(&[b'P'; PREFACE]).await.unwrap();
         watched.read_exact(&mut [0; PREFACE]).await.unwrap();
         let piece = frame(DATA, 0, 1, &[0; 16 << 10]);

@@ -219,6 +219,7 @@ impl Keeper {
         // them may be mended.
         let files = [config::dependencies(&self.plan), config::dependencies(&plan)].concat();
         self.watcher.watch(config::in_order(files));
+        SHELF.begin_reading();
         // A new worker has nothing yet; neither has one that is about to be begun.
         let held = (takes == Takes::Effect).then_some(&self.plan);
         let gathered = Provisions::gather_beside(&plan, &mut self.sockets, held, user.as_ref());
