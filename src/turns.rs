@@ -250,16 +250,21 @@ mod tests {
         turns.share(Some(Client::new([192, 0, 2, last].into())))
     }
 
+    /// Comes back with the next piece of work, which is ready at once.
+    async fn next_piece() {
+        let mut ready = false;
+        std::future::poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            if std::mem::replace(&mut ready, true) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
     /// Work of `steps` pieces that are ready at once, each of which is noted under `name`.
     async fn work(name: &'static str, steps: usize, done: Rc<RefCell<Vec<&'static str>>>) {
         for _ in 0..steps {
             done.borrow_mut().push(name);
-            let mut ready = false;
-            std::future::poll_fn(|cx| {
-                cx.waker().wake_by_ref();
-                if std::mem::replace(&mut ready, true) { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
+            next_piece().await;
         }
     }
 
@@ -307,12 +312,7 @@ mod tests {
             let begun = rounds.0.round.get();
             cost(AT_ONCE);
             for _ in 0..10 * TURNS {
-                let mut ready = false;
-                std::future::poll_fn(|cx| {
-                    cx.waker().wake_by_ref();
-                    if std::mem::replace(&mut ready, true) { Poll::Ready(()) } else { Poll::Pending }
-                })
-                .await;
+                next_piece().await;
             }
             assert_eq!(rounds.0.round.get(), begun);
         }));

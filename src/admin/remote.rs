@@ -6,10 +6,10 @@
 //!
 //! [`CONNECTIONS`] there are at most, [`OF_ONE`] of one client, and none of them is taken from those of the unix socket. Who
 //! has not shown the token yet has [`HANDSHAKE_TIMEOUT`] and the time for a head. Handshakes of one client are counted, too
-//! ([`HANDSHAKES_AT_ONCE`], then one in [`HANDSHAKE_IN`]). Wrong tokens of one client are counted:
+//! ([`HANDSHAKES`]). Wrong tokens of one client are counted:
 //! [`WRONG_AT_ONCE`], then one in [`FORGIVEN_IN`]; beyond that it is told to wait.
 
-use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
+use std::{error::Error, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -29,9 +29,9 @@ use super::{
     service::{problem, service},
 };
 use crate::{
-    config::TlsPlan,
+    config::{Rate, TlsPlan},
     http::headers::{credentials, retry_after},
-    limits::{Attempts, Client, Crowd, Notice},
+    limits::{Attempts, Client, Crowd, Handshakes, Notice},
     metrics::{AdminRefusal, Counter, Metrics},
     tls::{Certificate, CertificateMaterial, with_one_certificate},
 };
@@ -73,7 +73,7 @@ pub struct Remote {
     terms: ArcSwap<Terms>,
     state: Arc<dyn AdminState>,
     inside: Crowd<Client>,
-    handshakes: Attempts,
+    handshakes: Handshakes,
     wrong: Attempts,
     refused: [Counter; AdminRefusal::ALL.len()],
     told: [Notice; AdminRefusal::ALL.len()],
@@ -85,7 +85,7 @@ impl Remote {
             terms: ArcSwap::from_pointee(terms),
             state,
             inside: Crowd::new(CONNECTIONS, OF_ONE),
-            handshakes: Attempts::new(HANDSHAKES_AT_ONCE, HANDSHAKE_IN),
+            handshakes: Handshakes::of_each(HANDSHAKES),
             wrong: Attempts::new(WRONG_AT_ONCE, FORGIVEN_IN),
             refused: metrics.admin_refusals(),
             told: Default::default(),
@@ -100,10 +100,9 @@ impl Remote {
     /// One connection of `peer`, from the handshake to the end.
     pub(super) async fn answer_on(self: Arc<Self>, (stream, peer): (TcpStream, SocketAddr)) {
         let client = Client::new(peer.ip());
-        if self.handshakes.wait(client).is_some() {
+        if !self.handshakes.count(Some(client)) {
             return self.refuse(AdminRefusal::Connections, client);
         }
-        self.handshakes.count(client);
         let Some(_place) = self.inside.enter(client) else { return self.refuse(AdminRefusal::Connections, client) };
         let tls = TlsAcceptor::from(Arc::clone(&self.terms.load().tls));
         let stream = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
@@ -139,7 +138,7 @@ impl Remote {
         }
         // Who shows none has not guessed.
         if said.is_some() {
-            self.wrong.count(client);
+            self.wrong.failed(client);
         }
         self.refuse(AdminRefusal::Token, client);
         let mut refused =
@@ -186,11 +185,8 @@ fn challenge(said: Option<&[u8]>) -> &'static str {
 /// Connections at once of one client.
 const OF_ONE: usize = 16;
 
-/// Handshakes that one client may make at once.
-const HANDSHAKES_AT_ONCE: u32 = 50;
-
-/// After which time it may make one more. A signature is a millisecond at most, in which other orders wait.
-const HANDSHAKE_IN: Duration = Duration::from_millis(100);
+/// Handshakes of one client: fifty at once, then ten a second. A signature is a millisecond at most, in which other orders wait.
+const HANDSHAKES: Rate = Rate { count: NonZeroU32::new(50).unwrap(), per: Duration::from_secs(5) };
 
 /// From accept to the end of the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);

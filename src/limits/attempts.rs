@@ -1,4 +1,4 @@
-//! How often a client may try what it may be wrong about.
+//! How often a client may be wrong.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -7,7 +7,7 @@ use std::{
 
 use super::{Client, slots::Slots};
 
-/// Tries of each client that count: so many at once, and then one more each time that one has been forgiven (GCRA).
+/// Wrong tries of each client: so many at once, and then one more each time that one has been forgiven (GCRA).
 ///
 /// Unlike a rate, it is asked before anything is counted: whether a try is wrong is only known once it has been looked at.
 #[derive(Debug)]
@@ -29,9 +29,9 @@ impl Attempts {
         self.wait_at(client, self.began.elapsed())
     }
 
-    /// One try of `client` counts: it was wrong, or costs us something by itself.
-    pub fn count(&self, client: Client) {
-        self.count_at(client, self.began.elapsed());
+    /// `client` was wrong.
+    pub fn failed(&self, client: Client) {
+        self.failed_at(client, self.began.elapsed());
     }
 
     fn wait_at(&self, client: Client, now: Duration) -> Option<Duration> {
@@ -40,7 +40,7 @@ impl Attempts {
         until.checked_sub(bound).filter(|wait| !wait.is_zero())
     }
 
-    fn count_at(&self, client: Client, now: Duration) {
+    fn failed_at(&self, client: Client, now: Duration) {
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let one_more = |until: u64| until.max(milliseconds(now)).saturating_add(milliseconds(self.forgiven_in));
         self.slot(client).fetch_update(Relaxed, Relaxed, |until| Some(one_more(until))).ok();
@@ -63,14 +63,14 @@ mod tests {
 
         for _ in 0..3 {
             assert_eq!(attempts.wait_at(client, now), None);
-            attempts.count_at(client, now);
+            attempts.failed_at(client, now);
         }
 
         assert_eq!(attempts.wait_at(client, now), Some(Duration::from_secs(6)));
         assert_eq!(attempts.wait_at(client, now + Duration::from_secs(4)), Some(Duration::from_secs(2)));
         assert_eq!(attempts.wait_at(other, now), None);
         assert_eq!(attempts.wait_at(client, now + Duration::from_secs(6)), None);
-        attempts.count_at(client, now + Duration::from_secs(6));
+        attempts.failed_at(client, now + Duration::from_secs(6));
         assert_eq!(attempts.wait_at(client, now + Duration::from_secs(6)), Some(Duration::from_secs(6)));
     }
 }

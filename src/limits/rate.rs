@@ -90,6 +90,11 @@ impl Handshakes {
         }
     }
 
+    /// So many of each client, and any number of all.
+    pub fn of_each(rate: Rate) -> Self {
+        Self { all: None, by_client: Some(Arc::new(Limiter::for_each(rate))) }
+    }
+
     /// Counts one more, of a client that is counted by its address or of one that is not. Whether it may be made.
     pub fn count(&self, client: Option<Client>) -> bool {
         // The client first: who makes too many takes none from the others.

@@ -195,9 +195,10 @@ impl Listener {
             Ok(open) => Admission { open, tls: tls.is_some() },
             Err(reason) => return refused(reason, None, &runtime),
         };
+        let client = counted(&ends.peer, &runtime);
         // Who comes through a proxy is known after its header.
         if !listener.proxy_protocol
-            && let Err((reason, client)) = admission.count(&ends.peer, &runtime)
+            && let Err((reason, client)) = admission.count(client, &runtime)
         {
             return refused(reason, client, &runtime);
         }
@@ -207,7 +208,7 @@ impl Listener {
         }
         let accepted = self.metrics.accepted();
         let (metrics, all) = (Rc::clone(&self.metrics), Arc::clone(&self.connections));
-        let tasks = thread.tasks.of(counted(&ends.peer, &runtime));
+        let tasks = thread.tasks.of(client);
         let (proxy_protocol, thread) = (listener.proxy_protocol, Rc::clone(thread));
         let connection = {
             let (thread, tasks) = (Rc::clone(&thread), tasks.clone());
@@ -307,9 +308,8 @@ struct Admission {
 }
 
 impl Admission {
-    /// Counts the connection, and its handshake if it is to make one, as `peer`'s, unless that has had its part.
-    fn count(&mut self, peer: &Peer, runtime: &Runtime) -> Result<(), Refusal> {
-        let client = counted(peer, runtime);
+    /// Counts the connection, and its handshake if it is to make one, as `client`'s, unless that has had its part.
+    fn count(&mut self, client: Option<Client>, runtime: &Runtime) -> Result<(), Refusal> {
         if let Some(client) = client {
             self.open.count_for(client, &runtime.plan.limits).map_err(|reason| (reason, Some(client)))?;
         }
@@ -395,7 +395,9 @@ async fn open<S: Downstream>(
         if let Some(said) = proxy_protocol::read(&mut stream).await? {
             ends = Ends { peer: Peer::Tcp(said.source), local: Some(said.destination) };
         }
-        admission.count(&ends.peer, runtime).map_err(|(reason, client)| OpenError::Limit(reason, client))?;
+        admission
+            .count(counted(&ends.peer, runtime), runtime)
+            .map_err(|(reason, client)| OpenError::Limit(reason, client))?;
     }
     let stream = match tls {
         None => Stream::Plain(stream),

@@ -103,11 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Greeted<S> {
             said_goodbye: false,
         };
         let mut records = mem::take(&mut stream.incoming);
-        let processed = stream.process(&mut records, &mut ReadBuf::new(&mut []));
-        if let Ok(done) = processed {
-            stream.keep(&records[done..]);
-        }
-        let mut processed = processed.map(drop);
+        let mut processed = stream.take(&mut records, &mut ReadBuf::new(&mut []));
         poll_fn(|cx| stream.poll_handshake(cx, &mut processed)).await?;
         Ok(stream)
     }
@@ -150,10 +146,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             }
             let records = &mut place[..held + count];
             records[..held].copy_from_slice(&self.incoming);
-            let done = self.process(records, into)?;
-            self.keep(&records[done..]);
-            Poll::Ready(Ok(()))
+            Poll::Ready(self.take(records, into))
         })
+    }
+
+    /// Takes all that is whole from `records`, and keeps the rest.
+    fn take(&mut self, records: &mut [u8], into: &mut ReadBuf<'_>) -> io::Result<()> {
+        let done = self.process(records, into)?;
+        self.keep(&records[done..]);
+        Ok(())
     }
 
     /// Takes all that is whole from `records`, and says to `outgoing` what is to be said; answers how many bytes are done with.

@@ -310,17 +310,7 @@ fn no_more_requests_are_sent_again_than_the_budget_allows() {
 #[test]
 fn an_application_that_answers_nothing_is_not_waited_for_by_everybody() {
     let gate = Gate::default();
-    let backend = Backend::start({
-        let gate = gate.clone();
-        move |mut stream| {
-            while read_request(&mut stream).is_some() {
-                gate.wait();
-                if stream.write_all(OK).is_err() {
-                    return;
-                }
-            }
-        }
-    });
+    let backend = Backend::held_up(&gate, OK);
     let warnings = Warnings::begin();
     let gateway = TestGateway::start(&proxying(backend.address, "eject: { failures: 3 }", "timeout: 300ms"));
     for _ in 0..3 {

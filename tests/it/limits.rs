@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::support::{
     Backend, Gate, PATIENCE, TestGateway,
     clients::{self, H2, block_on},
-    ok, proxying, read_request, status, to_over_tls, wait_for,
+    ok, proxying, status, to_over_tls, wait_for,
 };
 
 /// The type of the frame, its flags, its stream and what is in it.
@@ -202,17 +202,7 @@ fn a_client_has_its_connections_and_handshakes_and_others_have_theirs() {
 #[test]
 fn a_client_has_its_streams_on_all_its_connections_and_others_have_theirs() {
     let gate = Gate::default();
-    let backend = Backend::start({
-        let gate = gate.clone();
-        move |mut stream| {
-            while read_request(&mut stream).is_some() {
-                gate.wait();
-                if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").is_err() {
-                    return;
-                }
-            }
-        }
-    });
+    let backend = Backend::held_up(&gate, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     let folder = tempfile::tempdir().unwrap();
     let certificate = clients::certificate(folder.path(), "site", &["localhost"]);
     let configuration =

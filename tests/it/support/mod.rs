@@ -183,6 +183,19 @@ impl Backend {
         })
     }
 
+    /// Answers every request with the bytes of `answer`, once `gate` is open.
+    pub(crate) fn held_up(gate: &Gate, answer: &'static [u8]) -> Self {
+        let gate = gate.clone();
+        Self::start(move |mut stream| {
+            while read_request(&mut stream).is_some() {
+                gate.wait();
+                if stream.write_all(answer).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
     /// Answers with the request as it was received, head and body.
     pub(crate) fn echoing() -> Self {
         Self::echoing_at("127.0.0.1:0")
