@@ -18,6 +18,7 @@ use std::{
 
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
+use tokio::{runtime::Handle, task::spawn_blocking};
 
 use crate::{metrics::Gauge, splice::Pipe};
 
@@ -76,9 +77,11 @@ impl Spool {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Makes an empty file without a name.
-    pub fn file(self: &Arc<Self>) -> Result<SpoolFile, SpoolError> {
-        Ok(SpoolFile { file: Arc::new(self.unnamed()?), length: 0, reserved: 0, spool: Arc::clone(self) })
+    /// Makes an empty file without a name, off the traffic thread: a file system that is asked for many has to look for room.
+    pub async fn file(self: &Arc<Self>) -> Result<SpoolFile, SpoolError> {
+        let spool = Arc::clone(self);
+        let file = off_thread(move || spool.unnamed()).await?;
+        Ok(SpoolFile { file: Arc::new(file), length: 0, reserved: 0, spool: Arc::clone(self) })
     }
 
     fn unnamed(&self) -> io::Result<File> {
@@ -159,7 +162,7 @@ impl SpoolFile {
         }
         self.reserve(bytes)?;
         let (file, start) = (Arc::clone(&self.file), self.length);
-        let written = tokio::task::spawn_blocking(move || {
+        let written = off_thread(move || {
             let mut at = start;
             for chunk in chunks {
                 file.write_all_at(&chunk, at)?;
@@ -167,9 +170,7 @@ impl SpoolFile {
             }
             Ok(())
         })
-        .await
-        .map_err(io::Error::other)
-        .and_then(|result| result);
+        .await;
         self.appended(bytes, written)
     }
 
@@ -198,7 +199,17 @@ impl SpoolFile {
 impl Drop for SpoolFile {
     fn drop(&mut self) {
         self.spool.release(self.reserved);
+        // Whoever closes it last waits until its blocks are given back.
+        if let Ok(runtime) = Handle::try_current() {
+            let file = Arc::clone(&self.file);
+            runtime.spawn_blocking(move || drop(file));
+        }
     }
+}
+
+/// What has to be done with a disk.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]
@@ -212,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_spool_refuses_and_keeps_what_it_has() {
         let spool = spool(10);
-        let mut file = spool.file().unwrap();
+        let mut file = spool.file().await.unwrap();
         file.append(vec![Bytes::from_static(b"12345678")]).await.unwrap();
 
         let refused = file.append(vec![Bytes::from_static(b"9ab")]).await;
@@ -224,7 +235,7 @@ mod tests {
     #[tokio::test]
     async fn space_is_given_back_when_a_write_is_cancelled() {
         let spool = spool(10);
-        let mut file = spool.file().unwrap();
+        let mut file = spool.file().await.unwrap();
         {
             let append = std::pin::pin!(file.append(vec![Bytes::from_static(b"12345678")]));
             assert!(futures_util::poll!(append).is_pending());
@@ -238,7 +249,7 @@ mod tests {
     #[tokio::test]
     async fn space_is_given_back_when_the_body_is_gone() {
         let spool = spool(10);
-        let mut file = spool.file().unwrap();
+        let mut file = spool.file().await.unwrap();
         file.append(vec![Bytes::from_static(b"1234"), Bytes::from_static(b"5678")]).await.unwrap();
         let mut read = [0; 8];
         file.file().read_exact_at(&mut read, 0).unwrap();

@@ -196,9 +196,14 @@ TOOLS = {
 HANDSHAKES = "handshakes"
 
 
+def give_way():
+    """Has this process, and what it starts, run only where nobody else wants to: it stands for another machine."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def attack(port, name, until, told):
     """Runs in a process of its own: as many connections as are let in, one after the other, until it is time."""
-    os.nice(19)
+    give_way()
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -281,7 +286,7 @@ async def serve(told):
 
 def attack_by_tool(front, name, until, told):
     """Runs in a process of its own: a program that attacks, again where it ends before it is time."""
-    os.nice(19)
+    give_way()
     seconds = max(1, round(until - time.time()))
     slow, load = f"-c 1000 -r 500 -l {seconds}", f"-t 1 -D {seconds} --connect-to=127.0.0.1:{front.tls}"
     command = TOOLS[name].format(slow=slow, load=load, plain=front.plain, tls=front.tls).split()

@@ -27,7 +27,7 @@ F = lambda x, n=0: '–' if x is None else f'{x:,.{n}f}'
 RATIO, AMOUNT = 'ratio', 'amount'
 # title, scenario, key, unit, digits, kind of target, target, peers that are left out of the comparison
 ROWS_OF_TABLE = [
-    ('S1 HTTP/1.1, kept alive', 'S1', 'us_op', 'µs', 1, RATIO, 1.00, ()), ('S2 the same over TLS 1.3', 'S2', 'us_op', 'µs', 1, RATIO, 0.92, ()), ('S3 h2 over TLS', 'S3', 'us_op', 'µs', 1, RATIO, 1.05, ()),
+    ('S1 HTTP/1.1, kept alive', 'S1', 'us_op', 'µs', 1, RATIO, 1.00, ()), ('S2 the same over TLS 1.3', 'S2', 'us_op', 'µs', 1, RATIO, 0.92, ()), ('S3 h2 over TLS, but for h2o', 'S3', 'us_op', 'µs', 1, RATIO, 1.05, ('h2o',)), ('S3 with h2o', 'S3', 'us_op', 'µs', 1, None, None, ()),
     ('S4 full handshake, GET, close', 'S4-full', 'us_op', 'µs', 0, RATIO, 0.55, ()), ('S4 resumed', 'S4-resume', 'us_op', 'µs', 0, RATIO, 0.65, ()), ('S4 without TLS', 'S4-plain', 'us_op', 'µs', 1, RATIO, 1.05, ()),
     ('S5 64 MiB proxied', 'S5', 's_gb', 's/GB', 3, RATIO, 1.00, ()), ('S5 over TLS', 'S5-tls', 's_gb', 's/GB', 3, RATIO, 0.60, ()),
     ('S6 X-Sendfile 1 MiB', 'S6-1m', 's_gb', 's/GB', 3, RATIO, 1.10, ()), ('S6 X-Sendfile 64 MiB', 'S6-64m', 's_gb', 's/GB', 3, RATIO, 1.10, ()), ('S6 1 MiB over TLS', 'S6-1m-tls', 's_gb', 's/GB', 3, RATIO, 0.90, ()), ('S6 64 MiB over TLS', 'S6-64m-tls', 's_gb', 's/GB', 3, RATIO, 0.90, ()),

@@ -25,7 +25,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
-use tokio::time::sleep;
+use tokio::{task::yield_now, time::sleep};
 
 use super::{Incoming, pieces::Pieces};
 use crate::{
@@ -176,6 +176,9 @@ async fn fill(mut incoming: Incoming, shared: Rc<RefCell<Shared>>, spool: Arc<Sp
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
                     store(data, shared, &spool).await;
+                    // An endpoint may send as fast as it is read from, and whoever fills does not wait for a turn: several
+                    // would keep the network from being asked for tens of milliseconds.
+                    yield_now().await;
                 }
             }
         }
@@ -217,7 +220,7 @@ async fn store(data: Bytes, shared: &Rc<RefCell<Shared>>, spool: &Arc<Spool>) {
     };
     let file = match file {
         Some(file) => Ok(file),
-        None => spool.file(),
+        None => spool.file().await,
     };
     let kept = match file {
         Ok(mut file) => {
@@ -257,9 +260,9 @@ async fn wait_for_reader(shared: &Rc<RefCell<Shared>>) {
 
 /// The client's end.
 struct Buffered {
-    shared: Rc<RefCell<Shared>>,
-    /// The piece of the file that is being read.
+    /// The piece of the file that is being read; dropped before `shared`, which has the file closed elsewhere.
     file: Option<FileBody>,
+    shared: Rc<RefCell<Shared>>,
     left: Option<u64>,
     drainer: tokio::task::JoinHandle<()>,
 }
@@ -365,7 +368,7 @@ mod tests {
         let shared = RefCell::new(Shared { waits: true, ..Shared::default() });
         let notice = Arc::clone(&shared.borrow().notice);
         let looked = async {
-            tokio::task::yield_now().await;
+            yield_now().await;
             Waker::from(notice).wake();
         };
 

@@ -90,7 +90,7 @@ pub async fn collect(mut body: Body, bounds: Bounds, spool: &Arc<Spool>) -> Resu
                 passes = pipe.held() as u64 >= splice::WORTH_IT;
                 let target = match &mut file {
                     Some(file) => file,
-                    none => none.insert(spool.file().map_err(no_room)?),
+                    none => none.insert(spool.file().await.map_err(no_room)?),
                 };
                 target.append(pieces.take()).await.map_err(no_room)?;
                 target.append_from(&mut pipe).await.map_err(no_room)?;
@@ -102,7 +102,7 @@ pub async fn collect(mut body: Body, bounds: Bounds, spool: &Arc<Spool>) -> Resu
         if pieces.length() > threshold {
             let target = match &mut file {
                 Some(file) => file,
-                none => none.insert(spool.file().map_err(no_room)?),
+                none => none.insert(spool.file().await.map_err(no_room)?),
             };
             target.append(pieces.take()).await.map_err(no_room)?;
             passes = body.length().is_some();

@@ -7,6 +7,7 @@
 mod buffered;
 mod collect;
 mod incoming;
+mod left;
 mod pieces;
 mod probe;
 pub mod uwsgi;
@@ -32,6 +33,7 @@ pub use self::{
     websocket::{Tunnel, TunnelCause, TunnelEnd},
 };
 use self::{
+    left::Unanswered,
     uwsgi::Environment,
     wire::{EndpointWire, WireError},
 };
@@ -311,8 +313,11 @@ impl Exchange<'_> {
             }
         }
         let one_exchange = matches!(outbound.head, Head::Uwsgi(_));
-        let mut wire = EndpointWire::new(lease, head, outbound.payload.take(), chunked);
+        let wire = EndpointWire::new(lease, head, outbound.payload.take(), chunked);
+        let mut unanswered = Unanswered::new(wire, self.in_flight, place, outbound.timeout);
+        let wire = unanswered.wire();
         let read = wire.head(outbound.method, outbound.progress, outbound.timeout, outbound.upgrade, self.pool).await;
+        let (wire, in_flight) = unanswered.over();
         match read {
             Ok(head) => {
                 self.endpoint.answered();
@@ -324,7 +329,7 @@ impl Exchange<'_> {
                     head.body,
                     keep_alive,
                     Arc::clone(self.endpoint),
-                    self.in_flight,
+                    in_flight,
                     place,
                     Rc::clone(self.pool),
                     outbound.progress,

@@ -61,6 +61,11 @@ pub enum Refused {
 pub struct Place(Option<Arc<Places>>);
 
 impl Place {
+    /// Whether there is a bound on those inside.
+    pub fn is_one_of_few(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Whether somebody waits for it, or for another one.
     pub fn is_wanted(&self) -> bool {
         self.0.as_ref().is_some_and(|places| places.lock().line.requests() > 0)

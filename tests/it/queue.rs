@@ -81,9 +81,18 @@ fn waiting(gateway: &TestGateway) -> usize {
 }
 
 fn depth(gateway: &TestGateway, upstream: &str) -> usize {
+    metric(gateway, &format!("vestibule_upstream_queue_depth{{upstream=\"{upstream}\"}} "))
+}
+
+/// Requests whose client has left while an endpoint was at them.
+fn left(gateway: &TestGateway) -> usize {
+    metric(gateway, "vestibule_upstream_requests_total{upstream=\"app\",outcome=\"canceled\"} ")
+}
+
+/// The value in the line that begins so.
+fn metric(gateway: &TestGateway, start: &str) -> usize {
     let text = gateway.gateway().metrics.encode();
-    let start = format!("vestibule_upstream_queue_depth{{upstream=\"{upstream}\"}} ");
-    let line = text.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or_else(|| panic!("{text}"));
+    let line = text.lines().find_map(|line| line.strip_prefix(start)).unwrap_or_else(|| panic!("{text}"));
     line.parse().unwrap()
 }
 
@@ -105,6 +114,55 @@ fn no_more_are_inside_than_there_are_places_over_all_threads() {
     }
     assert_eq!(held.most.load(Ordering::SeqCst), 2);
     assert_eq!(held.inside.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn who_leaves_while_the_application_works_keeps_the_place_until_it_is_done() {
+    let held = Held::start();
+    let gateway = TestGateway::start(&proxying(held.backend.address, "concurrency: 1", ""));
+    let leaves = ask(&gateway, "/leaves");
+    assert_eq!(held.next(), "/leaves");
+    let mut waits = ask(&gateway, "/waits");
+    wait_for("the next one to wait", || waiting(&gateway) == 1);
+
+    drop(leaves);
+    wait_for("it to be noticed", || left(&gateway) == 1);
+    assert_eq!((waiting(&gateway), held.asked.try_recv().is_err()), (1, true));
+    held.answer();
+    held.answer();
+
+    assert_eq!(body(&read_response(&mut waits)), "/waits");
+    assert_eq!(held.most(), 1);
+}
+
+#[test]
+fn who_leaves_keeps_no_place_in_a_server_that_ends_its_work_then_nor_for_longer_than_an_answer_is_waited_for() {
+    for (ends, route) in [(true, ""), (false, "timeout: 300ms")] {
+        let (asked, over) = (Gate::default(), Gate::default());
+        let (opens, works) = (asked.clone(), over.clone());
+        let backend = Backend::start(move |mut stream| {
+            let Some(request) = read_request(&mut stream) else { return };
+            if request.starts_with(b"GET /next ") {
+                drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"));
+                return;
+            }
+            opens.open();
+            assert!(matches!(stream.read(&mut [0]), Ok(0)), "it is told that nobody waits");
+            if !ends {
+                works.wait();
+            }
+        });
+        let gateway = TestGateway::start(&proxying(backend.address, "concurrency: 1", route));
+        let leaves = ask(&gateway, "/leaves");
+        asked.wait();
+        let mut next = ask(&gateway, "/next");
+        wait_for("the next one to wait", || waiting(&gateway) == 1);
+
+        drop(leaves);
+
+        assert_eq!(body(&read_response(&mut next)), "next", "{route}");
+        over.open();
+    }
 }
 
 #[test]
@@ -361,24 +419,6 @@ fn a_client_that_goes_leaves_the_queue() {
     assert_eq!(body(&read_response(&mut stays)), "/stays");
     assert_eq!(held.next(), "/stays", "the request of a client that had gone reached the backend");
     assert!(gateway.log(2).contains(&"499 /goes".to_owned()));
-}
-
-#[test]
-fn a_client_that_goes_while_it_is_inside_frees_its_place() {
-    let held = Held::start();
-    let gateway = TestGateway::start(&proxying(held.backend.address, "concurrency: 1", ""));
-    let inside = ask(&gateway, "/inside");
-    held.next();
-    let mut waits = ask(&gateway, "/waits");
-    wait_for("the request to wait", || waiting(&gateway) == 1);
-
-    drop(inside);
-
-    // Although the backend has not answered yet.
-    assert_eq!(held.next(), "/waits");
-    held.answer();
-    held.answer();
-    assert_eq!(body(&read_response(&mut waits)), "/waits");
 }
 
 #[test]

@@ -16,11 +16,14 @@ use http::{Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::yield_now,
+};
 
 use self::{
     streams::{Progress, Streams},
-    watched::{Refused, Watched},
+    watched::{Resets, Watched},
 };
 use super::Connection;
 use crate::{
@@ -36,16 +39,23 @@ where
     Io: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let limits = connection.thread.current().plan.limits.clone();
-    let refused = Refused::default();
-    let streams = Streams::new(connection.tasks.clone(), counted, refused.clone());
-    let (io, exhausted) = Watched::new(io, refused);
+    let resets = Resets::default();
+    let streams = Streams::new(connection.tasks.clone(), counted, resets.clone());
+    let (io, exhausted) = Watched::new(io, resets.clone());
     let service = service_fn({
         let (connection, streams) = (Rc::clone(&connection), streams.clone());
         move |request: Request<Incoming>| {
             let (connection, streams) = (Rc::clone(&connection), streams.clone());
             // On the heap by itself: the library moves the future of a stream about, with all it holds.
             let request = Box::new(request);
-            async move { answer(request, &connection, &streams).await }
+            let may_be_reset = resets.are_by_client();
+            async move {
+                if may_be_reset {
+                    // Whether it is already is looked at by the library whenever an answer is not there at once.
+                    yield_now().await;
+                }
+                answer(request, &connection, &streams).await
+            }
         }
     });
     let mut served = pin!(

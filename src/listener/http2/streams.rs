@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     super::{Connection, client},
-    watched::Refused,
+    watched::Resets,
 };
 use crate::{
     drain::Tasks,
@@ -36,8 +36,8 @@ struct Shared {
     counted: ClientStreams,
     under_way: RefCell<HashMap<Id, Stream>>,
     begun: Cell<u64>,
-    /// Those that were refused, and that there are to be no more.
-    refused: Refused,
+    resets: Resets,
+    /// One was refused; there are to be no more.
     over: Notify,
 }
 
@@ -96,9 +96,9 @@ impl Progress {
 }
 
 impl Streams {
-    pub(super) fn new(tasks: Tasks, counted: ClientStreams, refused: Refused) -> Self {
+    pub(super) fn new(tasks: Tasks, counted: ClientStreams, resets: Resets) -> Self {
         let under_way = RefCell::default();
-        Self(Rc::new(Shared { tasks, counted, under_way, begun: Cell::default(), refused, over: Notify::new() }))
+        Self(Rc::new(Shared { tasks, counted, under_way, begun: Cell::default(), resets, over: Notify::new() }))
     }
 
     /// The progress of the stream whose task this is called in, whose client may be so slow.
@@ -116,7 +116,7 @@ impl Streams {
         let runtime = connection.thread.current();
         let are_too_many = self.0.counted.are_too_many(&runtime.plan.limits);
         if are_too_many {
-            self.0.refused.add();
+            self.0.resets.refuse();
             connection.thread.metrics.requests_shed.inc();
             connection.all.tell(Shed::Streams, client(&connection.peer), &runtime.plan.limits);
         }
@@ -125,7 +125,7 @@ impl Streams {
 
     /// One was refused for want of memory: there are to be no more of this connection.
     pub(super) fn refuse(&self) {
-        self.0.refused.add();
+        self.0.resets.refuse();
         self.0.over.notify_one();
     }
 

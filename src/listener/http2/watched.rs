@@ -33,8 +33,7 @@ pub(super) struct Watched<Io> {
     /// The last stream that the client has opened.
     last_stream: u32,
     exhausted: Exhausted,
-    /// Streams that we refuse for our own sake, which is none of the client's doing.
-    refused: Refused,
+    resets: Resets,
     /// How long the end of the client's side is waited for, once ours is closed.
     lingers: Option<Pin<Box<Sleep>>>,
 }
@@ -49,25 +48,38 @@ impl Exhausted {
     }
 }
 
-/// How many streams were refused whose resets are still to be sent.
+/// Who ends streams before their end.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Refused(Rc<Cell<u32>>);
+pub(super) struct Resets(Rc<Reset>);
 
-impl Refused {
-    pub(super) fn add(&self) {
-        self.0.set(self.0.get() + 1);
+#[derive(Debug, Default)]
+struct Reset {
+    /// Streams that we have refused for our own sake, which is none of the client's doing, and whose resets are still to be sent.
+    refused: Cell<u32>,
+    by_client: Cell<bool>,
+}
+
+impl Resets {
+    /// One is refused.
+    pub(super) fn refuse(&self) {
+        self.0.refused.set(self.0.refused.get() + 1);
     }
 
-    /// Whether a reset that is sent is one of them.
-    fn take(&self) -> bool {
-        let left = self.0.get();
-        self.0.set(left.saturating_sub(1));
+    /// Whether a reset that is sent is one of those.
+    fn is_refusal(&self) -> bool {
+        let left = self.0.refused.get();
+        self.0.refused.set(left.saturating_sub(1));
         left > 0
+    }
+
+    /// Whether the client has ever taken back what it has asked for.
+    pub(super) fn are_by_client(&self) -> bool {
+        self.0.by_client.get()
     }
 }
 
 impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
-    pub(super) fn new(io: Io, refused: Refused) -> (Self, Exhausted) {
+    pub(super) fn new(io: Io, resets: Resets) -> (Self, Exhausted) {
         let exhausted = Exhausted::default();
         let watched = Self {
             io,
@@ -77,18 +89,20 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
             in_turn: 0,
             last_stream: 0,
             exhausted: exhausted.clone(),
-            refused,
+            resets,
             lingers: None,
         };
         (watched, exhausted)
     }
 
     fn receive(&mut self, bytes: &[u8]) {
-        let Self { received, allowance, in_turn, last_stream, .. } = self;
+        let Self { received, allowance, in_turn, last_stream, resets, .. } = self;
         received.pass(bytes, |frame| {
             *in_turn += 1;
-            if frame.kind == HEADERS {
-                *last_stream = frame.stream.max(*last_stream);
+            match frame.kind {
+                HEADERS => *last_stream = frame.stream.max(*last_stream),
+                RST_STREAM => resets.0.by_client.set(true),
+                _ => {}
             }
             allowance.take(cost(&frame));
         });
@@ -96,9 +110,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
     }
 
     fn send(&mut self, bytes: &[u8]) {
-        let Self { sent, allowance, refused, .. } = self;
+        let Self { sent, allowance, resets, .. } = self;
         sent.pass(bytes, |frame| match frame.kind {
-            RST_STREAM if refused.take() => {}
+            RST_STREAM if resets.is_refusal() => {}
             RST_STREAM => allowance.take(RESET),
             HEADERS => allowance.give(RESET),
             DATA => allowance.give(4 + frame.length / 1024),
@@ -313,7 +327,7 @@ const A_SECOND: u32 = 1_000;
 const RESET: u32 = 20;
 
 /// Frames, beyond the read that brought them, after which others have their turn ([`crate::turns`]).
-const FRAMES_IN_TURN: u32 = 64;
+const FRAMES_IN_TURN: u32 = 16;
 
 /// How long a client that has been told goodbye has to close its side.
 const LINGER: Duration = Duration::from_secs(2);
@@ -381,7 +395,7 @@ mod tests {
     async fn a_flood_is_told_to_be_calm_and_not_passed_on() {
         let resets = (0..600).flat_map(|number| frame(RST_STREAM, 0, 2 * number + 1, &[0, 0, 0, 8]));
         let (ours, mut theirs) = duplex(1 << 20);
-        let (mut watched, exhausted) = Watched::new(ours, Refused::default());
+        let (mut watched, exhausted) = Watched::new(ours, Resets::default());
         theirs.write_all(&[b'P'; PREFACE]).await.unwrap();
         theirs.write_all(&frame(HEADERS, 5, 7, &[])).await.unwrap();
         theirs.write_all(&resets.collect::<Vec<_>>()).await.unwrap();
@@ -399,9 +413,9 @@ mod tests {
     async fn what_we_refuse_for_our_own_sake_costs_the_client_nothing() {
         for (refusals, expected) in [(600, false), (0, true)] {
             let (ours, mut theirs) = duplex(1 << 20);
-            let refused = Refused::default();
-            (0..refusals).for_each(|_| refused.add());
-            let (mut watched, exhausted) = Watched::new(ours, refused);
+            let resets = Resets::default();
+            (0..refusals).for_each(|_| resets.refuse());
+            let (mut watched, exhausted) = Watched::new(ours, resets);
             let resets: Vec<_> =
                 (0..600).flat_map(|number| frame(RST_STREAM, 0, 2 * number + 1, &[0, 0, 0, 7])).collect();
 
@@ -415,7 +429,7 @@ mod tests {
     #[tokio::test]
     async fn who_takes_what_it_asked_for_may_update_its_window_as_often_as_it_likes() {
         let (ours, mut theirs) = duplex(1 << 20);
-        let (mut watched, exhausted) = Watched::new(ours, Refused::default());
+        let (mut watched, exhausted) = Watched::new(ours, Resets::default());
         theirs.write_all(&[b'P'; PREFACE]).await.unwrap();
         watched.read_exact(&mut [0; PREFACE]).await.unwrap();
         let piece = frame(DATA, 0, 1, &[0; 16 << 10]);

@@ -217,7 +217,7 @@ fn of_the_disk_only_what_is_served_can_be_read_and_only_the_spool_written() {
         let spool = Spool::new(spool.into(), 100, 1, Gauge::default());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let mut file = spool.file().unwrap();
+            let mut file = spool.file().await.unwrap();
             file.append(vec![bytes::Bytes::from_static(b"spooled")]).await.unwrap();
             let mut read = [0; 7];
             file.file().read_exact_at(&mut read, 0).unwrap();
