@@ -30,6 +30,8 @@ pub struct Spool {
     identity: Option<(u64, u64)>,
     limit: AtomicU64,
     memory: AtomicUsize,
+    /// What of `memory` there is room for.
+    rationed: AtomicUsize,
     used: AtomicU64,
     gauge: Gauge,
 }
@@ -51,6 +53,7 @@ impl Spool {
             directory,
             limit: AtomicU64::new(limit),
             memory: AtomicUsize::new(memory),
+            rationed: AtomicUsize::new(memory),
             used: AtomicU64::new(0),
             gauge,
         })
@@ -65,11 +68,22 @@ impl Spool {
     pub fn resize(&self, limit: u64, memory: usize) {
         self.limit.store(limit, Ordering::Relaxed);
         self.memory.store(memory, Ordering::Relaxed);
+        self.rationed.store(memory, Ordering::Relaxed);
     }
 
     /// Bytes of one body that are kept in memory.
     pub fn memory(&self) -> usize {
-        self.memory.load(Ordering::Relaxed)
+        self.rationed.load(Ordering::Relaxed)
+    }
+
+    /// From now on keeps so much in memory as there is memory left: all of a body's part while no more than half of `bound` is
+    /// `used`, and less and less from there on, so that those who have much waiting do not take what others need to come in.
+    pub fn ration(&self, used: u64, bound: u64) {
+        let (half, left) = (u128::from(bound / 2).max(1), u128::from(bound.saturating_sub(used)));
+        let memory = self.memory.load(Ordering::Relaxed);
+        let part = memory as u128 * left.min(half) / half;
+        let part = usize::try_from(part).unwrap_or(memory).max(LEAST.min(memory));
+        self.rationed.store(part, Ordering::Relaxed);
     }
 
     /// Bytes on disk now.
@@ -207,6 +221,9 @@ impl Drop for SpoolFile {
     }
 }
 
+/// A body so small is kept in memory in any case.
+const LEAST: usize = 16 * 1024;
+
 /// What has to be done with a disk.
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     spawn_blocking(work).await.map_err(io::Error::other)?
@@ -218,6 +235,21 @@ mod tests {
 
     fn spool(limit: u64) -> Arc<Spool> {
         Spool::new(File::open(std::env::temp_dir()).unwrap().into(), limit, 16, Gauge::default())
+    }
+
+    #[test]
+    fn the_less_memory_is_left_the_less_of_a_body_is_kept_there() {
+        let spool = Spool::new(File::open(std::env::temp_dir()).unwrap().into(), 10, 256 * 1024, Gauge::default());
+        let rationed = |used| {
+            spool.ration(used, 1000);
+            spool.memory() / 1024
+        };
+
+        assert_eq!([0, 500, 600, 750, 999, 5000].map(rationed), [256, 256, 204, 128, 16, 16]);
+        spool.ration(0, u64::MAX);
+        assert_eq!(spool.memory(), 256 * 1024);
+        spool.resize(10, 1024);
+        assert_eq!([0, 999].map(rationed), [1, 1]);
     }
 
     #[tokio::test]

@@ -797,7 +797,7 @@ keys! {
         path: FilePath = "/var/tmp",
         /// Room on disk, over all requests.
         limit: Size = "1GiB",
-        /// How much of one body is kept in memory before it goes to disk.
+        /// How much of one body is kept in memory before it goes to disk; less while more than half of `limits.memory` is taken.
         memory: Size = "256KiB",
     }
 }

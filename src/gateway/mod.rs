@@ -41,7 +41,7 @@ use crate::{
     config::{ClientCaPlan, ListenAddress, ListenerPlan, LogSink, Plan},
     drain::{Cut, Drain},
     keeper::{Provisions, output::LogOutput, secrets::UserFiles, sockets::BoundSockets},
-    limits::Connections,
+    limits::{Connections, memory},
     metrics::Metrics,
     runtime::{Current, Runtime, Secrets},
     service::Hops,
@@ -275,8 +275,14 @@ impl Gateway {
         gateway.control.spawn(async move {
             loop {
                 connections.memory.measure();
-                measured.memory(connections.memory.used());
-                tokio::time::sleep(connections.memory.rests(&of.load().plan.limits)).await;
+                let used = connections.memory.used();
+                measured.memory(used);
+                let rests = {
+                    let runtime = of.load();
+                    runtime.spool.ration(used, memory::bound(&runtime.plan.limits));
+                    connections.memory.rests(&runtime.plan.limits)
+                };
+                tokio::time::sleep(rests).await;
             }
         });
         gateway.control.spawn(probing::look_at_endpoints(Arc::clone(&gateway.current)));

@@ -45,7 +45,7 @@ impl Memory {
     /// How long the last measure is good for: the nearer to the bound, the shorter, since a flood takes a hundred megabytes a
     /// second.
     pub fn rests(&self, limits: &LimitsPlan) -> Duration {
-        if self.used() < bound(limits) / 4 * 3 { LOOK } else { LOOK / 10 }
+        if self.used() < bound(limits) / 2 { LOOK } else { LOOK / 10 }
     }
 
     /// What is done about one more connection, or request, where there are `open` ones.

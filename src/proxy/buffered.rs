@@ -211,7 +211,7 @@ async fn store(data: Bytes, shared: &Rc<RefCell<Shared>>, spool: &Arc<Spool>) {
             shared.file = None;
             shared.given = 0;
         }
-        if shared.file.is_none() && shared.memory.length() < spool.memory() {
+        if shared.file.is_none() && shared.memory.length() + data.len() <= spool.memory() {
             shared.memory.push(data);
             shared.wake_reader();
             return;

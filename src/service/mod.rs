@@ -55,7 +55,8 @@ use crate::{
 
 /// Answers `request`, whatever happens; one line is logged when the answer is dropped.
 ///
-/// Cancelled when the client goes: then the request leaves the queue or closes its connection to the endpoint.
+/// Cancelled when the client goes: then the request leaves the queue, or its connection to the endpoint is closed, of which
+/// the application may not hear (`proxy::left`).
 pub async fn serve(request: Request<Body>, connection: &Rc<Connection>) -> Answer {
     let (mut head, body) = request.into_parts();
     let mut log = LogGuard::begin(connection, &head);

@@ -86,6 +86,7 @@ pub(super) async fn send<Io: Downstream>(
                 ready!(wire.borrow_mut().poll_gone(cx));
                 Poll::Ready(Err(Cut::Client(io::ErrorKind::ConnectionReset.into())))
             }
+            Waits::Turn => Poll::Pending,
             Waits::Client => {
                 pace.wait();
                 if !waiting || moved > 0 {
@@ -192,6 +193,8 @@ struct Writer {
 enum Waits {
     Body,
     Client,
+    /// Nobody: others have their turn.
+    Turn,
 }
 
 /// Why an answer was not written whole.
@@ -239,7 +242,13 @@ impl Writer {
         cx: &mut Context<'_>,
         wire: &RefCell<ClientWire<Io>>,
     ) -> Poll<Result<(), Cut>> {
+        let mut work = 0;
         loop {
+            if work >= WORK_IN_TURN {
+                self.waits = Waits::Turn;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             // Before the wire is taken: behind the body there may be the rest of the request, which reads from it.
             let body = if self.data.is_empty() && self.piped() == 0 { self.poll_fill(cx) } else { Poll::Ready(Ok(())) };
             let pending = body.is_pending();
@@ -253,6 +262,7 @@ impl Writer {
             if !self.out.is_empty() || !self.data.is_empty() {
                 let written = ready!(self.poll_pieces(cx, io)).map_err(Cut::Client)?;
                 self.written += written as u64;
+                work += written;
                 let head = written.min(self.out.len());
                 self.out.advance(head);
                 self.data.advance(written - head);
@@ -261,16 +271,20 @@ impl Writer {
                     self.data = Bytes::new();
                 }
             } else if let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
-                self.written += ready!(io.poll_pour(cx, pipe)).map_err(Cut::Client)? as u64;
+                let poured = ready!(io.poll_pour(cx, pipe)).map_err(Cut::Client)?;
+                self.written += poured as u64;
+                work += poured / UNREAD;
             } else if self.ended {
                 ready!(Pin::new(io).poll_flush(cx)).map_err(Cut::Client)?;
                 return Poll::Ready(self.failed.take().map_or(Ok(()), |error| Err(Cut::Body(error))));
             } else if let Some(piece) = self.piece.take() {
+                let before = self.written;
                 let sent = self.poll_send_file(cx, io, piece)?;
                 if sent.is_pending() {
                     self.piece = Some(piece);
                     return Poll::Pending;
                 }
+                work += usize::try_from(self.written - before).unwrap_or(usize::MAX) / UNREAD;
             } else if pending {
                 // Nothing that was written may lie in a buffer while the body is waited for.
                 if let Poll::Ready(Err(error)) = Pin::new(io).poll_flush(cx) {
@@ -374,7 +388,8 @@ impl Writer {
         let written = if self.data.is_empty() {
             ready!(io.poll_write(cx, &self.out))
         } else {
-            ready!(io.poll_write_vectored(cx, &[io::IoSlice::new(&self.out), io::IoSlice::new(&self.data)]))
+            let data = &self.data[..self.data.len().min(WORK_IN_TURN)];
+            ready!(io.poll_write_vectored(cx, &[io::IoSlice::new(&self.out), io::IoSlice::new(data)]))
         };
         match written {
             Ok(0) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -387,6 +402,10 @@ fn shorter() -> GatewayError {
     GatewayError::gateway(StatusCode::INTERNAL_SERVER_ERROR, "a file has become shorter while it was sent")
 }
 
+/// Bytes after which others have their turn ([`crate::turns`]).
+const WORK_IN_TURN: usize = 128 * 1024;
+/// What is sent without being read takes that part of the work.
+const UNREAD: usize = 8;
 /// Room for a head.
 const HEAD: usize = 1024;
 /// A piece up to this size is copied to its neighbours.

@@ -10,7 +10,7 @@ use std::{
     cell::Cell,
     future::Future as _,
     io,
-    mem::MaybeUninit,
+    mem::{self, MaybeUninit},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -22,14 +22,18 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
+use crate::turns;
+
 /// A connection whose frames are looked at on their way.
 pub(super) struct Watched<Io> {
     io: Io,
     received: Frames,
     sent: Frames,
     allowance: Allowance,
-    /// Frames received since the client last had to wait for another turn.
+    /// Frames received in this turn.
     in_turn: u32,
+    /// What comes is many small frames, as far as is known.
+    dense: bool,
     /// The last stream that the client has opened.
     last_stream: u32,
     exhausted: Exhausted,
@@ -87,6 +91,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
             sent: Frames::after(0),
             allowance: Allowance { left: ALLOWANCE, since: Instant::now() },
             in_turn: 0,
+            dense: true,
             last_stream: 0,
             exhausted: exhausted.clone(),
             resets,
@@ -95,7 +100,26 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
         (watched, exhausted)
     }
 
+    /// Reads, and little at once where much would be more frames than there are to be in a turn.
+    fn poll_some(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let io = Pin::new(&mut self.io);
+        if !self.dense {
+            return io.poll_read(cx, buffer);
+        }
+        let mut bytes = [MaybeUninit::uninit(); SMALL_READ];
+        let mut part = ReadBuf::uninit(&mut bytes[..buffer.remaining().min(SMALL_READ)]);
+        ready!(io.poll_read(cx, &mut part))?;
+        buffer.put_slice(part.filled());
+        Poll::Ready(Ok(()))
+    }
+
+    /// The next turn costs what this one has taken: who has asked for much at once does so again.
+    fn end_turn(&mut self) {
+        turns::cost((mem::take(&mut self.in_turn) / FRAMES_PER_TURN).clamp(turns::ONE, turns::HANDSHAKE));
+    }
+
     fn receive(&mut self, bytes: &[u8]) {
+        let before = self.in_turn;
         let Self { received, allowance, in_turn, last_stream, resets, .. } = self;
         received.pass(bytes, |frame| {
             *in_turn += 1;
@@ -106,6 +130,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
             }
             allowance.take(cost(&frame));
         });
+        self.dense = self.in_turn - before >= DENSE;
         self.look();
     }
 
@@ -146,19 +171,21 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<Io> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.in_turn >= FRAMES_IN_TURN {
-            this.in_turn = 0;
+            this.end_turn();
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buffer.filled().len();
-        let read =
-            if this.exhausted.get() { Poll::Ready(Ok(())) } else { Pin::new(&mut this.io).poll_read(cx, buffer) };
+        if !this.exhausted.get() && this.poll_some(cx, buffer)?.is_pending() {
+            this.end_turn();
+            return Poll::Pending;
+        }
         this.receive(&buffer.filled()[before..]);
         if this.exhausted.get() {
             buffer.set_filled(before);
             return Poll::Ready(Err(this.end(cx)));
         }
-        read
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -326,8 +353,14 @@ const A_SECOND: u32 = 1_000;
 /// What a reset costs, the client's or one that it has us send; a response gives that back.
 const RESET: u32 = 20;
 
-/// Frames, beyond the read that brought them, after which others have their turn ([`crate::turns`]).
+/// Frames after which others have their turn ([`crate::turns`]), but for what else the read has brought that brought the last.
 const FRAMES_IN_TURN: u32 = 16;
+/// Frames that cost one turn: each may be a request to begin.
+const FRAMES_PER_TURN: u32 = 4;
+/// A read with so many frames is followed by one of at most [`SMALL_READ`] bytes, which are about twenty requests of a client
+/// that compresses them well.
+const DENSE: u32 = 8;
+const SMALL_READ: usize = 512;
 
 /// How long a client that has been told goodbye has to close its side.
 const LINGER: Duration = Duration::from_secs(2);
