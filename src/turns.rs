@@ -17,6 +17,7 @@ use std::{
     pin::Pin,
     rc::{Rc, Weak},
     task::{Context, Poll, Waker},
+    time::{Duration, Instant},
 };
 
 use pin_project_lite::pin_project;
@@ -34,6 +35,8 @@ struct Thread {
     /// How many clients have had a turn in it, and how many turns each has.
     clients_in_round: Cell<u32>,
     turns: Cell<u32>,
+    /// When there was a round with several of them last.
+    shared: Cell<Option<Instant>>,
     /// Of whom something waits for the next round.
     waiting: RefCell<Vec<Rc<Share>>>,
 }
@@ -82,6 +85,7 @@ impl Default for Thread {
             round: Cell::default(),
             clients_in_round: Cell::default(),
             turns: Cell::new(TURNS),
+            shared: Cell::default(),
             waiting: RefCell::default(),
         }
     }
@@ -94,7 +98,11 @@ impl Thread {
             // Comes back after all that is ready, and after the network has been asked.
             yield_now().await;
             self.round.set(self.round.get() + 1);
-            let is_alone = self.clients_in_round.replace(0) <= 1;
+            if self.clients_in_round.replace(0) > 1 {
+                self.shared.set(Some(Instant::now()));
+            }
+            // Whoever comes has to come again, from one step of a handshake to the next.
+            let is_alone = self.shared.get().is_none_or(|shared| shared.elapsed() > ALONE);
             self.turns.set(if is_alone { TURNS_ALONE } else { TURNS });
             let mut waiting = self.waiting.take();
             waiting.retain(|share| share.begin_round());
@@ -237,8 +245,9 @@ pub(crate) const HANDSHAKE: u32 = 8;
 /// Turns of one client in a round. One is a few tens of microseconds, so that another waits for about a millisecond; fewer would
 /// have the network asked more often.
 const TURNS: u32 = 16;
-/// The same where nobody else has had one in the round before: who comes then waits for so many once.
+/// The same where nobody else has had one for so long: who comes then waits for so many once.
 const TURNS_ALONE: u32 = 64;
+const ALONE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

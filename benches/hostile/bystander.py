@@ -4,6 +4,7 @@ It comes from another address than who attacks, as on the internet, and runs in 
 """
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import ssl
@@ -27,11 +28,9 @@ async def watch(port, seconds):
 
 
 def begin(port, seconds, told):
-    try:
-        # It stands for a machine of its own.
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
-    except PermissionError:
-        pass
+    with contextlib.suppress(PermissionError):
+        # It stands for a machine of its own, and does not wait for who happens to have the processor.
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     told.put(asyncio.run(ask_again(port, seconds)))
 
 

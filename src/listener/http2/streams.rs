@@ -24,6 +24,7 @@ use crate::{
     http::pace::{Pace, Patience, TooSlow},
     limits::ClientStreams,
     metrics::Shed,
+    turns,
 };
 
 /// The streams under way, each in a task of its own; given to hyper as what runs them.
@@ -162,7 +163,8 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Streams {
         shared.begun.set(shared.begun.get() + 1);
         shared.counted.begin();
         let ended = Ended(Rc::clone(shared));
-        let task = shared.tasks.spawn(async move {
+        // Whatever a turn of the connection costs.
+        let task = shared.tasks.spawn_at(turns::ONE, async move {
             let _ended = ended;
             future.await;
         });
