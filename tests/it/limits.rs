@@ -136,6 +136,24 @@ fn a_flood_of_frames_ends_its_connection_and_no_other() {
     });
 }
 
+#[test]
+fn what_is_taken_back_in_the_same_breath_does_not_reach_the_application() {
+    let backend = ok();
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = clients::certificate(folder.path(), "site", &["localhost"]);
+    let configuration = proxying(backend.address, "", "").replace("0' }", "0', tls: true }");
+    let gateway = TestGateway::start_in(folder, &(configuration + &clients::tls(&["site"])));
+
+    // Until there have been too many, which are some hundreds.
+    let code = block_on(attack(&gateway, &certificate, &|turn| {
+        let open = frame(HEADERS, END_STREAM | END_HEADERS, 2 * turn + 1, GET);
+        [open, frame(RST_STREAM, 0, 2 * turn + 1, &[0, 0, 0, 8])].concat()
+    }));
+
+    assert!(code.is_some_and(|code| code != 0), "{code:?}");
+    assert!(backend.connections() < 20, "{} of them have", backend.connections());
+}
+
 /// A client of this address, as a proxy says.
 fn client_of(gateway: &TestGateway, address: &str) -> TcpStream {
     let mut stream = clients::connect_from("127.0.0.2", gateway.address(0));
