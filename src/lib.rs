@@ -117,7 +117,7 @@
 //! |---|---|---|
 //! | a request head | 32 KiB | `limits.header_bytes` |
 //! | requests sent ahead on one connection | 64 KiB | fixed |
-//! | a request or response body in memory, the rest on disk | 256 KiB each, a request's twice while it is sent; less, down to 16 KiB, from half of `limits.memory` on | `spool.memory` |
+//! | a request or response body in memory, the rest on disk | 256 KiB each, a request's twice while it is sent; from half of `limits.memory` on less, down to one piece of 16 to 128 KiB | `spool.memory` |
 //! | a request whose client has gone, in an application with few places | its place and its connection, until an answer begins or for `timeout` | `timeout` |
 //! | bodies on disk, in all | 1 GiB | `spool.limit` |
 //! | a response head | 64 KiB | fixed |

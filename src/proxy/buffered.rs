@@ -211,7 +211,9 @@ async fn store(data: Bytes, shared: &Rc<RefCell<Shared>>, spool: &Arc<Spool>) {
             shared.file = None;
             shared.given = 0;
         }
-        if shared.file.is_none() && shared.memory.length() + data.len() <= spool.memory() {
+        // One piece at a time in any case: to a client that keeps up it goes without a file.
+        let fits = shared.memory.is_empty() || shared.memory.length() + data.len() <= spool.memory();
+        if shared.file.is_none() && fits {
             shared.memory.push(data);
             shared.wake_reader();
             return;

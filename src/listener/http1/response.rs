@@ -86,7 +86,11 @@ pub(super) async fn send<Io: Downstream>(
                 ready!(wire.borrow_mut().poll_gone(cx));
                 Poll::Ready(Err(Cut::Client(io::ErrorKind::ConnectionReset.into())))
             }
-            Waits::Turn => Poll::Pending,
+            Waits::Turn => {
+                // Whoever is waited for next is so from then on.
+                waiting = false;
+                Poll::Pending
+            }
             Waits::Client => {
                 pace.wait();
                 if !waiting || moved > 0 {
