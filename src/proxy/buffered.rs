@@ -169,16 +169,21 @@ async fn until_slow(shared: &RefCell<Shared>) -> Option<Incoming> {
 
 async fn fill(mut incoming: Incoming, shared: Rc<RefCell<Shared>>, spool: Arc<Spool>) {
     let Filling(shared) = &Filling(shared);
+    let mut work = 0;
     let end = loop {
         match incoming.frame().await {
             None => break Ok(()),
             Some(Err(error)) => break Err(error),
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
+                    work += data.len().max(LEAST_WORK);
                     store(data, shared, &spool).await;
                     // An endpoint may send as fast as it is read from, and whoever fills does not wait for a turn: several
                     // would keep the network from being asked for tens of milliseconds.
-                    yield_now().await;
+                    if work >= WORK_AT_ONCE {
+                        work = 0;
+                        yield_now().await;
+                    }
                 }
             }
         }
@@ -358,6 +363,10 @@ impl Drop for Buffered {
 /// second, below which a disk frees the endpoint sooner. A tenth of both where others wait for the place.
 const LOOK: Duration = Duration::from_millis(50);
 const KEEPS_UP: u64 = 32 * 1024 * 1024 / 20;
+
+/// Bytes that are stored before others are let on, and what a short piece counts as at least.
+const WORK_AT_ONCE: usize = 128 * 1024;
+const LEAST_WORK: usize = 512;
 
 #[cfg(test)]
 mod tests {
