@@ -19,7 +19,7 @@
 //! | [`metrics`], [`telemetry`], [`drain`] | counts; the access log and events; what a stop waits for |
 //! | [`limits`] | how many may come in, and how often: connections, handshakes and requests by client and in all, memory |
 //! | `turns` | whose turn it is on a traffic thread |
-//! | [`spool`] | disk for bodies that do not fit in memory |
+//! | [`spool`], `disk` | disk for bodies that do not fit in memory; work that may have to wait for a disk |
 //! | [`files`] | `X-Sendfile` and `X-Accel-Redirect`: a file under an allowed root becomes a response |
 //! | [`backends`] | processes behind endpoints: ours, none of which outlives us, and those that supervisord knows |
 //! | [`upstream`] | an application: endpoints, whether it is ready, its workers, the queue before it, the connections to it |
@@ -205,6 +205,7 @@ pub mod backends;
 pub mod cli;
 pub mod config;
 pub mod demo;
+mod disk;
 pub mod drain;
 pub mod files;
 pub mod gateway;

@@ -23,6 +23,8 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
+use crate::disk::off_thread;
+
 /// A socket of this thread's runtime, as far as its readiness goes.
 pub trait Socket: AsFd {
     fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
@@ -159,7 +161,7 @@ impl Pipe {
     pub async fn spill(&mut self, file: Arc<File>, at: u64) -> io::Result<()> {
         let Some(ends) = self.ends.take() else { return Err(io::ErrorKind::Unsupported.into()) };
         let mut left = self.held;
-        let spilled = tokio::task::spawn_blocking(move || -> io::Result<Ends> {
+        let spilled = off_thread(move || -> io::Result<Ends> {
             let mut at = at;
             while left > 0 {
                 match splice(&ends.read, None, &file, Some(&mut at), left, SpliceFlags::MOVE)? {
@@ -169,7 +171,7 @@ impl Pipe {
             }
             Ok(ends)
         });
-        self.ends = Some(spilled.await.map_err(io::Error::other).flatten()?);
+        self.ends = Some(spilled.await?);
         self.held = 0;
         Ok(())
     }

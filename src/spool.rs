@@ -18,9 +18,9 @@ use std::{
 
 use bytes::Bytes;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, unlinkat};
-use tokio::{runtime::Handle, task::spawn_blocking};
+use tokio::runtime::Handle;
 
-use crate::{metrics::Gauge, splice::Pipe};
+use crate::{disk::off_thread, metrics::Gauge, splice::Pipe};
 
 /// The space for spooled bodies, shared by all cores.
 #[derive(Debug)]
@@ -223,11 +223,6 @@ impl Drop for SpoolFile {
 
 /// A body so small is kept in memory in any case.
 const LEAST: usize = 16 * 1024;
-
-/// What has to be done with a disk.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    spawn_blocking(work).await.map_err(io::Error::other)?
-}
 
 #[cfg(test)]
 mod tests {

@@ -242,6 +242,9 @@ pub(crate) const AT_ONCE: u32 = 0;
 /// A handshake has a signature, and takes as long as some requests.
 pub(crate) const HANDSHAKE: u32 = 8;
 
+/// Bytes that are copied before others have their turn: some tens of microseconds.
+pub(crate) const BYTES: usize = 128 * 1024;
+
 /// Turns of one client in a round. One is a few tens of microseconds, so that another waits for about a millisecond; fewer would
 /// have the network asked more often.
 const TURNS: u32 = 16;

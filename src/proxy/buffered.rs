@@ -33,6 +33,7 @@ use crate::{
     http::{Body, FileBody, GatewayError, Relay},
     splice::Pipe,
     spool::{Spool, SpoolFile},
+    turns,
 };
 
 /// Starts to drain `incoming`, and answers with the body as the client is to read it.
@@ -180,7 +181,7 @@ async fn fill(mut incoming: Incoming, shared: Rc<RefCell<Shared>>, spool: Arc<Sp
                     store(data, shared, &spool).await;
                     // An endpoint may send as fast as it is read from, and whoever fills does not wait for a turn: several
                     // would keep the network from being asked for tens of milliseconds.
-                    if work >= WORK_AT_ONCE {
+                    if work >= turns::BYTES {
                         work = 0;
                         yield_now().await;
                     }
@@ -364,8 +365,7 @@ impl Drop for Buffered {
 const LOOK: Duration = Duration::from_millis(50);
 const KEEPS_UP: u64 = 32 * 1024 * 1024 / 20;
 
-/// Bytes that are stored before others are let on, and what a short piece counts as at least.
-const WORK_AT_ONCE: usize = 128 * 1024;
+/// What a short piece counts as, towards [`turns::BYTES`].
 const LEAST_WORK: usize = 512;
 
 #[cfg(test)]

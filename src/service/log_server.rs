@@ -18,6 +18,7 @@ use super::{Connection, LogGuard};
 use crate::{
     backends::{ALREADY_STARTED, Supervisord, SupervisordError},
     config::{LogServerPlan, Protocol, SupervisorPlan},
+    disk::off_thread,
     files::{self, Target},
     http::{Body, GatewayError, Retry, forwarded::Peer, headers, path::Path},
     proxy::{self, Collected, Delivery, Head, Outbound, Payload, uwsgi::Environment},
@@ -167,9 +168,7 @@ async fn run(supervisor: &SupervisorPlan) -> Result<(), SupervisordError> {
 /// The index, made here.
 async fn list(folder: &FilePath) -> Result<Response<Body>, GatewayError> {
     let read = folder.to_owned();
-    let names =
-        tokio::task::spawn_blocking(move || names(&read)).await.map_err(io::Error::other).and_then(|names| names);
-    let names = names.map_err(|error| {
+    let names = off_thread(move || names(&read)).await.map_err(|error| {
         let message = format!("the folder {} (`log_server.folder`) cannot be read", folder.display());
         GatewayError::gateway(StatusCode::NOT_FOUND, message).source(error)
     })?;

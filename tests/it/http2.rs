@@ -19,7 +19,7 @@ use crate::support::{
 };
 
 /// A gateway on TLS as `localhost`, with more of a configuration.
-fn before(backend: &Backend, route: &str, more: &str) -> (TestGateway, CertificateDer<'static>) {
+pub(crate) fn before(backend: &Backend, route: &str, more: &str) -> (TestGateway, CertificateDer<'static>) {
     let folder = tempfile::tempdir().unwrap();
     let certificate = clients::certificate(folder.path(), "site", &["localhost"]);
     let configuration = proxying(backend.address, "", route).replace("0' }", "0', tls: true }");

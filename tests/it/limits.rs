@@ -14,10 +14,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{
-    Backend, Gate, PATIENCE, TestGateway,
-    clients::{self, H2, block_on},
-    ok, proxying, status, to_over_tls, wait_for,
+use crate::{
+    http2,
+    support::{
+        Backend, Gate, PATIENCE, TestGateway,
+        clients::{self, H2, block_on},
+        ok, proxying, status, to_over_tls, wait_for,
+    },
 };
 
 /// The type of the frame, its flags, its stream and what is in it.
@@ -90,10 +93,7 @@ type Frames<'a> = &'a dyn Fn(u32) -> Vec<u8>;
 #[test]
 fn a_flood_of_frames_ends_its_connection_and_no_other() {
     let backend = ok();
-    let folder = tempfile::tempdir().unwrap();
-    let certificate = clients::certificate(folder.path(), "site", &["localhost"]);
-    let configuration = proxying(backend.address, "", "").replace("0' }", "0', tls: true }");
-    let gateway = TestGateway::start_in(folder, &(configuration + &clients::tls(&["site"])));
+    let (gateway, certificate) = http2::before(&backend, "", "");
     let stream = |turn: u32| 2 * turn + 1;
     // A field of 4 KB that is remembered, and then named again and again.
     let bomb = |turn| {
@@ -139,10 +139,7 @@ fn a_flood_of_frames_ends_its_connection_and_no_other() {
 #[test]
 fn what_is_taken_back_in_the_same_breath_does_not_reach_the_application() {
     let backend = ok();
-    let folder = tempfile::tempdir().unwrap();
-    let certificate = clients::certificate(folder.path(), "site", &["localhost"]);
-    let configuration = proxying(backend.address, "", "").replace("0' }", "0', tls: true }");
-    let gateway = TestGateway::start_in(folder, &(configuration + &clients::tls(&["site"])));
+    let (gateway, certificate) = http2::before(&backend, "", "");
 
     // Until there have been too many, which are about twenty.
     let code = block_on(attack(&gateway, &certificate, &|turn| {

@@ -22,6 +22,7 @@ use crate::{
     proxy::Tunnel,
     service::{Answer, LogGuard},
     splice::{self, Pipe},
+    turns,
 };
 
 /// What becomes of the connection after an answer.
@@ -248,7 +249,7 @@ impl Writer {
     ) -> Poll<Result<(), Cut>> {
         let mut work = 0;
         loop {
-            if work >= WORK_IN_TURN {
+            if work >= turns::BYTES {
                 self.waits = Waits::Turn;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -392,7 +393,7 @@ impl Writer {
         let written = if self.data.is_empty() {
             ready!(io.poll_write(cx, &self.out))
         } else {
-            let data = &self.data[..self.data.len().min(WORK_IN_TURN)];
+            let data = &self.data[..self.data.len().min(turns::BYTES)];
             ready!(io.poll_write_vectored(cx, &[io::IoSlice::new(&self.out), io::IoSlice::new(data)]))
         };
         match written {
@@ -406,8 +407,6 @@ fn shorter() -> GatewayError {
     GatewayError::gateway(StatusCode::INTERNAL_SERVER_ERROR, "a file has become shorter while it was sent")
 }
 
-/// Bytes after which others have their turn ([`crate::turns`]).
-const WORK_IN_TURN: usize = 128 * 1024;
 /// What is sent without being read takes that part of the work.
 const UNREAD: usize = 8;
 /// Room for a head.

@@ -51,7 +51,7 @@ where
             let may_be_reset = resets.are_by_client();
             async move {
                 if may_be_reset {
-                    // Whether it is already is looked at by the library whenever an answer is not there at once.
+                    // hyper looks for a reset only where this is pending, so it is once, before anything begins.
                     yield_now().await;
                 }
                 answer(request, &connection, &streams).await

@@ -76,6 +76,11 @@ impl Resets {
         left > 0
     }
 
+    /// The client takes one back.
+    fn has_come(&self) {
+        self.0.by_client.set(true);
+    }
+
     /// Whether the client has ever taken back what it has asked for.
     pub(super) fn are_by_client(&self) -> bool {
         self.0.by_client.get()
@@ -115,7 +120,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
 
     /// The next turn costs what this one has taken: who has asked for much at once does so again.
     fn end_turn(&mut self) {
-        turns::cost((mem::take(&mut self.in_turn) / FRAMES_PER_TURN).clamp(turns::ONE, turns::HANDSHAKE));
+        turns::cost((mem::take(&mut self.in_turn) / FRAMES_PER_TURN).clamp(turns::ONE, MOST_TURNS));
     }
 
     fn receive(&mut self, bytes: &[u8]) {
@@ -125,7 +130,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Watched<Io> {
             *in_turn += 1;
             match frame.kind {
                 HEADERS => *last_stream = frame.stream.max(*last_stream),
-                RST_STREAM => resets.0.by_client.set(true),
+                RST_STREAM => resets.has_come(),
                 _ => {}
             }
             allowance.take(cost(&frame));
@@ -355,8 +360,9 @@ const RESET: u32 = 20;
 
 /// Frames after which others have their turn ([`crate::turns`]), but for what else the read has brought that brought the last.
 const FRAMES_IN_TURN: u32 = 16;
-/// Frames that cost one turn: each may be a request to begin.
+/// Frames that cost one turn, as each may be a request to begin; and the most turns that they cost together.
 const FRAMES_PER_TURN: u32 = 4;
+const MOST_TURNS: u32 = 8;
 /// A read with so many frames is followed by one of at most [`SMALL_READ`] bytes, which are about twenty requests of a client
 /// that compresses them well.
 const DENSE: u32 = 8;

@@ -10,10 +10,10 @@ use std::{
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 use rustix::fs::{FlockOperation, flock};
-use tokio::task::spawn_blocking;
 
 use super::{Condition, MOST_KEYS, StorageProblem, Version};
 use crate::{
+    disk::off_thread,
     keeper::folder,
     tls::{MaterialProblem, SecretBytes, read_bounded},
 };
@@ -28,7 +28,7 @@ impl Folder {
 
     pub(super) async fn look(&self, key: &str) -> Result<Option<(SecretBytes, Version)>, StorageProblem> {
         let file = self.0.join(key);
-        blocking(move || look(&file)).await
+        off_thread(move || look(&file)).await
     }
 
     pub(super) async fn put(
@@ -38,7 +38,7 @@ impl Folder {
         condition: Condition,
     ) -> Result<Option<Version>, StorageProblem> {
         let (storage, file) = (self.0.clone(), self.0.join(key));
-        blocking(move || {
+        off_thread(move || {
             let holds = || {
                 Ok(match condition {
                     Condition::None => true,
@@ -54,7 +54,7 @@ impl Folder {
 
     pub(super) async fn remove(&self, key: &str) -> Result<(), StorageProblem> {
         let file = self.0.join(key);
-        blocking(move || match fs::remove_file(&file) {
+        off_thread(move || match fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
         })
@@ -63,7 +63,7 @@ impl Folder {
 
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<String>, StorageProblem> {
         let (storage, prefix) = (self.0.clone(), prefix.to_owned());
-        blocking(move || {
+        off_thread(move || {
             let (mut keys, mut folders) = (Vec::new(), vec![prefix]);
             while let Some(folder) = folders.pop() {
                 let entries = match fs::read_dir(storage.join(&folder)) {
@@ -156,12 +156,6 @@ fn lock(storage: &Path) -> io::Result<File> {
 
 fn version(content: &[u8]) -> Version {
     Version { tag: Some(HEXLOWER.encode(digest(&SHA256, content).as_ref())), number: None }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StorageProblem> + Send + 'static,
-) -> Result<T, StorageProblem> {
-    spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 const LOCK: &str = ".lock";
